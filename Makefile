@@ -1,0 +1,45 @@
+# make demo    read a long document with the built-in model and answer a question about it
+# make test    the whole test suite; GPU tests skip with a reason where there is no GPU
+# make check   ruff, ruff format --check, mypy --strict
+# Each makes .venv when it is missing: the demo with the base install, the others with all extras.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Checkpoints and texts that some tests read; they skip with a reason where the folder is absent.
+ifneq ($(wildcard ../shared/data),)
+export LONGSPAN_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: demo test check format docs clean
+
+demo: $(VENV)/base.stamp
+	$(BIN)/longspan demo
+
+test: $(VENV)/all.stamp
+	$(BIN)/python -m pytest
+
+check: $(VENV)/all.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/all.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/base.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/all.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[all]'
+	touch $@ $(VENV)/base.stamp

@@ -1,0 +1,167 @@
+"""How often a key hidden in a long text is recalled: by length, by depth, over many fresh keys.
+
+    python benchmarks/recall.py                                  # 16K tokens, 40 keys and depths
+    python benchmarks/recall.py --lengths 16K,64K --depths 11 --keys 5 --device cuda --json
+
+The text is Python's language reference, which the built-in model was not trained on, or --document
+FILE. A longer length than the text repeats it, and says so. Exit status 1 if fewer than --required
+of the keys come back exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import longspan
+from longspan.passkey import FACT, QUESTION, draw_needle
+from longspan.runtime.demo import language_reference
+from longspan.runtime.doctor import examine
+from longspan.runtime.documents import open_document
+from longspan.runtime.tokens import tokenize
+from longspan.sizes import parse_tokens
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One key: where it stood, and what was answered."""
+
+    tokens: int
+    depth: float
+    expected: str
+    answer: str
+    correct: bool
+
+
+def document_tokens(runtime: longspan.Runtime, document: Path | None, length: int) -> Tokens:
+    """Tokens of the document, int64 [length]; a shorter one is repeated."""
+    text = language_reference() if document is None else open_document(document)
+    pieces: list[Tokens] = []
+    have = 0
+    for piece in chain.from_iterable(
+        tokenize(source.pieces(), runtime.tokenizer) for source in repeat(text)
+    ):
+        pieces.append(piece.tokens)
+        have += len(piece.tokens)
+        if have >= length:
+            return np.concatenate(pieces)[:length]
+    raise AssertionError("a document that repeats never ends")
+
+
+def with_fact(tokens: Tokens, fact: Tokens, depth: float, line_end: int) -> Iterator[Tokens]:
+    """The tokens with the fact after the first line end past its depth."""
+    ends = np.flatnonzero(tokens[int(len(tokens) * depth) :] == line_end)
+    place = int(len(tokens) * depth) + int(ends[0]) + 1 if len(ends) else len(tokens)
+    yield tokens[:place]
+    yield fact
+    yield tokens[place:]
+
+
+def run_trial(runtime: longspan.Runtime, tokens: Tokens, depth: float, seed: int) -> Trial:
+    """Hide a fresh key at `depth`, read, ask."""
+    needle = draw_needle(random.Random(seed), depth)
+    newline = runtime.tokenizer.encode("\n", continues=True)
+    fact = runtime.tokenizer.encode(FACT.format(key=needle.key) + "\n", continues=True)
+    memory = runtime.read_tokens(with_fact(tokens, fact, depth, int(newline[-1])))
+    answer = runtime.ask(memory, QUESTION).read().strip()
+    return Trial(
+        tokens=memory.tokens,
+        depth=depth,
+        expected=needle.key,
+        answer=answer,
+        correct=answer == needle.key,
+    )
+
+
+def depths_of(options: argparse.Namespace, rng: random.Random) -> list[float]:
+    """Evenly spread depths, each `keys` times; or as many random ones."""
+    if options.depths is None:
+        return [rng.random() for _ in range(options.keys)]
+    steps = max(1, options.depths - 1)
+    return [i / steps for i in range(options.depths) for _ in range(options.keys)]
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """All trials of all lengths."""
+    rows, rng = [], random.Random(options.seed)
+    with longspan.load(
+        options.bundle or longspan.builtin_bundle(),
+        budget=options.budget,
+        device=options.device,
+        backend=options.backend,
+    ) as runtime:
+        for length in [parse_tokens(text) for text in options.lengths.split(",")]:
+            tokens = document_tokens(runtime, options.document, length)
+            started = time.perf_counter()
+            trials = [
+                run_trial(runtime, tokens, depth, rng.randrange(2**32))
+                for depth in depths_of(options, rng)
+            ]
+            seconds = time.perf_counter() - started
+            exact = sum(trial.correct for trial in trials)
+            rows.append(
+                {
+                    "tokens": length,
+                    "trials": len(trials),
+                    "exact": exact,
+                    "seconds": seconds,
+                    "wrong": [asdict(trial) for trial in trials if not trial.correct],
+                }
+            )
+            print(
+                f"{length:>9,} tokens: {exact} of {len(trials)} exact, {seconds:.1f} s",
+                file=sys.stderr,
+            )
+        engine = runtime.engine
+    report = examine(device=options.device, backend=options.backend)
+    document = "Python's language reference" if options.document is None else options.document.name
+    return {
+        "device": report.device.name,
+        "engine": engine,
+        "versions": report.versions,
+        "document": document,
+        "seed": options.seed,
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    """Read the options, run, print; fail where fewer keys come back than required."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, help="default: the built-in one")
+    parser.add_argument("--document", type=Path)
+    parser.add_argument("--lengths", default="16K")
+    parser.add_argument("--depths", type=int, help="evenly spread; default: random ones")
+    parser.add_argument("--keys", type=int, default=40, help="trials, or trials a depth")
+    parser.add_argument("--required", type=float, default=0.95, help="share of exact answers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", default=None)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = run(options)
+    if options.json:
+        print(json.dumps(result, indent=1))
+    for row in result["rows"]:
+        if row["exact"] < options.required * row["trials"]:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

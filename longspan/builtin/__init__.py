@@ -1,0 +1,14 @@
+"""The model that ships in the package: a small Samba that recalls a pass key.
+
+`examples/train_recall.py` trained it. The folder `bundle` beside this file is an ordinary bundle.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def builtin_bundle() -> Path:
+    """The folder of the bundle that ships in the package."""
+    return Path(str(files("longspan.builtin"))) / "bundle"

@@ -1,0 +1,236 @@
+"""The bundle on disk: what `export` writes and everything else reads. No torch, no ONNX.
+
+    bundle/
+      longspan.json      the manifest, a `Manifest`
+      model.safetensors  the only copy of the weights
+      model.onnx         the graph for CUDA, and for any ONNX Runtime that has the weights' dtype
+      model.cpu.onnx     the same function for CPUs: float32 arithmetic, scans as ONNX `Scan`
+      tokenizer.json     absent when the checkpoint has none
+      genai_config.json  so that onnxruntime-genai finds its way
+
+`export` and `runtime` meet only here. Hashes in the manifest are SHA-256 of whole files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from longspan.errors import BadBundle
+from longspan.models.config import ModelConfig
+from longspan.tensors import DType, TensorSpec, dtype_name
+
+FORMAT = 1
+MANIFEST = "longspan.json"
+WEIGHTS = "model.safetensors"
+GRAPHS: dict[str, str] = {"cuda": "model.onnx", "cpu": "model.cpu.onnx"}
+TOKENIZER = "tokenizer.json"
+GENAI_CONFIG = "genai_config.json"
+
+Engine = Literal["onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkBytes:
+    """Bytes that a chunk of L tokens holds at its peak: fixed + per_token L + per_pair L^2."""
+
+    fixed: int = 0
+    per_token: int = 0
+    per_pair: int = 0
+
+    def at(self, tokens: int) -> int:
+        """Bytes for a chunk of `tokens` tokens."""
+        return self.fixed + self.per_token * tokens + self.per_pair * tokens * tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """How a question is put to the model, and where its answer ends."""
+
+    template: str = "\n\nQuestion: {question}\nAnswer:"
+    stop: tuple[str, ...] = ("\n",)
+
+    def __post_init__(self) -> None:
+        """Check that the question has a place.
+
+        Raises:
+            ValueError: the template lacks ``{question}``.
+        """
+        if "{question}" not in self.template:
+            raise ValueError("a prompt template must contain {question}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What `longspan.json` says.
+
+    Attributes:
+        config: the layers.
+        dtype: dtype of the weights, and of convolution tails, keys and values in the state.
+        parameters: how many numbers the model has; a tied head counts once.
+        weight_bytes: size of `model.safetensors`' tensors.
+        state: every state tensor, for one sequence.
+        chunk_bytes: for each engine, one entry a layer and one last for the residual and norms;
+            a chunk's peak is the largest layer's plus the last.
+        prompt: how `ask` puts a question.
+        eos: id of the token that ends an answer, if the model has one.
+        files: SHA-256 of every other file of the bundle, by name.
+        source: what was exported: path's last name, longspan's version, verification errors.
+    """
+
+    config: ModelConfig
+    dtype: DType
+    parameters: int
+    weight_bytes: int
+    state: tuple[TensorSpec, ...]
+    chunk_bytes: Mapping[Engine, tuple[ChunkBytes, ...]]
+    prompt: Prompt = field(default_factory=Prompt)
+    eos: int | None = None
+    files: Mapping[str, str]
+    source: Mapping[str, Any]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the whole state of one sequence."""
+        return sum(spec.nbytes for spec in self.state)
+
+    def chunk_peak_bytes(self, engine: Engine, tokens: int) -> int:
+        """Bytes of activations at the peak of a chunk of `tokens` tokens on `engine`."""
+        *layers, rest = self.chunk_bytes[engine]
+        return max((layer.at(tokens) for layer in layers), default=0) + rest.at(tokens)
+
+    def model_fingerprint(self) -> str:
+        """Hex SHA-256 of what decides the state: config, weights, dtype."""
+        facts = {
+            "config": self.config.to_json(),
+            "dtype": self.dtype,
+            "weights": self.files[WEIGHTS],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def tokenizer_fingerprint(self) -> str | None:
+        """Hex SHA-256 of the tokenizer, or None for a bundle without one."""
+        return self.files.get(TOKENIZER)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that `from_json` reads back."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_json(),
+            "dtype": self.dtype,
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+            "state_bytes": self.state_bytes,
+            "state": [asdict(spec) for spec in self.state],
+            "chunk_bytes": {
+                engine: [asdict(item) for item in items]
+                for engine, items in self.chunk_bytes.items()
+            },
+            "prompt": asdict(self.prompt),
+            "eos": self.eos,
+            "files": dict(self.files),
+            "source": dict(self.source),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or is not what it should be.
+        """
+        return cls(
+            config=ModelConfig.from_json(data["config"]),
+            dtype=dtype_name(data["dtype"]),
+            parameters=int(data["parameters"]),
+            weight_bytes=int(data["weight_bytes"]),
+            state=tuple(
+                TensorSpec(
+                    name=item["name"],
+                    shape=tuple(item["shape"]),
+                    dtype=dtype_name(item["dtype"]),
+                )
+                for item in data["state"]
+            ),
+            chunk_bytes={
+                engine: tuple(ChunkBytes(**item) for item in items)
+                for engine, items in data["chunk_bytes"].items()
+            },
+            prompt=Prompt(template=data["prompt"]["template"], stop=tuple(data["prompt"]["stop"])),
+            eos=data["eos"],
+            files=dict(data["files"]),
+            source=dict(data["source"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle's folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def weights_path(self) -> Path:
+        """`model.safetensors`."""
+        return self.path / WEIGHTS
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """`tokenizer.json`, or None for a bundle without one."""
+        return self.path / TOKENIZER if TOKENIZER in self.manifest.files else None
+
+    def graph_path(self, device: Literal["cpu", "cuda"]) -> Path:
+        """The graph that ONNX Runtime runs on `device`."""
+        return self.path / GRAPHS[device]
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read the manifest of the bundle at `path`, and check that its files are there.
+
+    Raises:
+        BadBundle: there is no bundle, it is damaged, or a newer longspan wrote it.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        found = "a folder without it" if path.is_dir() else "a file" if path.exists() else "nothing"
+        raise BadBundle(
+            f"{path} is no bundle: a bundle is a folder with {MANIFEST}, and there is {found}. "
+            "Make one with: longspan export CHECKPOINT BUNDLE"
+        )
+    try:
+        data = json.loads(manifest_path.read_text(encoding="utf-8"))
+        if data["format"] > FORMAT:
+            raise BadBundle(
+                f"{manifest_path} has format {data['format']}; this longspan reads up to {FORMAT}. "
+                "Update longspan, or export the checkpoint again with this version."
+            )
+        manifest = Manifest.from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadBundle(
+            f"{manifest_path} cannot be read ({type(error).__name__}: {error}). "
+            "Export the checkpoint again."
+        ) from error
+    for name in manifest.files:
+        if not (path / name).is_file():
+            raise BadBundle(
+                f"{path} lacks {name}, which its manifest names. Export the checkpoint again."
+            )
+    return Bundle(path=path, manifest=manifest)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest` as ``path/longspan.json``."""
+    text = json.dumps(manifest.to_json(), indent=1) + "\n"
+    (path / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of the file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

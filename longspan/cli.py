@@ -1,0 +1,338 @@
+"""The command line. A command parses, calls one library function, and prints.
+
+Exit status: 0 done; 1 refused with a message; 2 usage; 3 does not fit the budget.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longspan import cli_options as opt
+from longspan import render
+from longspan.builtin import builtin_bundle
+from longspan.errors import BadInput, DoesNotFit, LongspanError
+from longspan.sizes import format_bytes, parse_tokens
+from longspan.version import __version__
+
+app = typer.Typer(
+    name="longspan",
+    help="Read any length of text in a fixed amount of memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _bundle(path: Path) -> Path:
+    return builtin_bundle() if str(path) == "builtin" and not path.exists() else path
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longspan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Read any length of text in a fixed amount of memory."""
+
+
+@app.command()
+def demo(
+    document: opt.DocumentFile = None,
+    tokens: opt.About = None,
+    depth: opt.Depth = None,
+    seed: opt.Seed = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Bytes the whole process may hold.")
+    ] = None,
+    device: opt.DeviceOption = opt.Device.CPU,
+    backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    json: opt.Json = False,
+) -> None:
+    """Hide a fresh pass key in a real long document, read it, and ask for it."""
+    from longspan.runtime.demo import DEFAULT_BUDGET, describe_start, run_demo
+
+    with render.reading_progress(quiet=json) as show:
+        result = run_demo(
+            document=document,
+            tokens=None if tokens is None else parse_tokens(tokens),
+            depth=depth,
+            seed=seed,
+            budget=budget or DEFAULT_BUDGET,
+            device=device.value,
+            backend=backend.value,
+            on_start=None if json else lambda *facts: render.err().print(describe_start(*facts)),
+            on_progress=show,
+        )
+    render.print_result(result, json=json)
+    if not result.correct:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder or file.")],
+    bundle: Annotated[Path, typer.Argument(help="The folder to write.")],
+    weights: opt.Weights = None,
+    tokenizer: opt.TokenizerFile = None,
+    config: opt.ConfigFile = None,
+    template: opt.Template = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    json: opt.Json = False,
+) -> None:
+    """Turn a trained checkpoint into a bundle, and verify it."""
+    from longspan.export import export_bundle
+
+    report = export_bundle(
+        checkpoint,
+        bundle,
+        weights=weights,
+        tokenizer=tokenizer,
+        config=config,
+        prompt_template=template,
+        force=force,
+        on_progress=None if json else lambda step: render.err().print(step, markup=False),
+    )
+    render.print_result(report, json=json)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, a bundle, or a .span file.")],
+    json: opt.Json = False,
+) -> None:
+    """Tell what a checkpoint, a bundle or a .span file is."""
+    from longspan.info import describe
+
+    facts = describe(_bundle(path))
+    if json:
+        render.print_json(facts)
+    else:
+        render.print_table(("what", "value"), facts.items())
+
+
+@app.command()
+def plan(
+    bundle: opt.BundleArgument,
+    budget: opt.BudgetOption = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Length of the document, as 256K; default: any.")
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Show the least budget and the longest document.")
+    ] = False,
+    device: opt.DeviceOption = opt.Device.AUTO,
+    backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    json: opt.Json = False,
+) -> None:
+    """Divide the budget, item by item, without loading the model."""
+    from longspan.runtime.runtime import plan_bundle
+
+    made = plan_bundle(
+        _bundle(bundle),
+        budget=budget,
+        tokens=None if tokens is None else parse_tokens(tokens),
+        device=device.value,
+        backend=backend.value,
+    )
+    if json:
+        render.print_json(made.to_json(fit=fit))
+    else:
+        render.print_table(
+            ("item", "bytes>", ">"),
+            [(item.name, f"{item.bytes:,}", format_bytes(item.bytes)) for item in made.items],
+        )
+        render.out().print(made.summary(fit=fit), markup=False)
+    if not made.fits:
+        raise typer.Exit(DoesNotFit.exit_code)
+
+
+@app.command()
+def read(
+    bundle: opt.BundleArgument,
+    documents: Annotated[
+        list[Path], typer.Argument(metavar="DOCUMENT...", help="UTF-8 texts, read in this order.")
+    ],
+    memory: Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")],
+    budget: opt.BudgetOption = None,
+    device: opt.DeviceOption = opt.Device.AUTO,
+    backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    json: opt.Json = False,
+) -> None:
+    """Read documents and keep what was read as a small file. Interrupted, it resumes."""
+    from longspan.runtime.runtime import load
+
+    with (
+        load(_bundle(bundle), budget=budget, device=device.value, backend=backend.value) as runtime,
+        render.reading_progress(quiet=json) as show,
+    ):
+        result = runtime.read_to(memory, documents, on_progress=show, on_notice=_notice)
+    render.print_result(result, json=json)
+
+
+def _notice(message: str) -> None:
+    render.err().print(message, markup=False)
+
+
+@app.command()
+def ask(
+    bundle: opt.BundleArgument,
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")],
+    memory: Annotated[
+        Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")
+    ] = None,
+    document: opt.DocumentFile = None,
+    temperature: opt.Temperature = 0.0,
+    top_p: opt.TopP = 1.0,
+    top_k: opt.TopK = None,
+    seed: opt.Seed = None,
+    max_tokens: opt.MaxTokens = 128,
+    stop: opt.Stop = None,
+    template: opt.Template = None,
+    budget: opt.BudgetOption = None,
+    device: opt.DeviceOption = opt.Device.AUTO,
+    backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    json: opt.Json = False,
+) -> None:
+    """Ask about what was read; answers are streamed."""
+    from longspan.runtime.runtime import load
+
+    if (memory is None) == (document is None):
+        found = "both" if memory else "neither"
+        raise BadInput(
+            f"Give what to ask about, either --memory FILE.span or --document FILE: found {found}."
+        )
+    with load(
+        _bundle(bundle), budget=budget, device=device.value, backend=backend.value
+    ) as runtime:
+        if document is not None:
+            with render.reading_progress(quiet=json) as show:
+                read = runtime.read(document, on_progress=show)
+        elif memory is not None:
+            read = runtime.open(memory)
+        answers = []
+        for question in questions:
+            answer = runtime.ask(
+                read,
+                question,
+                template=template,
+                stop=stop or None,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+            )
+            render.stream_answer(question, answer, quiet=json)
+            answers.append(render.answer_facts(question, answer))
+        if json:
+            render.print_json({"answers": answers, "peak_bytes": runtime.measured.peak_bytes})
+
+
+@app.command()
+def measure(
+    bundle: opt.BundleArgument,
+    budget: opt.BudgetOption = None,
+    tokens: Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")] = "8K,64K",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")
+    ] = None,
+    device: opt.DeviceOption = opt.Device.AUTO,
+    backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    json: opt.Json = False,
+) -> None:
+    """Measure memory and speed against length, a fresh process for each."""
+    from longspan.runtime.measure import draw, measure_bundle
+
+    measurement = measure_bundle(
+        _bundle(bundle),
+        [parse_tokens(length) for length in tokens.split(",")],
+        budget=budget,
+        device=device.value,
+        backend=backend.value,
+        on_start=None if json else lambda line: render.err().print(line, markup=False),
+    )
+    if plot is not None:
+        draw(measurement, plot)
+    if json:
+        render.print_json(measurement)
+    else:
+        render.print_table(measurement.columns(), measurement.rows(), title=measurement.title())
+
+
+@app.command()
+def verify(
+    bundle: opt.BundleArgument,
+    device: opt.DeviceOption = opt.Device.CPU,
+    json: opt.Json = False,
+) -> None:
+    """Check chunk-invariance, and torch against ONNX Runtime, on this machine."""
+    from longspan.bundle import open_bundle
+    from longspan.runtime.backends.choice import choose_engine
+    from longspan.runtime.verify import verify_bundle
+
+    where = choose_engine(device=device.value, backend="auto").device
+    checks = verify_bundle(open_bundle(_bundle(bundle)), device=where)
+    passed = all(check.passed for check in checks)
+    if json:
+        render.print_json({"passed": passed, "checks": checks})
+    else:
+        for check in checks:
+            render.out().print(check.text(), markup=False)
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    device: opt.DeviceOption = opt.Device.AUTO,
+    backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    json: opt.Json = False,
+) -> None:
+    """Show the device, versions, and what runs each operation and why."""
+    from longspan.runtime.doctor import examine
+
+    report = examine(device=device.value, backend=backend.value)
+    if json:
+        render.print_json(report)
+        return
+    memory = (
+        f"{format_bytes(report.device.free_bytes)} of {format_bytes(report.device.total_bytes)}"
+    )
+    render.out().print(
+        f"{report.device.name} ({report.device.kind}), {memory} free\n"
+        f"{report.engine}: {report.reason}",
+        markup=False,
+    )
+    render.print_table(
+        ("operation", "choice", "reason"), [(op.op, op.choice, op.reason) for op in report.ops]
+    )
+    render.print_table(("package", "version"), report.versions.items())
+
+
+def main() -> None:
+    """Run the command line; a person's mistake ends in a message and a status."""
+    try:
+        app()
+    except LongspanError as error:
+        if "--json" in sys.argv:
+            render.print_json({"error": str(error)})
+        render.err().print(str(error), style="red", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        render.err().print("Interrupted.", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)

@@ -1,0 +1,239 @@
+"""From a checkpoint to a bundle: weights, graphs, tokenizer, manifest; checked before it appears.
+
+report = export_bundle("mamba-130m", "mamba-130m-bundle", weights="bfloat16")
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+
+import onnx
+
+from longspan.bundle import (
+    GENAI_CONFIG,
+    GRAPHS,
+    TOKENIZER,
+    WEIGHTS,
+    Manifest,
+    Prompt,
+    file_sha256,
+    open_bundle,
+    write_manifest,
+)
+from longspan.errors import BadInput, VerificationFailed
+from longspan.export.activations import chunk_bytes
+from longspan.export.cpu_scan import scan_on_cpu
+from longspan.export.folder import check_free, new_folder
+from longspan.export.genai import genai_config
+from longspan.export.graph import decoder_graph
+from longspan.export.tokenizer import check_tokenizer
+from longspan.export.weights import ByteRange, write_safetensors
+from longspan.models.checkpoint import Checkpoint
+from longspan.models.families import open_checkpoint
+from longspan.runtime.verify import Check, verify_bundle
+from longspan.sizes import format_bytes
+from longspan.tensors import DType
+from longspan.version import __version__
+
+WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
+LATER_WEIGHTS = ("int8", "int4")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        bundle: the bundle's folder.
+        family: the checkpoint's family.
+        parameters: how many numbers the model has.
+        weight_bytes: bytes of all weights.
+        state_bytes: bytes of one sequence's state.
+        checks: how well the engines of this machine agree.
+    """
+
+    bundle: Path
+    family: str
+    parameters: int
+    weight_bytes: int
+    state_bytes: int
+    checks: tuple[Check, ...]
+
+    def text(self) -> str:
+        """The report for people."""
+        first = (
+            f"{self.bundle}: {self.family}, {self.parameters:,} parameters, "
+            f"{format_bytes(self.weight_bytes)} of weights, "
+            f"{format_bytes(self.state_bytes)} of state"
+        )
+        return "\n".join([first, *(check.text() for check in self.checks)])
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    bundle: str | Path,
+    *,
+    weights: str | None = None,
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+    prompt_template: str | None = None,
+    stop: tuple[str, ...] | None = None,
+    force: bool = False,
+    on_progress: Progress | None = None,
+) -> ExportReport:
+    """Write the bundle of a checkpoint, verified on this machine's CPU.
+
+    Args:
+        checkpoint: a folder, or a file of weights with its config beside it.
+        bundle: the folder to write; it appears only when it is complete.
+        weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None keeps the checkpoint's.
+        tokenizer: a ``tokenizer.json``; None takes the one in the checkpoint's folder, if any.
+        config: the checkpoint's config; None takes the ``config.json`` beside its weights.
+        prompt_template: how a question is put, with ``{question}``; None for the usual way.
+        stop: texts that end an answer; None for the end of a line.
+        force: replace what is at `bundle`, once the new bundle is complete.
+        on_progress: called with a line of text before each step.
+
+    Raises:
+        BadCheckpoint: the checkpoint cannot be read, or is not supported.
+        BadInput: an option cannot be used, or `bundle` holds something already.
+        VerificationFailed: the engines disagree beyond the tolerance; nothing is written.
+    """
+    dtype = _weight_dtype(weights)
+    prompt = _prompt(prompt_template, stop)
+    progress = on_progress or _no_progress
+    check_free(Path(bundle), force=force)
+    opened = open_checkpoint(checkpoint, config)
+    dtype = dtype or opened.dtype
+    vocabulary = _tokenizer(opened, tokenizer)
+    with new_folder(Path(bundle), force=force) as partial:
+        specs = opened.specs(dtype)
+        weight_bytes = sum(spec.nbytes for spec in specs)
+        progress(f"writing {format_bytes(weight_bytes)} of {dtype} weights ({opened.family})")
+        ranges = write_safetensors(partial / WEIGHTS, specs, opened.read)
+        _write_graphs(partial, opened, dtype, ranges, progress)
+        if vocabulary is not None:
+            shutil.copyfile(vocabulary, partial / TOKENIZER)
+        manifest = _manifest(partial, opened, dtype, prompt)
+        write_manifest(partial, manifest)
+        progress("verifying: chunks against one pass, ONNX Runtime against torch")
+        checks = _verified(partial)
+        write_manifest(partial, _with_checks(manifest, checks))
+    return ExportReport(
+        bundle=Path(bundle),
+        family=opened.family,
+        parameters=manifest.parameters,
+        weight_bytes=manifest.weight_bytes,
+        state_bytes=manifest.state_bytes,
+        checks=checks,
+    )
+
+
+def _no_progress(line: str) -> None:
+    del line
+
+
+def _weight_dtype(weights: str | None) -> DType | None:
+    if weights is None or weights in WEIGHT_DTYPES:
+        return weights
+    known = ", ".join(WEIGHT_DTYPES)
+    if weights in LATER_WEIGHTS:
+        raise BadInput(
+            f"weights={weights!r} was asked for; this version of longspan writes {known}. "
+            "Quantised weights come in a later version. Export with weights='bfloat16' "
+            "(--weights bfloat16) for the smallest bundle."
+        )
+    raise BadInput(
+        f"weights={weights!r} was asked for; it must be one of {known}, or left out to keep the "
+        "checkpoint's."
+    )
+
+
+def _prompt(template: str | None, stop: tuple[str, ...] | None) -> Prompt:
+    usual = Prompt()
+    if template is not None and "{question}" not in template:
+        raise BadInput(
+            f"prompt_template={template!r} was asked for; it must contain {{question}}, where the "
+            "question goes. Add it."
+        )
+    return Prompt(
+        template=usual.template if template is None else template,
+        stop=usual.stop if stop is None else stop,
+    )
+
+
+def _write_graphs(
+    folder: Path,
+    checkpoint: Checkpoint,
+    dtype: DType,
+    ranges: Mapping[str, ByteRange],
+    progress: Progress,
+) -> None:
+    config = checkpoint.config
+    progress(f"tracing {GRAPHS['cuda']}")
+    on_cuda = decoder_graph(config, dtype=dtype, compute=dtype, ranges=ranges)
+    _write_graph(folder / GRAPHS["cuda"], on_cuda)
+    progress(f"tracing {GRAPHS['cpu']}")
+    wide = (
+        on_cuda
+        if dtype == "float32"
+        else decoder_graph(config, dtype=dtype, compute="float32", ranges=ranges)
+    )
+    _write_graph(folder / GRAPHS["cpu"], scan_on_cpu(wide))
+
+
+def _write_graph(path: Path, model: onnx.ModelProto) -> None:
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Path | None:
+    """The tokenizer's file, checked; None for a model without one."""
+    source = Path(given) if given is not None else checkpoint.tokenizer
+    if source is not None:
+        check_tokenizer(source, vocab_size=checkpoint.config.vocab_size)
+    return source
+
+
+def _manifest(folder: Path, checkpoint: Checkpoint, dtype: DType, prompt: Prompt) -> Manifest:
+    config, specs = checkpoint.config, checkpoint.specs(dtype)
+    genai = genai_config(config, eos=checkpoint.eos)
+    if genai is not None:
+        (folder / GENAI_CONFIG).write_text(json.dumps(genai, indent=2) + "\n", encoding="utf-8")
+    files = sorted(path.name for path in folder.iterdir())
+    return Manifest(
+        config=config,
+        dtype=dtype,
+        parameters=sum(prod(spec.shape) for spec in specs),
+        weight_bytes=sum(spec.nbytes for spec in specs),
+        state=config.state_layout(dtype),
+        chunk_bytes=chunk_bytes(config, dtype),
+        prompt=prompt,
+        eos=checkpoint.eos,
+        files={name: file_sha256(folder / name) for name in files},
+        source={"checkpoint": checkpoint.path.resolve().name, "longspan": __version__},
+    )
+
+
+def _verified(folder: Path) -> tuple[Check, ...]:
+    checks = verify_bundle(open_bundle(folder), device="cpu")
+    for check in checks:
+        if not check.passed:
+            raise VerificationFailed(
+                f"The bundle was checked before it was written, and {check.name!r} differs by "
+                f"{check.max_error:.2g} of the largest value; the tolerance is "
+                f"{check.tolerance:.2g}. Nothing was written. Export with weights='float32' "
+                "(--weights float32); if that fails too, please report the model's config."
+            )
+    return checks
+
+
+def _with_checks(manifest: Manifest, checks: tuple[Check, ...]) -> Manifest:
+    """The manifest with the checks in its source."""
+    rows = [asdict(check) for check in checks]
+    return replace(manifest, source={**manifest.source, "checks": rows})

@@ -1,0 +1,10 @@
+"""Operations on tensors, one folder each; they know nothing of layers, models or files.
+
+Every folder holds `reference.py` (plain torch, the paper's equation, the oracle),
+`triton_kernel.py`, `onnx_op.py`, and in `__init__.py` the public function: checks, then a choice.
+`choose` says which implementation runs and why; `override` replaces it inside a ``with``.
+"""
+
+from longspan.kernels.choice import Choice, choose, override
+
+__all__ = ["Choice", "choose", "override"]

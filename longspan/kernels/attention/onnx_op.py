@@ -1,0 +1,46 @@
+"""Sliding-window attention for the exporter, in plain ONNX operations.
+
+The past and the new keys are joined and masked as in the reference. The products are written as
+`matmul` with the heads in front: an `Einsum` costs ONNX Runtime transposes it cannot plan.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def _heads_first(tensor: torch.Tensor) -> torch.Tensor:
+    """[B, M, G, P] as [B, G, 1, M, P]."""
+    return tensor.transpose(1, 2).unsqueeze(2)
+
+
+def window_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    past_k: torch.Tensor,
+    past_v: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    window: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `longspan.kernels.attention.window_attention`."""
+    batch, length, heads, width = q.shape
+    groups = k.shape[2]
+    keys = torch.cat([past_k.to(k.dtype), k], dim=1)
+    values = torch.cat([past_v.to(v.dtype), v], dim=1)
+
+    row = torch.arange(length, device=q.device)[:, None]
+    column = torch.arange(length + window - 1, device=q.device)[None, :]
+    seen = (column >= row) & (column < row + window) & (column >= window - 1 - position)
+
+    scaled = q * width**-0.5
+    queries = scaled.reshape(batch, length, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+    scores = queries @ _heads_first(keys).transpose(-1, -2)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    y = (weights @ _heads_first(values)).permute(0, 3, 1, 2, 4)
+    return (
+        y.reshape(batch, length, heads, width),
+        keys[:, length:].to(past_k.dtype),
+        values[:, length:].to(past_v.dtype),
+    )

@@ -1,0 +1,244 @@
+"""Sliding-window attention in Triton: online softmax over the past's keys, then the new ones.
+
+A program owns a block of rows of one key head; row m is query m // R of query head m % R, with
+R = H / G query heads to a key head, so a key is read once for all of them. Columns count the past
+and the new keys as if they lay in one buffer (see `reference.py`); each buffer has its own loop.
+"""
+
+# The arguments of a kernel have Triton's types, and Triton ships no annotations.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _fold_keys(
+    total,
+    row_sum,
+    row_max,
+    q,
+    query,
+    k_ptr,
+    v_ptr,
+    stride_k,
+    stride_v,
+    first,
+    last,
+    offset,
+    window,
+    scale,
+    P: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Fold the keys of rows first .. last-1 of one buffer in; row r of it is column r + offset."""
+    p = tl.arange(0, WIDTH)
+    for start in range(first, last, KEYS):
+        row = start + tl.arange(0, KEYS)
+        wide = row.to(tl.int64)
+        real = row < last
+        k = tl.load(
+            k_ptr + wide[None, :] * stride_k + p[:, None],
+            mask=real[None, :] & (p < P)[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
+        column = (row + offset)[None, :]
+        seen = real[None, :] & (column >= query[:, None]) & (column < query[:, None] + window)
+        scores = tl.where(seen, scores, float("-inf"))
+
+        new_max = tl.maximum(row_max, tl.max(scores, axis=1))
+        # A row that has seen no key yet has -inf for its maximum: keep -inf - -inf out.
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        weights = tl.exp2(scores - shift[:, None])
+        fade = tl.exp2(row_max - shift)
+        v = tl.load(
+            v_ptr + wide[:, None] * stride_v + p[None, :],
+            mask=real[:, None] & (p < P)[None, :],
+            other=0.0,
+        )
+        row_sum = row_sum * fade + tl.sum(weights, axis=1)
+        total = total * fade[:, None]
+        total = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc=total, input_precision=PRECISION)
+        row_max = new_max
+    return total, row_sum, row_max
+
+
+@triton.jit(do_not_specialize=["length", "window"])
+def _window_attention(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    past_k_ptr,
+    past_v_ptr,
+    position_ptr,
+    y_ptr,
+    length,
+    window,
+    scale,
+    stride_q_batch,
+    stride_q,
+    stride_q_head,
+    stride_k_batch,
+    stride_k,
+    stride_k_head,
+    stride_v_batch,
+    stride_v,
+    stride_v_head,
+    stride_past_k_batch,
+    stride_past_k,
+    stride_past_k_head,
+    stride_past_v_batch,
+    stride_past_v,
+    stride_past_v_head,
+    HEADS: tl.constexpr,
+    REPEATS: tl.constexpr,
+    P: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    first_row = tl.program_id(0) * ROWS
+    group = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    row = first_row + tl.arange(0, ROWS)
+    query = row // REPEATS
+    head = group * REPEATS + row % REPEATS
+    p = tl.arange(0, WIDTH)
+    real = (query < length)[:, None] & (p < P)[None, :]
+
+    q_offsets = query.to(tl.int64) * stride_q + head * stride_q_head
+    q = tl.load(
+        q_ptr + batch * stride_q_batch + q_offsets[:, None] + p[None, :], mask=real, other=0.0
+    )
+    row_max = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    row_sum = tl.zeros([ROWS], dtype=tl.float32)
+    total = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
+
+    past = window - 1
+    first_query = first_row // REPEATS
+    last_query = tl.minimum((first_row + ROWS - 1) // REPEATS, length - 1)
+    # Of the past only the last `position` entries were ever written.
+    read = tl.minimum(tl.load(position_ptr), past.to(tl.int64)).to(tl.int32)
+    total, row_sum, row_max = _fold_keys(
+        total,
+        row_sum,
+        row_max,
+        q,
+        query,
+        past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head,
+        past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
+        stride_past_k,
+        stride_past_v,
+        tl.maximum(first_query, past - read),
+        past,
+        0,
+        window,
+        scale,
+        P,
+        WIDTH,
+        KEYS,
+        PRECISION,
+    )
+    total, row_sum, row_max = _fold_keys(
+        total,
+        row_sum,
+        row_max,
+        q,
+        query,
+        k_ptr + batch * stride_k_batch + group * stride_k_head,
+        v_ptr + batch * stride_v_batch + group * stride_v_head,
+        stride_k,
+        stride_v,
+        tl.maximum(first_query - past, 0),
+        last_query + 1,
+        past,
+        window,
+        scale,
+        P,
+        WIDTH,
+        KEYS,
+        PRECISION,
+    )
+    # Rows beyond the last query saw nothing; they are not stored.
+    y = total / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    y_offsets = (batch * length + query) * HEADS + head
+    tl.store(y_ptr + y_offsets[:, None] * P + p[None, :], y.to(y_ptr.dtype.element_ty), mask=real)
+
+
+def _blocks(dtype: torch.dtype, rows: int, width: int) -> tuple[int, int, int, int]:
+    """Rows and keys of a block, warps, and stages of the pipeline."""
+    if dtype == torch.float32:
+        # No tensor cores at full float32 precision: the tile is held down by registers.
+        return 16, (32 if width <= 64 else 16), (4 if width <= 64 else 8), 1
+    if rows <= 16:
+        return 16, 64, 4, (3 if width <= 128 else 2)
+    return 64, (64 if width <= 128 else 32), (4 if width <= 128 else 8), 2
+
+
+def _last_entries(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The newest entries of `past` followed by `new`, as many as `past` has, in new memory."""
+    entries, length = past.shape[1], new.shape[1]
+    if length >= entries:
+        last = new[:, length - entries :]
+        return last.to(past.dtype, copy=True, memory_format=torch.contiguous_format)
+    return torch.cat([past[:, length:].to(new.dtype), new], dim=1).to(past.dtype)
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its last dimension is contiguous, as the kernel needs it."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def window_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    past_k: torch.Tensor,
+    past_v: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    window: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `longspan.kernels.attention.window_attention`."""
+    batch, length, heads, width = q.shape
+    groups = k.shape[2]
+    repeats = heads // groups
+    q, k, v, past_k, past_v = _rows(q), _rows(k), _rows(v), _rows(past_k), _rows(past_v)
+    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    padded = max(16, triton.next_power_of_2(width))
+    rows, keys, warps, stages = _blocks(q.dtype, length * repeats, padded)
+    _window_attention[(triton.cdiv(length * repeats, rows), groups, batch)](
+        q,
+        k,
+        v,
+        past_k,
+        past_v,
+        position,
+        y,
+        length,
+        window,
+        LOG2_E / width**0.5,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *past_k.stride()[:3],
+        *past_v.stride()[:3],
+        HEADS=heads,
+        REPEATS=repeats,
+        P=width,
+        WIDTH=padded,
+        ROWS=rows,
+        KEYS=keys,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return y, _last_entries(past_k, k), _last_entries(past_v, v)

@@ -1,0 +1,33 @@
+"""Checks that every op makes of its arguments, with one wording."""
+
+from __future__ import annotations
+
+import torch
+
+
+def require_shape(op: str, name: str, tensor: torch.Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raise unless `tensor` has `shape`; ``None`` stands for any length.
+
+    Raises:
+        ValueError: the shape differs.
+    """
+    # While exporting, lengths may be symbols: comparing them would fix them in the graph.
+    if torch.onnx.is_in_onnx_export():
+        return
+    found = tuple(tensor.shape)
+    fits = len(found) == len(shape) and all(
+        want is None or have == want for have, want in zip(found, shape, strict=True)
+    )
+    if not fits:
+        rule = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{op}: {name} has shape {list(found)}; it must be [{rule}]")
+
+
+def require_dtype(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise unless `tensor` has `dtype`; float64 passes for float32, as tests use it.
+
+    Raises:
+        ValueError: the dtype differs.
+    """
+    if tensor.dtype != dtype and not (dtype == torch.float32 and tensor.dtype == torch.float64):
+        raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; it must be {dtype}")

@@ -1,0 +1,110 @@
+"""Which implementation of an op runs, and why.
+
+    choose("rms_norm", device_type="cuda", exporting=False)   # Choice("triton", "CUDA tensor ...")
+    with override("rms_norm", "reference"): ...               # for a test, or for training
+
+It never falls back in silence: what cannot run where it was asked to run raises.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+
+Name = Literal["reference", "triton", "onnx"]
+Implementation = Callable[..., Any]
+
+_MODULES: Mapping[str, str] = MappingProxyType(
+    {"reference": "reference", "triton": "triton_kernel", "onnx": "onnx_op"}
+)
+_FOLDERS: Mapping[str, str] = MappingProxyType({"window_attention": "attention"})
+_overrides: ContextVar[Mapping[str, Name | Implementation]] = ContextVar(
+    "longspan_overrides", default=MappingProxyType({})
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The implementation that runs, by name, and the reason in words."""
+
+    name: Name
+    reason: str
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose(
+    op: str, *, device_type: str, exporting: bool, dtype: torch.dtype = torch.float32
+) -> Choice:
+    """Choose the implementation of `op` for tensors on `device_type`.
+
+    Args:
+        op: name of the op's public function, such as ``"selective_scan"``.
+        device_type: ``"cuda"`` or ``"cpu"``.
+        exporting: whether torch.onnx is tracing the call.
+        dtype: of the activations; the Triton kernels compute in float32, so float64 is not theirs.
+    """
+    if exporting:
+        return Choice(name="onnx", reason="a graph is being exported")
+    if op == "linear":
+        return Choice(name="reference", reason="torch's own matrix product, on every device")
+    if dtype == torch.float64:
+        return Choice(name="reference", reason="float64 is computed in float64: plain torch")
+    if device_type == "cuda" and _has_triton():
+        return Choice(name="triton", reason="the tensors are on CUDA and Triton is installed")
+    if device_type == "cuda":
+        return Choice(name="reference", reason="the tensors are on CUDA, but Triton is missing")
+    return Choice(name="reference", reason=f"the tensors are on {device_type}: plain torch")
+
+
+@contextmanager
+def override(op: str, implementation: Name | Implementation) -> Iterator[None]:
+    """Run `implementation` for `op` inside the ``with`` block.
+
+    Args:
+        op: name of the op's public function.
+        implementation: ``"reference"``, ``"triton"`` (on CPU tensors it needs
+            ``TRITON_INTERPRET=1``), ``"onnx"``, or a callable with the op's signature.
+    """
+    token = _overrides.set(MappingProxyType({**_overrides.get(), op: implementation}))
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
+def implementation(op: str, tensor: torch.Tensor) -> Implementation:
+    """The function that computes `op` for tensors like `tensor`: an override, or the choice.
+
+    Raises:
+        RuntimeError: the Triton kernel was asked for on a CPU tensor without the interpreter.
+    """
+    chosen = _overrides.get().get(op)
+    if chosen is None:
+        exporting = torch.onnx.is_in_onnx_export()
+        device_type = tensor.device.type
+        chosen = choose(op, device_type=device_type, exporting=exporting, dtype=tensor.dtype).name
+    if callable(chosen):
+        return chosen
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if chosen == "triton" and tensor.device.type != "cuda" and not interpreted:
+        raise RuntimeError(
+            f"the Triton kernel of {op} was asked for with a tensor on {tensor.device}; it runs on "
+            "CUDA, or on the CPU under TRITON_INTERPRET=1"
+        )
+    module = import_module(f"longspan.kernels.{_FOLDERS.get(op, op)}.{_MODULES[chosen]}")
+    function: Implementation = getattr(module, op)
+    return function

@@ -1,0 +1,31 @@
+"""A linear layer whose weight stays where it is: one matrix product, no transposed copy."""
+
+from __future__ import annotations
+
+import torch
+
+from longspan.kernels.checks import require_shape
+from longspan.kernels.choice import implementation
+
+__all__ = ["linear"]
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute ``x @ weight.T + bias`` in the dtype of `x`.
+
+    Args:
+        x: float [..., D].
+        weight: float [O, D]; cast to the dtype of `x` if it is stored in another.
+        bias: float [O], or None.
+
+    Returns:
+        dtype of `x` [..., O].
+
+    Raises:
+        ValueError: the widths do not match.
+    """
+    require_shape("linear", "weight", weight, (None, x.shape[-1]))
+    if bias is not None:
+        require_shape("linear", "bias", bias, (weight.shape[0],))
+    result: torch.Tensor = implementation("linear", x)(x, weight, bias)
+    return result

@@ -1,0 +1,12 @@
+"""Linear layer, plain torch."""
+
+from __future__ import annotations
+
+import torch
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """See `longspan.kernels.linear.linear`."""
+    return torch.nn.functional.linear(
+        x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    )

@@ -1,0 +1,53 @@
+"""A stack of Mamba mixers under ``backbone.*``, as mamba_ssm and transformers both name it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
+from longspan.models.config import MambaConfig, ModelConfig
+from longspan.models.families.mixer import mamba_weights
+from longspan.models.tensor_files import TensorFiles, open_tensors
+
+HEAD = "lm_head.weight"
+EMBEDDINGS = ("backbone.embedding.weight", "backbone.embeddings.weight")
+
+
+def open_backbone(path: Path, config: ModelConfig, *, eos: int | None) -> Checkpoint:
+    """Open the weights in the folder `path` as a stack of Mamba layers.
+
+    Raises:
+        BadCheckpoint: the weights cannot be read, or do not belong to `config`.
+    """
+    files = open_tensors(path)
+    embedding = _embedding_name(files)
+    shape = (config.vocab_size, config.d_model)
+    return build(
+        path,
+        config,
+        files,
+        _weights(config, embedding),
+        optional={HEAD: shape} if config.tied else {},
+        copies=(HEAD, embedding) if config.tied else None,
+        tokenizer=tokenizer_beside(path if path.is_dir() else path.parent),
+        eos=eos,
+    )
+
+
+def _embedding_name(files: TensorFiles) -> str:
+    # Both projects' tools write both names, so either is taken.
+    return next((name for name in EMBEDDINGS if name in files.names), EMBEDDINGS[0])
+
+
+def _weights(config: ModelConfig, embedding: str) -> Iterator[Weight]:
+    width, vocabulary = config.d_model, config.vocab_size
+    yield copied("embedding", embedding, vocabulary, width)
+    for i, layer in enumerate(config.layers):
+        assert isinstance(layer, MambaConfig), "a backbone holds Mamba layers only"
+        theirs = f"backbone.layers.{i}."
+        yield copied(f"layers.{i}.norm.weight", f"{theirs}norm.weight", width)
+        yield from mamba_weights(f"layers.{i}.mixer.", f"{theirs}mixer.", layer, width)
+    yield copied("norm.weight", "backbone.norm_f.weight", width)
+    if not config.tied:
+        yield copied("head", HEAD, vocabulary, width)

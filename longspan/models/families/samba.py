@@ -1,0 +1,145 @@
+"""microsoft/Samba as lit_gpt saves it: a ``.pth`` with the key ``model``.
+
+One block of the repository becomes two or three layers here: mixer and MLP, or in the
+Mamba-SWA-MLP variant Mamba, attention and MLP; pure Mamba has one. Its bf16 RoPE table is not
+imitated: it is a rounding of its training, wrong by up to 2^-9 of a turn at any position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longspan.errors import BadCheckpoint
+from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
+from longspan.models.config import AttentionConfig, MlpConfig, ModelConfig
+from longspan.models.families.mixer import mamba_weights
+from longspan.models.families.samba_config import Block, Mixer, blocks, config_values, tied_head
+from longspan.models.foreign_config import load_config
+from longspan.models.tensor_files import PickleFile, TensorFiles
+
+NAME = "samba"
+SUFFIXES = (".pth", ".pt", ".ckpt")
+EMBEDDING = "transformer.wte.weight"
+HEAD = "lm_head.weight"
+
+
+def detect(path: Path, config: Mapping[str, Any] | None) -> bool:
+    """Whether this is a Samba checkpoint: a .pth file, or a folder with one and no other config."""
+    if config is not None and not {"n_layer", "n_embd"} <= {*config}:
+        return False
+    return path.suffix in SUFFIXES if path.is_file() else any(path.glob("*.pth"))
+
+
+def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
+    """Open a ``.pth`` file, or a folder that holds one.
+
+    Raises:
+        BadCheckpoint: config or weights are not what longspan supports.
+    """
+    file = _weights_file(path)
+    files = PickleFile(file, key="model")
+    beside = config or file.parent / "config.json"
+    given = load_config(beside) if config is not None or beside.is_file() else None
+    values = config_values(given, str(beside), files)
+    model = _model_config(values, files)
+    shape = (model.vocab_size, model.d_model)
+    return build(
+        path,
+        model,
+        files,
+        _weights(model, blocks(values, files)),
+        optional={HEAD: shape} if model.tied else {},
+        copies=(HEAD, EMBEDDING) if model.tied else None,
+        tokenizer=tokenizer_beside(file.parent),
+        eos=values["eos_token_id"],
+    )
+
+
+def split_packed_qkv(packed: torch.Tensor, config: AttentionConfig) -> torch.Tensor:
+    """Sort the rows of lit_gpt's QKV matrix into queries, keys, values.
+
+    Args:
+        packed: float [(H + 2G) P, D], for each of the G groups its queries, its key, its value.
+        config: the attention's sizes.
+
+    Returns:
+        The same rows, all queries first, then all keys, then all values.
+    """
+    per_group = config.n_heads // config.n_kv_heads
+    rows = packed.view(config.n_kv_heads, per_group + 2, config.head_dim, packed.shape[1])
+    parts = rows[:, :per_group], rows[:, per_group], rows[:, per_group + 1]
+    return torch.cat([part.reshape(-1, packed.shape[1]) for part in parts])
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.pth"))
+    if len(found) != 1:
+        raise BadCheckpoint(
+            f"{path} was asked for as a samba checkpoint and holds {len(found)} .pth files "
+            f"({', '.join(file.name for file in found)}). It must hold one. Name the file itself."
+        )
+    return found[0]
+
+
+def _model_config(values: Mapping[str, Any], files: TensorFiles) -> ModelConfig:
+    return ModelConfig(
+        family=NAME,
+        vocab_size=values["padded_vocab_size"],
+        d_model=values["n_embd"],
+        layers=tuple(mixer.config for block in blocks(values, files) for mixer in block),
+        norm_eps=values["norm_eps"],
+        tied=tied_head(values, files),
+    )
+
+
+def _weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:
+    yield copied("embedding", EMBEDDING, config.vocab_size, config.d_model)
+    numbered = (
+        (i, mixer) for i, block in enumerate(in_blocks) for mixer in block
+    )  # layers count mixers, the checkpoint counts blocks
+    for layer, (i, mixer) in enumerate(numbered):
+        theirs = f"transformer.h.{i}."
+        yield copied(f"layers.{layer}.norm.weight", f"{theirs}{mixer.norm}.weight", config.d_model)
+        yield from _mixer_weights(f"layers.{layer}.mixer.", theirs, mixer, config.d_model)
+    yield copied("norm.weight", "transformer.ln_f.weight", config.d_model)
+    if not config.tied:
+        yield copied("head", HEAD, config.vocab_size, config.d_model)
+
+
+def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[Weight, ...]:
+    layer, theirs = mixer.config, f"{theirs}{mixer.module}."
+    if isinstance(layer, AttentionConfig):
+        return _attention_weights(ours, theirs, layer, width)
+    if isinstance(layer, MlpConfig):
+        return _mlp_weights(ours, theirs, layer, width)
+    return mamba_weights(ours, theirs, layer, width)
+
+
+def _attention_weights(
+    ours: str, theirs: str, layer: AttentionConfig, width: int
+) -> tuple[Weight, ...]:
+    rows = (layer.n_heads + 2 * layer.n_kv_heads) * layer.head_dim
+    qkv = Weight(
+        name=f"{ours}qkv_proj.weight",
+        sources={f"{theirs}attn.weight": (rows, width)},
+        make=lambda packed: split_packed_qkv(packed, layer),
+    )
+    inner = layer.n_heads * layer.head_dim
+    return qkv, copied(f"{ours}out_proj.weight", f"{theirs}proj.weight", width, inner)
+
+
+def _mlp_weights(ours: str, theirs: str, layer: MlpConfig, width: int) -> tuple[Weight, ...]:
+    shape = (layer.d_ff, width)
+    gate_up = Weight(
+        name=f"{ours}gate_up_proj.weight",
+        sources={f"{theirs}swiglu.w1.weight": shape, f"{theirs}swiglu.w2.weight": shape},
+        make=lambda gate, up: torch.cat([gate, up]),
+    )
+    down = copied(f"{ours}down_proj.weight", f"{theirs}swiglu.w3.weight", width, layer.d_ff)
+    return gate_up, down

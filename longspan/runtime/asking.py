@@ -1,0 +1,217 @@
+"""Answers, decoded token by token and streamed as text. It knows a backend by its Protocol.
+
+for piece in answer:
+    print(piece, end="")
+answer.text, answer.finish
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longspan.errors import BadInput
+from longspan.runtime.backends import Backend, State
+from longspan.runtime.sampling import Sampler
+from longspan.runtime.tokens import Detokenizer
+
+Finish = Literal["stop", "eos", "length", "cancelled"]
+
+DEFAULT_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Where an answer ends: at a stop string, at the token `eos`, or after `max_tokens`."""
+
+    stop: tuple[str, ...]
+    eos: int | None
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            BadInput: a stop string is empty, or `max_tokens` is below 1.
+        """
+        if self.max_tokens < 1:
+            raise BadInput(f"max_tokens is {self.max_tokens}; it must be 1 or more. Try 128.")
+        if "" in self.stop:
+            raise BadInput(
+                "A stop string is empty, and every answer would end at once. Give the text that "
+                "ends an answer, or stop=() for none."
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class Decoding:
+    """Tokens one at a time, from the logits and the state after the question.
+
+    Attributes:
+        seconds: spent in choosing and computing, not in waiting for the caller.
+        tokens: chosen so far, an `eos` not counted.
+        steps: times that the model computed; the first token needs none.
+        finish: why it ended, once it has.
+    """
+
+    backend: Backend
+    sampler: Sampler
+    rng: np.random.Generator
+    ending: Ending
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    finish: Finish | None = None
+
+    def run(self, logits: NDArray[np.float32], state: State) -> Iterator[int]:
+        """The tokens; the model computes the next one only when it is asked for."""
+        while True:
+            started = time.perf_counter()
+            token = self.sampler.pick(logits, self.rng)
+            self.seconds += time.perf_counter() - started
+            if token == self.ending.eos:
+                self.finish = "eos"
+                return
+            self.tokens += 1
+            yield token
+            if self.tokens == self.ending.max_tokens:
+                self.finish = "length"
+                return
+            started = time.perf_counter()
+            kept, state = self.backend.forward(np.array([token], np.int64), state, keep=[-1])
+            logits = kept[-1]
+            self.steps += 1
+            self.seconds += time.perf_counter() - started
+
+
+@dataclass(slots=True)
+class StopText:
+    """Text up to the first stop string; what may be the start of one is held back until sure."""
+
+    stop: tuple[str, ...]
+    stopped: bool = False
+    _held: str = ""
+
+    def push(self, text: str) -> str:
+        """The text that is certain now."""
+        self._held += text
+        ends = [at for stop in self.stop if (at := self._held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return self._release(min(ends))
+        return self._release(len(self._held) - self._doubtful())
+
+    def rest(self) -> str:
+        """What is still held back, once no more text comes."""
+        return self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        text, self._held = self._held[:count], self._held[count:]
+        return text
+
+    def _doubtful(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = max((len(stop) - 1 for stop in self.stop), default=0)
+        for count in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-count:]) for stop in self.stop):
+                return count
+        return 0
+
+
+class Answer:
+    """An answer: iterating it computes and yields its text; after that it can be looked at.
+
+    Leaving the loop early cancels it, at once with `contextlib.closing(iter(answer))`. Iterating
+    again yields the same pieces.
+
+    Attributes:
+        finish: why it ended: "stop" at a stop string, "eos", "length" after `max_tokens`,
+            "cancelled"; None before it has.
+        seconds: from the start of the iteration to its end, reading the question included.
+        first_token_seconds: from the start to the first token; None before.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], tuple[NDArray[np.float32], State]],
+        decoding: Decoding,
+        detokenizer: Detokenizer,
+        *,
+        on_end: Callable[[Decoding], None],
+    ) -> None:
+        self.finish: Finish | None = None
+        self.seconds = 0.0
+        self.first_token_seconds: float | None = None
+        self._start = start
+        self._decoding = decoding
+        self._detokenizer = detokenizer
+        self._on_end = on_end
+        self._pieces: list[str] = []
+        self._begun = False
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._pieces)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens decoded so far, those of a stop string included, an end token not."""
+        return self._decoding.tokens
+
+    def read(self) -> str:
+        """The whole text, computed if need be."""
+        return "".join(self)
+
+    def __iter__(self) -> Generator[str]:
+        if self._begun:
+            yield from self._pieces
+            return
+        self._begun = True
+        started = time.perf_counter()
+        try:
+            for piece in self._texts(started):
+                self._pieces.append(piece)
+                yield piece
+        finally:
+            self.finish = self.finish or "cancelled"
+            self.seconds = time.perf_counter() - started
+            self._on_end(self._decoding)
+
+    def _texts(self, started: float) -> Iterator[str]:
+        text, spaced = StopText(self._decoding.ending.stop), False
+        for token in self._decoding.run(*self._start()):
+            if self.first_token_seconds is None:
+                self.first_token_seconds = time.perf_counter() - started
+            new = self._detokenizer.push(token)
+            if new and not spaced:
+                new, spaced = new.removeprefix(" "), True
+            if certain := text.push(new):
+                yield certain
+            if text.stopped:
+                self.finish = "stop"
+                return
+        self.finish = self._decoding.finish
+        if rest := text.rest():
+            yield rest
+
+
+def format_question(template: str, question: str) -> str:
+    """Put a question into a template.
+
+    Raises:
+        BadInput: the question is empty, or the template has no place for it.
+    """
+    if not question.strip():
+        raise BadInput("The question is empty. Ask something, as in: longspan ask ... 'Who?'")
+    if "{question}" not in template:
+        raise BadInput(
+            f"The template {template!r} has no place for the question. Write {{question}} where "
+            "it goes."
+        )
+    return template.replace("{question}", question)

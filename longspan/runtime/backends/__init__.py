@@ -1,0 +1,82 @@
+"""The seam between the runtime and what computes: one small Protocol.
+
+A backend turns tokens and a state into logits and the next state. Its state is opaque to the
+rest of the runtime, never changed in place, and goes in and out as plain arrays, so a memory
+written on one backend continues on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longspan.bundle import Bundle, Engine
+
+Arrays = dict[str, NDArray[Any]]
+State = Mapping[str, Any]
+
+
+class Backend(Protocol):
+    """Runs one loaded model for one sequence at a time."""
+
+    engine: Engine
+
+    def new_state(self) -> State:
+        """The state before the first token."""
+
+    def forward(
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+    ) -> tuple[NDArray[np.float32], State]:
+        """Read `tokens` int64 [L] from `state`, L >= 1.
+
+        Returns:
+            Logits float32 [n, V] at the n positions of `keep` (negative ones from the end), and
+            the next state. The given state stays as it was.
+        """
+
+    def to_arrays(self, state: State) -> Arrays:
+        """The state as arrays in host memory, by name; bfloat16 as uint16 with the same bits."""
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """The state that `to_arrays` gave, on this backend's device."""
+
+    def close(self) -> None:
+        """Free the model; the backend cannot be used after."""
+
+
+Device = Literal["cpu", "cuda"]
+BackendName = Literal["torch", "onnx"]
+
+
+def open_backend(
+    bundle: Bundle, *, engine: Engine, memory_limit_bytes: int | None, threads: int | None = None
+) -> Backend:
+    """Load the model of `bundle` on `engine`.
+
+    Args:
+        bundle: as `longspan.bundle.open_bundle` gives it.
+        engine: as `longspan.runtime.backends.choice.choose_engine` gives it.
+        memory_limit_bytes: what the whole process may hold on a CUDA device; the allocators are
+            capped so. CPU engines have no allocator to cap: their plan keeps them inside. None
+            for no cap.
+        threads: CPU threads of one operation; None for the physical cores this process may use.
+
+    Raises:
+        BadBundle: weights or graph cannot be loaded.
+        DoesNotFit: the limit is smaller than what the libraries hold before any model.
+        MissingExtra: the engine needs torch, and torch is not installed.
+    """
+    if engine in ("torch-cpu", "torch-cuda"):
+        from longspan.runtime.backends.torch import TorchBackend
+
+        return TorchBackend(
+            bundle, engine=engine, memory_limit_bytes=memory_limit_bytes, threads=threads
+        )
+    from longspan.runtime.backends.onnx import OnnxBackend
+
+    return OnnxBackend(
+        bundle, engine=engine, memory_limit_bytes=memory_limit_bytes, threads=threads
+    )

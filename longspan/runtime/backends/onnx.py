@@ -1,0 +1,155 @@
+"""The ONNX Runtime backend, on the CPU or CUDA; it needs no torch.
+
+State tensors are OrtValues that ONNX Runtime itself allocates on the device, one call's outputs
+being the next call's inputs: nothing is copied, and nothing that was given out is written again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from longspan.bundle import Bundle, Engine
+from longspan.errors import BadBundle, BudgetExceeded
+from longspan.runtime.backends import Arrays, Device, State
+from longspan.runtime.backends.choice import find_installed
+from longspan.runtime.backends.onnx_session import ORT_ERRORS, cpu_session, cuda_session
+from longspan.tensors import DType, TensorSpec
+
+# onnx.TensorProto's numbers.
+_ELEMENT_TYPES: dict[DType, int] = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
+_NUMPY_DTYPES: dict[DType, type[np.generic]] = {
+    "float32": np.float32,
+    "int64": np.int64,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+}
+# How onnxruntime's allocators say that a limit was met.
+_OUT_OF_MEMORY = ("Available memory of", "Failed to allocate memory", "bad allocation")
+
+
+class OnnxBackend:
+    """A session of ONNX Runtime over the bundle's graph.
+
+    Args:
+        bundle: the model.
+        engine: ``"onnx-cpu"`` or ``"onnx-cuda"``.
+        memory_limit_bytes: CUDA: what the whole process may hold on the device; None for no cap.
+        threads: CPU: threads of one operation; None for the physical cores.
+
+    Raises:
+        BadBundle: onnxruntime refuses the graph.
+        BadInput: onnxruntime cannot use CUDA here.
+        DoesNotFit: what is held before the model passes the limit.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, engine: Engine, memory_limit_bytes: int | None, threads: int | None
+    ) -> None:
+        self.engine = engine
+        self._device: Device = "cuda" if engine == "onnx-cuda" else "cpu"
+        self._specs = bundle.manifest.state
+        # The session uses these tensors' memory, so they live as long as it does.
+        self._weights = _torch_weights(bundle) if self._device == "cuda" else None
+        self._session: Any = (
+            cuda_session(bundle, memory_limit_bytes=memory_limit_bytes, weights=self._weights)
+            if self._device == "cuda"
+            else cpu_session(bundle, threads=threads)
+        )
+
+    def new_state(self) -> State:
+        """Zeros on the device."""
+        return self.from_arrays(
+            {spec.name: np.zeros(spec.shape, _NUMPY_DTYPES[spec.dtype]) for spec in self._specs}
+        )
+
+    def forward(
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+    ) -> tuple[NDArray[np.float32], State]:
+        """See `longspan.runtime.backends.Backend.forward`.
+
+        Raises:
+            BudgetExceeded: the device's allocator refused to pass its limit.
+        """
+        assert self._session is not None, "the backend is closed"
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("tokens", np.ascontiguousarray(tokens, np.int64)[None])
+        # Bound by value: `bind_cpu_input` refuses inputs that have a default, as `keep` has.
+        kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, np.int64))
+        binding.bind_ortvalue_input("keep", kept)
+        binding.bind_output("logits", "cpu")
+        for spec in self._specs:
+            binding.bind_ortvalue_input(f"past.{spec.name}", state[spec.name])
+            binding.bind_output(f"present.{spec.name}", self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except ORT_ERRORS as error:
+            if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+                raise BudgetExceeded(
+                    f"A chunk of {len(tokens)} tokens needs more memory than the budget leaves: "
+                    f"{error}. Give a larger --budget."
+                ) from error
+            raise
+        logits, *after = binding.get_outputs()
+        result: NDArray[np.float32] = logits.numpy()[0]
+        names = (spec.name for spec in self._specs)
+        return result, dict(zip(names, after, strict=True))
+
+    def to_arrays(self, state: State) -> Arrays:
+        """Copies in host memory."""
+        return {spec.name: _to_array(state[spec.name], spec) for spec in self._specs}
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """Copies on the device."""
+        return {spec.name: self._to_value(arrays[spec.name], spec) for spec in self._specs}
+
+    def close(self) -> None:
+        """Free the session and what it loaded."""
+        self._session = None
+        self._weights = None
+
+    def _to_value(self, array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
+        owned = np.array(array, _NUMPY_DTYPES[spec.dtype], order="C")
+        element = _ELEMENT_TYPES[spec.dtype]
+        host = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(owned, element)
+        if self._device == "cpu":
+            return host
+        # The session's own allocator, so that its limit counts the state, too.
+        value = self._session.create_ortvalue_from_shape_and_type(spec.shape, element, "cuda", 0)
+        ort.copy_tensors([host], [value])
+        return value
+
+
+def _to_array(value: ort.OrtValue, spec: TensorSpec) -> NDArray[Any]:
+    """Read the bytes: OrtValue.numpy() knows no bfloat16."""
+    host = value
+    if value.device_name() != "cpu":
+        element = _ELEMENT_TYPES[spec.dtype]
+        host = ort.OrtValue.ortvalue_from_shape_and_type(spec.shape, element, "cpu")
+        ort.copy_tensors([value], [host])
+    array = np.empty(spec.shape, _NUMPY_DTYPES[spec.dtype])
+    assert prod(value.shape()) == array.size, f"{spec.name} has the shape {value.shape()}"
+    if array.size:
+        ctypes.memmove(array.ctypes.data, host.data_ptr(), array.nbytes)
+    return array
+
+
+def _torch_weights(bundle: Bundle) -> dict[str, Any] | None:
+    """The weights as torch's CUDA tensors, one copy for both engines; None without torch."""
+    if not find_installed().torch_cuda:
+        return None
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(str(bundle.weights_path), framework="pt", device="cuda:0") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    missing = [name for name, tensor in weights.items() if not isinstance(tensor, torch.Tensor)]
+    if missing:
+        raise BadBundle(f"{bundle.weights_path} holds no tensors under {', '.join(missing)}.")
+    return weights

@@ -1,0 +1,175 @@
+"""The torch backend: the `Decoder` itself, with Triton's kernels on CUDA.
+
+Weights go one tensor at a time from the bundle to the device; on the CPU they stay mapped from
+the file, so there is one copy. On the CPU arithmetic is float32 whatever the weights' dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longspan.bundle import Bundle, Engine
+from longspan.errors import BadBundle, BudgetExceeded, DoesNotFit, MissingExtra
+from longspan.runtime.backends import Arrays, State
+from longspan.runtime.device_memory import memory_now
+from longspan.sizes import format_bytes
+from longspan.tensors import TensorSpec
+
+try:
+    import torch
+    from safetensors import safe_open
+except ModuleNotFoundError as error:
+    raise MissingExtra(needed_for="The torch backend", package="torch", extra="cuda") from error
+
+from longspan.models.config import (
+    AttentionConfig,
+    LayerConfig,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+)
+from longspan.models.decoder import Decoder
+
+
+class TorchBackend:
+    """A `Decoder` on the CPU or the first CUDA device.
+
+    Args:
+        bundle: the model.
+        engine: ``"torch-cpu"`` or ``"torch-cuda"``.
+        memory_limit_bytes: CUDA: what the whole process may hold on the device, its context
+            among it; torch's allocator is capped at the rest. None for no cap.
+        threads: CPU: threads of one operation; None leaves torch's own setting. It holds for
+            the whole process.
+
+    Raises:
+        BadBundle: the weights do not match the manifest.
+        DoesNotFit: the CUDA context alone passes the limit.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, engine: Engine, memory_limit_bytes: int | None, threads: int | None
+    ) -> None:
+        self.engine = engine
+        self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
+        self._specs = bundle.manifest.state
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if self._device.type == "cuda" and memory_limit_bytes is not None:
+            _cap_allocator(self._device, memory_limit_bytes)
+        self._decoder: Decoder | None = _load(bundle, self._device)
+
+    def new_state(self) -> State:
+        """Zeros on the device."""
+        return {
+            spec.name: torch.zeros(
+                spec.shape, dtype=getattr(torch, spec.dtype), device=self._device
+            )
+            for spec in self._specs
+        }
+
+    @torch.inference_mode()
+    def forward(
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+    ) -> tuple[NDArray[np.float32], State]:
+        """See `longspan.runtime.backends.Backend.forward`.
+
+        Raises:
+            BudgetExceeded: torch's allocator refused to pass its cap.
+        """
+        assert self._decoder is not None, "the backend is closed"
+        ids = torch.tensor(tokens, dtype=torch.int64, device=self._device)[None]
+        kept = torch.tensor(list(keep), dtype=torch.int64, device=self._device)
+        try:
+            logits, after = self._decoder(ids, kept, state)
+        except torch.OutOfMemoryError as error:
+            raise BudgetExceeded(
+                f"A chunk of {len(tokens)} tokens needs more memory than the budget leaves: "
+                f"{error}. Give a larger --budget."
+            ) from error
+        result: NDArray[np.float32] = logits[0].float().cpu().numpy()
+        return result, {name: _own(tensor) for name, tensor in after.items()}
+
+    def to_arrays(self, state: State) -> Arrays:
+        """Copies in host memory."""
+        return {spec.name: _to_array(state[spec.name]) for spec in self._specs}
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """Copies on the device."""
+        return {
+            spec.name: _to_tensor(arrays[spec.name], spec, self._device) for spec in self._specs
+        }
+
+    def close(self) -> None:
+        """Free the model, and give torch's spare memory back to the device."""
+        self._decoder = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def run_tiny_model() -> None:
+    """Run every kind of layer once on the CPU, so that torch has loaded what they need."""
+    layers: tuple[LayerConfig, ...] = (
+        MambaConfig(d_inner=8, d_state=4, d_conv=4, dt_rank=1),
+        MlpConfig(d_ff=8),
+        AttentionConfig(n_heads=1, n_kv_heads=1, head_dim=4, window=2),
+    )
+    config = ModelConfig(family="none", vocab_size=8, d_model=4, layers=layers)
+    decoder = Decoder(config)
+    for parameter in decoder.parameters():
+        parameter.zero_()
+    decoder(torch.zeros(1, 32, dtype=torch.int64), None, decoder.new_state())
+
+
+def _load(bundle: Bundle, device: torch.device) -> Decoder:
+    """A decoder whose parameters are the file's tensors; nothing is allocated twice."""
+    dtype = getattr(torch, bundle.manifest.dtype)
+    compute = torch.float32 if device.type == "cpu" else dtype
+    with torch.device("meta"):
+        decoder = Decoder(bundle.manifest.config, dtype=dtype, compute=compute)
+    with safe_open(str(bundle.weights_path), framework="pt", device=str(device)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        decoder.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise BadBundle(
+            f"{bundle.weights_path} does not hold the tensors that the manifest describes: "
+            f"{error}. Export the checkpoint again."
+        ) from error
+    return decoder.requires_grad_(False).eval()
+
+
+def _cap_allocator(device: torch.device, limit_bytes: int) -> None:
+    """Cap torch's allocator at what the context and the libraries leave of the limit."""
+    torch.ones(1, device=device)
+    context = max(0, memory_now("cuda").bytes - torch.cuda.memory_reserved(device))
+    if context >= limit_bytes:
+        raise DoesNotFit(
+            f"The CUDA context alone holds {format_bytes(context)}, and the limit is "
+            f"{format_bytes(limit_bytes)}. Give a larger --budget, or choose --device cpu."
+        )
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes - context) / total), device)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without the rest of a larger buffer that it is a slice of."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+def _to_array(tensor: torch.Tensor) -> NDArray[Any]:
+    host = tensor.detach().to("cpu", copy=True).contiguous()
+    array: NDArray[Any] = (
+        host.view(torch.uint16).numpy() if host.dtype == torch.bfloat16 else host.numpy()
+    )
+    return array
+
+
+def _to_tensor(array: NDArray[Any], spec: TensorSpec, device: torch.device) -> torch.Tensor:
+    tensor = torch.tensor(np.ascontiguousarray(array))
+    return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor).to(device)

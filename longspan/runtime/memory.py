@@ -1,0 +1,248 @@
+"""A memory: what reading leaves behind, and its `.span` file. No backend, no tokenizer.
+
+memory.save(Path("book.span"))
+memory = load_memory(Path("book.span"), manifest)     # of the same model, or refused by name
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longspan.bundle import Engine, Manifest
+from longspan.errors import BadMemory
+from longspan.runtime.span_file import SpanHeader, read_arrays, read_header, write_span
+from longspan.tensors import DType
+from longspan.version import __version__
+
+KIND = "memory"
+LOGITS = "last_logits"
+_HOST_DTYPES: dict[DType, str] = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "uint16",
+    "int64": "int64",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentRead:
+    """A document that was read: its name, the SHA-256 and bytes of its text, its tokens."""
+
+    name: str
+    sha256: str
+    bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a state belongs to.
+
+    Attributes:
+        model: fingerprint of config and weights.
+        family: the model's family, for people.
+        tokenizer: fingerprint of the tokenizer, or None for a bundle without one.
+        engine: what computed it.
+    """
+
+    model: str
+    family: str
+    tokenizer: str | None
+    engine: Engine
+
+    @classmethod
+    def of(cls, manifest: Manifest, engine: Engine) -> Origin:
+        """The origin of what `engine` computes with the bundle of `manifest`."""
+        return cls(
+            model=manifest.model_fingerprint(),
+            family=manifest.config.family,
+            tokenizer=manifest.tokenizer_fingerprint(),
+            engine=engine,
+        )
+
+    def to_facts(self) -> dict[str, str]:
+        """Metadata of a `.span` file that `from_facts` reads back."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, str]) -> Origin:
+        """Read what `to_facts` wrote."""
+        return cls(
+            model=facts["model"],
+            family=facts["family"],
+            tokenizer=facts.get("tokenizer"),
+            engine=cast(Engine, facts["engine"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Memory:
+    """What reading leaves behind; asking never changes it.
+
+    Attributes:
+        state: every state tensor by name, in host memory; bfloat16 as uint16 with the same bits.
+        last_logits: float32 [V], for the token after the last that was read.
+        documents: what was read, in order.
+        origin: the model that it belongs to.
+        created: when, as ISO 8601 in UTC.
+    """
+
+    state: Mapping[str, NDArray[Any]]
+    last_logits: NDArray[np.float32]
+    documents: tuple[DocumentRead, ...]
+    origin: Origin
+    created: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were read."""
+        return sum(document.tokens for document in self.documents)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state and the logits."""
+        return sum(array.nbytes for array in self.state.values()) + self.last_logits.nbytes
+
+    def save(self, path: str | Path) -> None:
+        """Write the memory to `path`, in one step; a `.span` file by custom.
+
+        Raises:
+            BadInput: the file cannot be written.
+        """
+        write_span(
+            Path(path),
+            kind=KIND,
+            facts=span_facts(self.origin, self.documents) | {"created": self.created},
+            arrays={**self.state, LOGITS: self.last_logits},
+        )
+
+
+def load_memory(path: str | Path, manifest: Manifest) -> Memory:
+    """Read a memory for the model of `manifest`; everything is checked before it is used.
+
+    Raises:
+        BadMemory: the file is missing, no memory, damaged, newer, or of another model or
+            tokenizer.
+    """
+    header = read_header(Path(path))
+    if header.facts["kind"] != KIND:
+        raise BadMemory(
+            f"{path} is no memory but the {header.facts['kind']} of a reading that was "
+            "interrupted. Read the same document again to finish it: it goes on from there."
+        )
+    origin = Origin.from_facts(header.facts)
+    check_origin(f"The memory {path}", origin, manifest)
+    check_shapes(header, manifest, extra={LOGITS: (manifest.config.vocab_size,)})
+    arrays = read_arrays(header)
+    return Memory(
+        last_logits=arrays.pop(LOGITS),
+        state=arrays,
+        documents=documents_of(header.facts),
+        origin=origin,
+        created=header.facts["created"],
+    )
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a `.span` file is, for people, without its model.
+
+    Raises:
+        BadMemory: the file is missing, no `.span` file, damaged, or newer.
+    """
+    facts = read_header(Path(path)).facts
+    documents = documents_of(facts)
+    return {
+        "kind": facts["kind"],
+        "format_version": int(facts["version"]),
+        "family": facts["family"],
+        "model": facts["model"],
+        "tokenizer": facts.get("tokenizer"),
+        "engine": facts["engine"],
+        "tokens": sum(document.tokens for document in documents),
+        "documents": [asdict(document) for document in documents],
+        "created": facts["created"],
+        "longspan": facts["longspan"],
+        "bytes": Path(path).stat().st_size,
+    }
+
+
+def timestamp() -> str:
+    """Now, as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def span_facts(origin: Origin, documents: tuple[DocumentRead, ...]) -> dict[str, str]:
+    """Metadata of a `.span` file that `check_origin` and `documents_of` read back."""
+    return origin.to_facts() | {
+        "longspan": __version__,
+        "documents": json.dumps([asdict(document) for document in documents]),
+    }
+
+
+def documents_of(facts: Mapping[str, str]) -> tuple[DocumentRead, ...]:
+    """The documents that `span_facts` wrote down."""
+    return tuple(DocumentRead(**item) for item in json.loads(facts["documents"]))
+
+
+def check_origin(what: str, origin: Origin, manifest: Manifest) -> None:
+    """Check that a state belongs to the model and the tokenizer of `manifest`.
+
+    Args:
+        what: what messages call it.
+        origin: where it comes from.
+        manifest: of the bundle that is to go on with it.
+
+    Raises:
+        BadMemory: it does not belong to it.
+    """
+    model, tokenizer = manifest.model_fingerprint(), manifest.tokenizer_fingerprint()
+    if origin.model != model:
+        raise BadMemory(
+            f"{what} belongs to the {origin.family} model {origin.model[:12]}, and this bundle "
+            f"is the {manifest.config.family} model {model[:12]}. A memory goes on only with the "
+            "model that wrote it. Load that model's bundle, or read the document again with "
+            "this one."
+        )
+    if origin.tokenizer != tokenizer:
+        raise BadMemory(
+            f"{what} was read with the tokenizer {_short(origin.tokenizer)}, and this bundle has "
+            f"{_short(tokenizer)}. The same text would be other tokens. Load the bundle that "
+            "wrote it, or read the document again with this one."
+        )
+
+
+def _short(fingerprint: str | None) -> str:
+    return "none" if fingerprint is None else fingerprint[:12]
+
+
+def check_shapes(
+    header: SpanHeader, manifest: Manifest, *, extra: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that a file holds the state of `manifest` and the float32 tensors `extra`, no more.
+
+    Raises:
+        BadMemory: a tensor is missing, unknown, or has another shape or dtype.
+    """
+    wanted = {spec.name: (_HOST_DTYPES[spec.dtype], spec.shape) for spec in manifest.state}
+    wanted |= {name: ("float32", shape) for name, shape in extra.items()}
+    found = {name: (dtype.name, shape) for name, (dtype, shape) in header.table.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise BadMemory(
+                f"The memory {header.path} does not hold this model's state: {name} is "
+                f"{_tensor(found.get(name), 'missing')}, and the bundle has "
+                f"{_tensor(wanted.get(name), 'no such tensor')}. "
+                "Read the document again with this bundle."
+            )
+
+
+def _tensor(facts: tuple[str, tuple[int, ...]] | None, absent: str) -> str:
+    return absent if facts is None else f"{facts[0]} {list(facts[1])}"

@@ -1,0 +1,157 @@
+"""What NVIDIA's driver knows, through ctypes: devices, and the memory that a process holds.
+
+It imports no CUDA library of Python's and makes no CUDA context, so asking costs no device memory.
+The device is always the first one that CUDA shows to this process (``CUDA_VISIBLE_DEVICES``).
+
+    find_cuda().name            # "NVIDIA H100 80GB HBM3", or None with `.looked_for`
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+_NVML_INSUFFICIENT_SIZE = 7
+# nvml.h, NVML_VALUE_NOT_AVAILABLE: Windows' display driver does not count memory by process.
+_NOT_AVAILABLE = 2**64 - 1
+# Processes come and go between asking for their number and asking for the list.
+_SPARE_ENTRIES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaFound:
+    """The first CUDA device that this process may use, or None, and what was looked for."""
+
+    name: str | None
+    looked_for: str
+
+
+class _ProcessInfo(ctypes.Structure):
+    """nvmlProcessInfo_t of nvmlDeviceGetComputeRunningProcesses_v3."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("used_bytes", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t."""
+
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+def find_cuda() -> CudaFound:
+    """Ask the driver for the first device; a wheel built for CUDA proves nothing by itself."""
+    library = _driver_name()
+    driver = _load(library)
+    if driver is None:
+        return CudaFound(name=None, looked_for=f"the driver's library {library}, which is missing")
+    device = _first_device(driver)
+    if device is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+        return CudaFound(
+            name=None, looked_for=f"a device through {library}, which shows none{hint}"
+        )
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(name, 256, device)
+    return CudaFound(name=name.value.decode(), looked_for=f"a device through {library}")
+
+
+def device_memory() -> tuple[int, int] | None:
+    """Bytes of the first device, (total, free), or None where NVML cannot tell."""
+    with _nvml_device() as (nvml, device):
+        memory = _Memory()
+        if nvml is None or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)):
+            return None
+        return int(memory.total), int(memory.free)
+
+
+def process_bytes(pid: int) -> int | None:
+    """Bytes that process `pid` holds on the first device, or None where NVML does not list it."""
+    with _nvml_device() as (nvml, device):
+        if nvml is None:
+            return None
+        for info in _compute_processes(nvml, device):
+            if info.pid == pid and info.used_bytes != _NOT_AVAILABLE:
+                return int(info.used_bytes)
+        return None
+
+
+def _compute_processes(nvml: Any, device: Any) -> list[_ProcessInfo]:
+    ask = getattr(nvml, "nvmlDeviceGetComputeRunningProcesses_v3", None)
+    if ask is None:
+        return []
+    count = ctypes.c_uint(0)
+    if ask(device, ctypes.byref(count), None) not in (0, _NVML_INSUFFICIENT_SIZE):
+        return []
+    count.value += _SPARE_ENTRIES
+    entries = (_ProcessInfo * count.value)()
+    if ask(device, ctypes.byref(count), entries):
+        return []
+    return list(entries[: count.value])
+
+
+@contextmanager
+def _nvml_device() -> Iterator[tuple[Any, Any]]:
+    """NVML and its handle of the first device, or (None, None)."""
+    nvml = _load("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    identity = _first_device_uuid()
+    if nvml is None or identity is None or nvml.nvmlInit_v2():
+        yield None, None
+        return
+    try:
+        device = ctypes.c_void_p()
+        # The driver names a slice of a GPU by the same 16 bytes; NVML wants to hear which it is.
+        for prefix in ("GPU-", "MIG-"):
+            name = f"{prefix}{identity}".encode()
+            if nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(device)) == 0:
+                yield nvml, device
+                return
+        yield None, None
+    finally:
+        nvml.nvmlShutdown()
+
+
+@cache
+def _first_device_uuid() -> uuid.UUID | None:
+    driver = _load(_driver_name())
+    device = None if driver is None else _first_device(driver)
+    if driver is None or device is None:
+        return None
+    raw = ctypes.create_string_buffer(16)
+    ask = getattr(driver, "cuDeviceGetUuid_v2", None) or driver.cuDeviceGetUuid
+    return uuid.UUID(bytes=raw.raw) if ask(raw, device) == 0 else None
+
+
+def _first_device(driver: Any) -> ctypes.c_int | None:
+    count, device = ctypes.c_int(0), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return None
+    return None if driver.cuDeviceGet(ctypes.byref(device), 0) else device
+
+
+def _driver_name() -> str:
+    return "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+@cache
+def _load(name: str) -> Any:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None

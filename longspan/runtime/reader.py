@@ -1,0 +1,173 @@
+"""One reading of one document: chunks, progress, budget, checkpoints.
+
+reader = Reader(backend, watch, chunk_tokens=512, on_progress=None)
+result = reader.read(document, tokenizer, state, keeper=None)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+from longspan.errors import BadMemory
+from longspan.runtime.backends import Backend, State
+from longspan.runtime.checkpoint import Checkpoint, Keeper, Reached, not_used
+from longspan.runtime.documents import Document
+from longspan.runtime.measured import BudgetWatch
+from longspan.runtime.reading import (
+    Chunk,
+    OnProgress,
+    Progress,
+    ReadResult,
+    cut_chunks,
+    reached_by,
+    read_chunks,
+    tokens_sha256,
+)
+from longspan.runtime.tokens import (
+    Place,
+    TextDiffersError,
+    Tokenizer,
+    TokenPiece,
+    Tokens,
+    tokenize,
+)
+
+OnNotice = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads one document on `backend`, and watches the budget after each chunk.
+
+    Attributes:
+        tokens: tokens that were computed; those before an interruption do not count.
+        seconds: since the reading began.
+    """
+
+    backend: Backend
+    watch: BudgetWatch
+    chunk_tokens: int
+    on_progress: OnProgress | None
+    keeper: Keeper | None = None
+    bytes_total: int | None = None
+    tokens: int = 0
+    _started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the reading began."""
+        return time.perf_counter() - self._started
+
+    def read(
+        self,
+        document: Document,
+        tokenizer: Tokenizer,
+        state: State,
+        *,
+        found: Checkpoint | None,
+        continues: bool,
+        on_notice: OnNotice,
+    ) -> ReadResult:
+        """Read a document from `state`, or from a checkpoint of an earlier reading of it.
+
+        Args:
+            document: what to read.
+            tokenizer: of the model.
+            state: before the document.
+            found: the checkpoint, if there is one that goes on from `state`.
+            continues: whether other text is in `state`.
+            on_notice: told whether the checkpoint is used.
+
+        Raises:
+            BadDocument: the document is empty, or not UTF-8 text.
+            BadMemory: the checkpoint is of another text, and the document can be read only once.
+            BudgetExceeded: the process holds more than the budget.
+        """
+        self.bytes_total = document.bytes_total
+
+        def pieces(after: Place | None) -> Iterator[TokenPiece]:
+            return tokenize(document.pieces(), tokenizer, after=after, continues=continues)
+
+        if found is not None and self.keeper is not None:
+            resumed = resume(pieces(found.reached.place), found.reached)
+            if resumed is not None:
+                on_notice(f"Reading goes on after {found.reached.tokens:,} tokens.")
+                state = self.backend.from_arrays(found.state)
+                return self.read_pieces(resumed, state, reached=found.reached)
+            refused = not_used(self.keeper.path, "It is of another text.")
+            if not document.again:
+                raise BadMemory(
+                    f"{refused} But {document.name} can be read only once, and its start is "
+                    "gone. Remove the checkpoint, and give the text again."
+                )
+            on_notice(refused)
+        return self.read_pieces(pieces(None), state)
+
+    def read_pieces(
+        self, pieces: Iterable[TokenPiece], state: State, *, reached: Reached | None = None
+    ) -> ReadResult:
+        """Read tokens from `state`, of which `reached` are in it.
+
+        Raises:
+            BadDocument: there is no token.
+            BudgetExceeded: the process holds more than the budget.
+        """
+        begun, before = (reached.begun, reached.tokens) if reached else (0, 0)
+        return read_chunks(
+            self.backend,
+            state,
+            cut_chunks(pieces, self.chunk_tokens, begun=begun),
+            tokens_before=before,
+            after_chunk=self._after_chunk,
+            on_interrupt=self._save if self.keeper else None,
+        )
+
+    def _after_chunk(self, state: State, tokens: int, chunk: Chunk) -> None:
+        self.tokens += len(chunk.tokens)
+        memory_bytes = self.watch.require()
+        if self.keeper is not None and self.keeper.due and not chunk.last:
+            self._save(state, reached_by(chunk, tokens))
+        if self.on_progress is not None:
+            seconds = self.seconds
+            self.on_progress(
+                Progress(
+                    tokens=tokens,
+                    bytes_done=chunk.bytes_done,
+                    bytes_total=self.bytes_total,
+                    seconds=seconds,
+                    tokens_per_second=self.tokens / seconds,
+                    memory_bytes=memory_bytes,
+                    budget_bytes=self.watch.budget_bytes,
+                )
+            )
+
+    def _save(self, state: State, reached: Reached) -> None:
+        if self.keeper is not None:
+            self.keeper.save(self.backend.to_arrays(state), reached)
+
+
+def resume(pieces: Iterator[TokenPiece], reached: Reached) -> Iterator[TokenPiece] | None:
+    """The pieces from where a reading was, or None if the text before is another."""
+    try:
+        first = next(pieces)
+    except TextDiffersError:
+        return None
+    if tokens_sha256(first.tokens[: reached.begun]) != reached.begun_sha256:
+        return None
+    return chain([first], pieces)
+
+
+def token_pieces(arrays: Iterable[Tokens]) -> Iterator[TokenPiece]:
+    """Token ids int64 [n] as pieces of a text whose bytes are the ids', little-endian int64."""
+    hasher = hashlib.sha256()
+    place = Place(text_bytes=0, text_sha256=hasher.hexdigest())
+    for tokens in arrays:
+        data = tokens.astype("<i8").tobytes()
+        hasher.update(data)
+        start, done = place, place.text_bytes + len(data)
+        place = Place(text_bytes=done, text_sha256=hasher.hexdigest())
+        yield TokenPiece(tokens=tokens, start=start, end=place)

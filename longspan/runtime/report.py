@@ -1,0 +1,48 @@
+"""What `Runtime.read_to` did, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from longspan.bundle import Engine
+from longspan.sizes import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadReport:
+    """A reading that was saved.
+
+    Attributes:
+        memory: the `.span` file.
+        memory_bytes: bytes of the state and the logits in it.
+        tokens: tokens of the document.
+        chunk_tokens: tokens that went through the model together.
+        seconds: of this run; what was read before an interruption does not count.
+        tokens_per_second: of this run.
+        peak_bytes: the most that the process held on its device.
+        planned_bytes: the plan's total.
+        budget_bytes: what it may hold.
+        engine: what computed.
+    """
+
+    memory: Path
+    memory_bytes: int
+    tokens: int
+    chunk_tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_bytes: int
+    planned_bytes: int
+    budget_bytes: int
+    engine: Engine
+
+    def text(self) -> str:
+        """Two lines for people."""
+        return (
+            f"{self.tokens:,} tokens read in {self.seconds:.1f} s ({self.tokens_per_second:,.0f} "
+            f"a second, {self.engine}); the memory is {self.memory} "
+            f"({format_bytes(self.memory_bytes)}).\n"
+            f"Peak {format_bytes(self.peak_bytes)}, planned {format_bytes(self.planned_bytes)}, "
+            f"budget {format_bytes(self.budget_bytes)}."
+        )

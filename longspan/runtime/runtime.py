@@ -1,0 +1,117 @@
+"""From a bundle and a budget to a plan, and to a loaded `Runtime`.
+
+plan_bundle("bundle/", budget="2GiB").fits
+with load("bundle/", budget="2GiB") as runtime:
+    memory = runtime.read("book.txt")
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+from longspan.bundle import Bundle, open_bundle
+from longspan.runtime.backends import BackendName, Device, open_backend
+from longspan.runtime.backends.choice import EngineChoice, choose_engine
+from longspan.runtime.baseline import measure_baseline
+from longspan.runtime.budget import Budget
+from longspan.runtime.loaded import Runtime
+from longspan.runtime.measured import BudgetWatch
+from longspan.runtime.plan import Plan, make_plan, require_fit
+
+__all__ = ["Runtime", "load", "plan_bundle"]
+
+
+def plan_bundle(
+    bundle: str | Path | Bundle,
+    *,
+    budget: str | int | Budget | None = None,
+    tokens: int | None = None,
+    device: Literal["auto"] | Device = "auto",
+    backend: Literal["auto"] | BackendName = "auto",
+    chunk_tokens: int | None = None,
+) -> Plan:
+    """Divide the budget, loading nothing.
+
+    Args:
+        bundle: its folder.
+        budget: bytes that the whole process may hold; None for nine tenths of what is free.
+        tokens: length of the document; None for any.
+        device: where to run.
+        backend: what runs it.
+        chunk_tokens: tokens of a chunk; None for the most that fits.
+
+    Raises:
+        BadBundle: there is no bundle.
+        BadInput: a value is out of its range, or the device is not there.
+    """
+    choice = choose_engine(device=device, backend=backend)
+    return _plan(_opened(bundle), choice, budget, chunk_tokens, tokens=tokens)
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    budget: str | int | Budget | None = None,
+    device: Literal["auto"] | Device = "auto",
+    backend: Literal["auto"] | BackendName = "auto",
+    chunk_tokens: int | None = None,
+    threads: int | None = None,
+) -> Runtime:
+    """Load a bundle, if its plan fits the budget.
+
+    Args:
+        bundle: its folder.
+        budget: bytes that the whole process may hold on the device, as ``"2GiB"``; None for nine
+            tenths of what is free.
+        device: where to run.
+        backend: what runs it.
+        chunk_tokens: tokens that go through the model together; None for the most that fits.
+        threads: CPU threads; None for all physical cores.
+
+    Raises:
+        BadBundle: there is no bundle, or it cannot be loaded.
+        BadInput: a value is out of its range, or the device is not there.
+        DoesNotFit: the plan is larger than the budget; nothing was loaded.
+        MissingExtra: the backend needs a package that is not installed.
+    """
+    found = _opened(bundle)
+    choice = choose_engine(device=device, backend=backend)
+    plan = _plan(found, choice, budget, chunk_tokens)
+    require_fit(plan)
+    with ExitStack() as stack:
+        watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
+        model = open_backend(
+            found, engine=plan.engine, memory_limit_bytes=plan.budget_bytes, threads=threads
+        )
+        stack.callback(model.close)
+        return Runtime(found, plan, model, watch, stack.pop_all())
+
+
+def _opened(bundle: str | Path | Bundle) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+
+
+def _plan(
+    bundle: Bundle,
+    choice: EngineChoice,
+    budget: str | int | Budget | None,
+    chunk_tokens: int | None,
+    *,
+    tokens: int | None = None,
+) -> Plan:
+    tokenizer = bundle.tokenizer_path
+    if budget is None:
+        budget = Budget.default(choice.device)
+    elif not isinstance(budget, Budget):
+        budget = Budget(budget)
+    return make_plan(
+        bundle.manifest,
+        engine=choice.engine,
+        budget_bytes=budget.bytes,
+        baseline_bytes=measure_baseline(choice.engine),
+        tokens=tokens,
+        chunk_tokens=chunk_tokens,
+        tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
+    )

@@ -1,0 +1,202 @@
+"""Check a bundle on this machine: chunk-invariance of each engine, torch against ONNX Runtime.
+
+Random tokens are read in one pass, in odd chunks, and one by one; all logits and the final state
+must agree. It loads the model once an engine and knows nothing of plans or documents.
+
+    checks = verify_bundle(open_bundle("bundle"), device="cpu")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longspan.bundle import GRAPHS, Bundle, Engine
+from longspan.runtime.backends import Arrays, Backend, Device, open_backend
+from longspan.runtime.backends.choice import find_installed
+from longspan.tensors import DType, TensorSpec
+
+# By dtype of the arithmetic and of the tails, keys and values. Relative to the largest value of
+# what is compared.
+TOLERANCES: Mapping[tuple[DType, DType], float] = {
+    ("float32", "float32"): 5e-4,  # thousands of sums in another order; one layer is off by 2e-6
+    ("float32", "float16"): 4e-3,  # a kept value may round the other way: 2^-11, twice
+    ("float32", "bfloat16"): 3e-2,  # the same with 2^-8
+    ("float16", "float16"): 3e-2,  # every layer rounds: some dozen times 2^-11
+    ("bfloat16", "bfloat16"): 1e-1,  # some dozen times 2^-8
+}
+ODD_CHUNKS = (1, 7, 2, 31, 16, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: what was compared.
+        max_error: largest difference, relative to the largest value; None if nothing was run.
+        tolerance: largest error that passes.
+        passed: whether the error is within the tolerance; True where the check was skipped.
+        skipped: why nothing was run, or None.
+    """
+
+    name: str
+    max_error: float | None
+    tolerance: float
+    passed: bool
+    skipped: str | None = None
+
+    def text(self) -> str:
+        """One line for people."""
+        if self.max_error is None:
+            return f"skipped  {self.name}: {self.skipped}"
+        result = "passed " if self.passed else "FAILED "
+        return f"{result}  {self.name}: {self.max_error:.1e} (at most {self.tolerance:.0e})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What an engine made of the tokens: logits float32 [L, V], and the state after them."""
+
+    logits: NDArray[np.float32]
+    state: Arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CudaGraphOnCpu(Bundle):
+    """A bundle whose `model.onnx` stands for the CPU's graph."""
+
+    def graph_path(self, device: Literal["cpu", "cuda"]) -> Path:
+        """`model.onnx`, whatever the device."""
+        del device
+        return self.path / GRAPHS["cuda"]
+
+
+def verify_bundle(
+    bundle: Bundle, *, device: Device, tokens: int = 96, seed: int = 0
+) -> tuple[Check, ...]:
+    """Compare every engine of `device` with itself in other chunks, and with the others.
+
+    Args:
+        bundle: what to check.
+        device: ``"cpu"`` or ``"cuda"``.
+        tokens: random tokens to read, at least 2.
+        seed: of the tokens.
+
+    Returns:
+        One check a comparison; those that cannot run here are skipped with a reason.
+    """
+    vocabulary = bundle.manifest.config.vocab_size
+    text = np.random.default_rng(seed).integers(0, vocabulary, tokens, dtype=np.int64)
+    checks: list[Check] = []
+    reference: _Run | None = None
+    for name, engine, graph, skipped in _engines(bundle, device):
+        tolerance = TOLERANCES[_arithmetic(engine, graph), bundle.manifest.dtype]
+        if skipped is not None:
+            checks.append(
+                Check(
+                    name=f"{name} in chunks",
+                    max_error=None,
+                    tolerance=tolerance,
+                    passed=True,
+                    skipped=skipped,
+                )
+            )
+            continue
+        one_pass, in_chunks = _runs(graph, engine, text)
+        checks.append(_compare(f"{name} in chunks", in_chunks, one_pass, tolerance, bundle))
+        if reference is not None:
+            checks.append(
+                _compare(f"{name} against torch", [one_pass], reference, tolerance, bundle)
+            )
+        elif engine.startswith("torch"):
+            reference = one_pass
+    return tuple(checks)
+
+
+def _engines(bundle: Bundle, device: Device) -> Iterator[tuple[str, Engine, Bundle, str | None]]:
+    """Name, engine, bundle to open, reason to skip; torch first: the others are held to it."""
+    missing = None if find_installed().torch else "torch is not installed"
+    if device == "cuda":
+        yield "torch-cuda", "torch-cuda", bundle, missing
+        yield "onnx-cuda model.onnx", "onnx-cuda", bundle, None
+        return
+    yield "torch-cpu", "torch-cpu", bundle, missing
+    yield f"onnx-cpu {GRAPHS['cpu']}", "onnx-cpu", bundle, None
+    on_cpu = _CudaGraphOnCpu(path=bundle.path, manifest=bundle.manifest)
+    no_kernels = (
+        "ONNX Runtime has no bfloat16 arithmetic on the CPU; longspan verify --device cuda runs it"
+        if bundle.manifest.dtype == "bfloat16"
+        else None
+    )
+    yield f"onnx-cpu {GRAPHS['cuda']}", "onnx-cpu", on_cpu, no_kernels
+
+
+def _runs(bundle: Bundle, engine: Engine, text: NDArray[np.int64]) -> tuple[_Run, list[_Run]]:
+    """The text in one pass; and in odd chunks, and token by token."""
+    backend = open_backend(bundle, engine=engine, memory_limit_bytes=None)
+    try:
+        one_pass = _read(backend, text, [len(text)])
+        return one_pass, [
+            _read(backend, text, cuts) for cuts in (_odd_cuts(len(text)), [1] * len(text))
+        ]
+    finally:
+        backend.close()
+
+
+def _odd_cuts(length: int) -> list[int]:
+    cuts: list[int] = []
+    while (left := length - sum(cuts)) > 0:
+        cuts.append(min(left, ODD_CHUNKS[len(cuts) % len(ODD_CHUNKS)]))
+    return cuts
+
+
+def _read(backend: Backend, text: NDArray[np.int64], cuts: Sequence[int]) -> _Run:
+    state, logits, start = backend.new_state(), [], 0
+    for tokens in cuts:
+        part = text[start : start + tokens]
+        rows, state = backend.forward(part, state, keep=range(tokens))
+        logits.append(rows)
+        start += tokens
+    return _Run(logits=np.concatenate(logits), state=backend.to_arrays(state))
+
+
+def _arithmetic(engine: Engine, graph: Bundle) -> DType:
+    """The dtype that an engine computes in."""
+    on_cpu = engine.endswith("cpu") and not isinstance(graph, _CudaGraphOnCpu)
+    return "float32" if on_cpu else graph.manifest.dtype
+
+
+def _compare(
+    name: str, runs: Sequence[_Run], reference: _Run, tolerance: float, bundle: Bundle
+) -> Check:
+    error = max(_difference(run, reference, bundle.manifest.state) for run in runs)
+    return Check(name=name, max_error=error, tolerance=tolerance, passed=error <= tolerance)
+
+
+def _difference(run: _Run, reference: _Run, specs: Sequence[TensorSpec]) -> float:
+    """The largest relative difference of logits and of every state tensor; infinite for a NaN."""
+    errors = [_relative(run.logits, reference.logits)]
+    for spec in specs:
+        ours, theirs = run.state[spec.name], reference.state[spec.name]
+        errors.append(_relative(_as_float(ours, spec), _as_float(theirs, spec)))
+    return float(np.nan_to_num(np.max(errors), nan=np.inf))
+
+
+def _relative(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
+    if not ours.size:
+        return 0.0
+    scale = float(np.abs(theirs).max())
+    return float(np.abs(ours - theirs).max()) / (scale or 1.0)
+
+
+def _as_float(array: NDArray[Any], spec: TensorSpec) -> NDArray[np.float64]:
+    """The values of a state tensor; bfloat16 comes as uint16 with the same bits."""
+    if spec.dtype == "bfloat16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float64)

@@ -1,0 +1,40 @@
+"""Names, shapes and dtypes of tensors, without any tensor library.
+
+The bundle's manifest, the planner and every backend describe state with the same
+`TensorSpec`. It knows nothing of torch or ONNX.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+DType = Literal["float32", "float16", "bfloat16", "int64"]
+
+DTYPE_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+
+
+def dtype_name(name: str) -> DType:
+    """Check that `name` is a dtype that longspan stores.
+
+    Raises:
+        ValueError: `name` is none of float32, float16, bfloat16, int64.
+    """
+    if name not in get_args(DType):
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(get_args(DType))}")
+    return cast(DType, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One named tensor of fixed shape. The first dimension of a state tensor is the batch, 1."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]

@@ -1,0 +1,176 @@
+"""Every command with --json: one object on stdout, with the documented keys; and its refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import longspan
+
+TEXT = "It rained on the quay all day.\n" * 40
+FACT = "The pass key is 58214. Remember it.\n"
+
+
+def command(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run longspan in a process of its own, and check its exit status."""
+    done = subprocess.run(
+        [sys.executable, "-m", "longspan", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def facts(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
+    """The JSON object that a command prints."""
+    done = command(*arguments, "--json", status=status)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "quay.txt"
+    path.write_text(TEXT + FACT + TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def span(document: Path) -> tuple[Path, dict[str, Any]]:
+    path = document.with_suffix(".span")
+    return path, facts("read", "builtin", document, "--out", path, "--device", "cpu")
+
+
+def test_read(span: tuple[Path, dict[str, Any]]) -> None:
+    path, found = span
+    assert {"tokens", "chunk_tokens", "seconds", "peak_bytes", "planned_bytes"} <= found.keys()
+    assert found["tokens"] > 500
+    assert path.stat().st_size < 2**20
+    assert not path.with_name(path.name + ".partial").exists()
+
+
+def test_ask_from_memory(span: tuple[Path, dict[str, Any]]) -> None:
+    question = "What is the pass key?"
+    found = facts("ask", "builtin", question, question, "--memory", span[0], "--device", "cpu")
+    assert [row["answer"] for row in found["answers"]] == ["58214", "58214"]
+    assert {"question", "answer", "tokens", "seconds"} <= found["answers"][0].keys()
+    assert found["peak_bytes"] > 0
+
+
+def test_ask_from_document_streams_text(document: Path) -> None:
+    done = command(
+        "ask", "builtin", "What is the pass key?", "--document", document, "--device", "cpu"
+    )
+    assert done.stdout == "What is the pass key?\n58214\n"
+
+
+@pytest.mark.parametrize("kind", ["bundle", "memory"])
+def test_info(kind: str, span: tuple[Path, dict[str, Any]]) -> None:
+    path = {"bundle": longspan.builtin_bundle(), "memory": span[0]}[kind]
+    assert facts("info", path)["kind"] == kind
+
+
+def test_plan() -> None:
+    found = facts("plan", "builtin", "--budget", "512MiB", "--device", "cpu", "--tokens", "256K")
+    assert {"fits", "budget_bytes", "total_bytes", "chunk_tokens", "items"} <= found.keys()
+    assert found["total_bytes"] == sum(item["bytes"] for item in found["items"])
+    assert found["fits"]
+    assert "smallest_budget_bytes" not in found
+
+
+def test_plan_that_does_not_fit() -> None:
+    found = facts("plan", "builtin", "--budget", "64MiB", "--device", "cpu", "--fit", status=3)
+    assert not found["fits"]
+    assert found["smallest_budget_bytes"] > found["budget_bytes"]
+    assert found["longest_tokens"] is None
+
+
+def test_read_that_does_not_fit_is_refused_with_the_arithmetic(document: Path) -> None:
+    out = document.with_name("never.span")
+    done = command(
+        "read", "builtin", document, "--out", out, "--budget", "64MiB", "--device", "cpu", status=3
+    )
+    assert "The smallest budget that would do is" in done.stderr
+    assert not out.exists()
+
+
+def test_measure_with_plot(tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    found = facts(
+        "measure", "builtin", "--budget", "512MiB", "--tokens", "256,512", "--device", "cpu",
+        "--plot", plot,
+    )  # fmt: skip
+    assert {"device", "budget_bytes", "runs"} <= found.keys()
+    assert [run["tokens"] for run in found["runs"]] == [256, 512]
+    keys = {"tokens", "peak_bytes", "planned_bytes", "prefill_seconds", "decode_tokens_per_second"}
+    assert keys <= found["runs"][0].keys()
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify() -> None:
+    found = facts("verify", "builtin", "--device", "cpu")
+    assert found["passed"]
+    assert {"name", "max_error", "tolerance", "passed"} <= found["checks"][0].keys()
+
+
+def test_doctor() -> None:
+    found = facts("doctor", "--device", "cpu")
+    assert {"device", "ops"} <= found.keys()
+    assert {"op", "choice", "reason"} == found["ops"][0].keys()
+
+
+def test_demo() -> None:
+    found = facts("demo", "--tokens", "2K", "--seed", "11", "--depth", "0.4")
+    keys = {"answer", "expected", "correct", "tokens", "seconds", "peak_bytes", "budget_bytes"}
+    assert keys <= found.keys()
+    assert found["correct"]
+    assert found["peak_bytes"] <= found["budget_bytes"] <= 256 * 2**20
+
+
+def test_help_and_version() -> None:
+    commands = ["demo", "export", "info", "plan", "read", "ask", "measure", "verify", "doctor"]
+    shown = command("--help").stdout
+    assert all(name in shown for name in commands)
+    assert command("--version").stdout == f"longspan {longspan.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["info", "nowhere"],
+            "nowhere does not exist. Name a checkpoint, a bundle's folder, or a .span file.",
+        ),
+        (
+            ["ask", "builtin", "Who?"],
+            "Give what to ask about, either --memory FILE.span or --document FILE: found neither.",
+        ),
+        (
+            ["plan", "builtin", "--budget", "much"],
+            "'much' is not a size. Write it like 512MiB, 2GB, 1.5GiB or 1048576.",
+        ),
+        (
+            ["demo", "--depth", "2"],
+            "--depth is 2.0; it must be between 0 (the start) and 1 (the end).",
+        ),
+        (
+            ["read", "builtin", "nowhere.txt", "--out", "never.span", "--device", "cpu"],
+            "The document nowhere.txt does not exist. Check the name.",
+        ),
+    ],
+)
+def test_refusals(arguments: list[str], message: str) -> None:
+    assert command(*arguments, status=1).stderr == message + "\n"
+    assert facts(*arguments, status=1) == {"error": message}
+
+
+def test_usage_is_status_2() -> None:
+    command("read", "builtin", status=2)

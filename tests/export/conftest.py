@@ -1,0 +1,26 @@
+"""Bundles of every family and dtype, each exported once for the whole run."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from helpers_checkpoints import Exported, write_hf, write_mamba, write_samba, write_tokenizer
+
+from longspan.export import ExportReport, export_bundle
+
+WRITERS = {"samba": write_samba, "mamba": write_mamba, "hf_mamba": write_hf}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Export the tiny checkpoint of a family with weights of a dtype; twice asked, once done."""
+
+    @cache
+    def export(family: str, dtype: str) -> ExportReport:
+        folder = tmp_path_factory.mktemp(f"{family}-{dtype}")
+        WRITERS[family](folder / "checkpoint")
+        write_tokenizer(folder / "checkpoint/tokenizer.json")
+        return export_bundle(folder / "checkpoint", folder / "bundle", weights=dtype)
+
+    return export

@@ -1,0 +1,55 @@
+"""The formulas of activations: complete, growing as they should, above the scan's own scratch."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from longspan.bundle import Engine
+from longspan.export.activations import SCAN_CHUNKS, chunk_bytes
+from longspan.kernels.selective_scan.scratch import scratch_bytes
+from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig
+from longspan.tensors import DType
+
+MAMBA = MambaConfig(d_inner=64, d_state=16, d_conv=4, dt_rank=2)
+CONFIG = ModelConfig(
+    family="samba",
+    vocab_size=100,
+    d_model=32,
+    layers=(
+        MAMBA,
+        MlpConfig(d_ff=48),
+        AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=8, window=16),
+    ),
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_engine_has_an_entry_a_layer_and_one_more(dtype: DType) -> None:
+    found = chunk_bytes(CONFIG, dtype)
+    assert set(found) == set(get_args(Engine))
+    for items in found.values():
+        assert len(items) == len(CONFIG.layers) + 1
+        for item in items:
+            assert 0 < item.at(64) < item.at(128)
+
+
+@pytest.mark.parametrize("length", [129, 2048, 8192, 16_384, 100_000, 1_000_000])
+def test_the_scan_scratch_is_inside_the_formula(length: int) -> None:
+    layer = chunk_bytes(CONFIG, "float32")["torch-cuda"][0]
+    width = MAMBA.d_inner
+    tensors = 4 * (5 * width + CONFIG.d_model + 34) * length
+    assert layer.at(length) - tensors >= scratch_bytes(1, length, width, MAMBA.d_state)
+    assert SCAN_CHUNKS * 4 * width * 17 == layer.fixed
+
+
+def test_only_attention_grows_with_the_square() -> None:
+    found = chunk_bytes(CONFIG, "float32")
+    pairs = {engine: [item.per_pair > 0 for item in items] for engine, items in found.items()}
+    assert pairs == {
+        "onnx-cpu": [False, False, True, False],
+        "onnx-cuda": [False, False, True, False],
+        "torch-cpu": [False, False, True, False],
+        "torch-cuda": [False, False, False, False],
+    }

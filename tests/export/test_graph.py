@@ -1,0 +1,118 @@
+"""Facts of the graphs: no weight inside, every weight a byte range, nothing folded, one default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from helpers_checkpoints import Exported
+from safetensors import safe_open
+
+from longspan.bundle import GRAPHS, open_bundle
+
+# Shapes, a mask's -inf, the frequencies of RoPE: nothing that grows with the model.
+SMALL_BYTES = 256
+
+
+def load(path: Path) -> onnx.ModelProto:
+    return onnx.load(path, load_external_data=False)
+
+
+def external(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values())
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_are_byte_ranges(exported: Exported, graph: str, dtype: str) -> None:
+    bundle = exported("samba", dtype).bundle
+    model = load(bundle / graph)
+    content = (bundle / "model.safetensors").read_bytes()
+    inside = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    assert sum(tensor.ByteSize() for tensor in inside) < 64 * SMALL_BYTES
+    assert all(tensor.ByteSize() < SMALL_BYTES for tensor in inside)
+
+    found = {t.name: t for t in model.graph.initializer if t.external_data}
+    with safe_open(bundle / "model.safetensors", framework="pt") as file:
+        assert set(found) == set(file.keys())
+        for name, tensor in found.items():
+            where = external(tensor)
+            assert where["location"] == "model.safetensors"
+            start, length = int(where["offset"]), int(where["length"])
+            stored = file.get_tensor(name)
+            raw = stored.reshape(-1).view(torch.uint8).numpy().tobytes()
+            assert content[start : start + length] == raw
+            assert list(tensor.dims) == list(stored.shape)
+
+
+def test_large_weights_are_aligned(exported: Exported) -> None:
+    bundle = exported("samba", "float32").bundle
+    model = load(bundle / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.external_data and int(external(tensor)["length"]) % 64 == 0:
+            assert int(external(tensor)["offset"]) % 64 == 0, tensor.name
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values())
+def test_names_and_shapes(exported: Exported, graph: str) -> None:
+    bundle = exported("samba", "float16").bundle
+    model = load(bundle / graph)
+    state = [spec.name for spec in open_bundle(bundle).manifest.state]
+    inputs = [value.name for value in model.graph.input]
+    assert inputs == ["tokens", "keep", *(f"past.{name}" for name in state)]
+    outputs = [value.name for value in model.graph.output]
+    assert outputs == ["logits", *(f"present.{name}" for name in state)]
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    assert versions == {"": 23, "com.microsoft": 1}
+
+
+def test_which_ops_each_graph_has(exported: Exported) -> None:
+    bundle = exported("samba", "float32").bundle
+    ops = {
+        graph: {node.op_type for node in load(bundle / graph).graph.node}
+        for graph in GRAPHS.values()
+    }
+    assert {"FusedMatMul", "CausalConvWithState", "LinearAttention"} <= ops["model.onnx"]
+    assert {"FusedMatMul", "CausalConvWithState", "Scan"} <= ops["model.cpu.onnx"]
+    assert "LinearAttention" not in ops["model.cpu.onnx"]
+    assert "Transpose" not in {
+        node.op_type
+        for node in load(bundle / "model.onnx").graph.node
+        if any(name.endswith("proj.weight") for name in node.input)
+    }
+
+
+def test_casts_of_weights_stay_in_the_graph(exported: Exported) -> None:
+    model = load(exported("samba", "bfloat16").bundle / "model.cpu.onnx")
+    cast = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    assert {name for name in cast if name.endswith("proj.weight")} == {
+        tensor.name for tensor in model.graph.initializer if tensor.name.endswith("proj.weight")
+    }
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values())
+def test_the_graph_holds_no_path_of_this_machine(exported: Exported, graph: str) -> None:
+    content = (exported("samba", "float32").bundle / graph).read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b"site-packages" not in content
+
+
+def test_keep_may_be_left_out(exported: Exported) -> None:
+    bundle = open_bundle(exported("samba", "float32").bundle)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(
+        str(bundle.graph_path("cpu")), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {"tokens": np.array([[3, 1, 4, 1, 5]])} | {
+        f"past.{spec.name}": np.zeros(spec.shape, spec.dtype) for spec in bundle.manifest.state
+    }
+    (last,) = session.run(["logits"], feed)
+    (rows,) = session.run(["logits"], feed | {"keep": np.array([0, -1, 4])})
+    assert last.shape == (1, 1, 24)
+    assert rows.shape == (1, 3, 24)
+    np.testing.assert_allclose(rows[:, 1:], np.concatenate([last, last], axis=1), atol=1e-6)

@@ -1,0 +1,185 @@
+"""Tiny checkpoints of every family, with weights that are random everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+
+from longspan.errors import BadCheckpoint
+from longspan.models.families import open_checkpoint
+
+VOCABULARY, WIDTH, LAYERS, STATES, RANK = 24, 16, 2, 4, 3
+INNER = 2 * WIDTH
+# Exports a family with weights of a dtype, once a run; its value is an `ExportReport`.
+Exported = Callable[[str, str], Any]
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]], *, seed: int = 7) -> dict[str, torch.Tensor]:
+    """Normal weights; norms near one; A_log spread, so that channels forget at different rates."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        near_one = "norm" in name or "ln_f" in name or name.endswith(".D")
+        weights[name] = 1 + 0.1 * noise if near_one else noise * (0.5 if "A_log" in name else 0.3)
+    return weights
+
+
+def mixer_shapes(prefix: str, *, bias: bool = False) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "in_proj.weight": (2 * INNER, WIDTH),
+        "conv1d.weight": (INNER, 1, 4),
+        "conv1d.bias": (INNER,),
+        "x_proj.weight": (RANK + 2 * STATES, INNER),
+        "dt_proj.weight": (INNER, RANK),
+        "dt_proj.bias": (INNER,),
+        "A_log": (INNER, STATES),
+        "D": (INNER,),
+        "out_proj.weight": (WIDTH, INNER),
+    }
+    if bias:
+        shapes |= {"in_proj.bias": (2 * INNER,), "out_proj.bias": (WIDTH,)}
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def backbone_shapes(
+    *, embedding: str, tied: bool = True, **more: Any
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (VOCABULARY, WIDTH)}
+    for i in range(LAYERS):
+        shapes[f"backbone.layers.{i}.norm.weight"] = (WIDTH,)
+        shapes |= mixer_shapes(f"backbone.layers.{i}.mixer.", **more)
+    shapes["backbone.norm_f.weight"] = (WIDTH,)
+    return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
+
+
+MAMBA_CONFIG = {
+    "d_model": WIDTH,
+    "n_layer": LAYERS,
+    "vocab_size": VOCABULARY - 3,  # padded to a multiple of 8
+    "ssm_cfg": {"d_state": STATES, "dt_rank": RANK},
+    "rms_norm": True,
+    "residual_in_fp32": True,
+    "fused_add_norm": True,
+    "pad_vocab_size_multiple": 8,
+}
+HF_CONFIG = {
+    "model_type": "mamba",
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": VOCABULARY,
+    "state_size": STATES,
+    "conv_kernel": 4,
+    "expand": 2,
+    "time_step_rank": RANK,
+    "eos_token_id": 5,
+}
+SAMBA_CONFIG = {
+    "name": "Samba_tiny",
+    "n_layer": 2,
+    "n_embd": WIDTH,
+    "n_head": 4,
+    "n_query_groups": 2,
+    "intermediate_size": 20,
+    "local_window": 5,
+    "mb_per_layer": 2,
+    "padded_vocab_size": VOCABULARY,
+    "norm_eps": 1e-5,
+    "rotary_percentage": 1.0,
+    "bias": False,
+    "parallel_residual": False,
+    "_norm_class": "FusedRMSNorm",
+    "_mlp_class": "LLaMAMLP",
+    "mamba_init": True,
+}
+
+
+def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width, d_ff = WIDTH, config["intermediate_size"]
+    head = width // config["n_head"]
+    rows = (config["n_head"] + 2 * config["n_query_groups"]) * head
+    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (VOCABULARY, width)}
+    for i in range(config["n_layer"]):
+        at = f"transformer.h.{i}."
+        attention = {
+            f"{at}attn.attn.weight": (rows, width),
+            f"{at}attn.proj.weight": (width, width),
+        }
+        if config.get("mamba_swa_mlp"):
+            shapes |= {f"{at}norm_m.weight": (width,), f"{at}norm_attn.weight": (width,)}
+            shapes |= mixer_shapes(f"{at}mb.") | attention
+        else:
+            shapes[f"{at}norm_1.weight"] = (width,)
+            shapes |= attention if i % 2 else mixer_shapes(f"{at}attn.")
+        shapes[f"{at}norm_2.weight"] = (width,)
+        shapes |= {f"{at}mlp.swiglu.{w}.weight": (d_ff, width) for w in ("w1", "w2")}
+        shapes[f"{at}mlp.swiglu.w3.weight"] = (width, d_ff)
+    shapes["transformer.ln_f.weight"] = (width,)
+    return shapes
+
+
+def write_mamba(folder: Path, *, kind: str = "bin", **changes: Any) -> dict[str, torch.Tensor]:
+    """A mamba_ssm folder: one pickle, one safetensors, or two shards of either."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(MAMBA_CONFIG | changes), encoding="utf-8")
+    tied = changes.get("tie_embeddings", True)
+    weights = random_weights(backbone_shapes(embedding="embedding", tied=tied))
+    if tied:
+        weights["lm_head.weight"] = weights["backbone.embedding.weight"].clone()
+    write_weights(folder, weights, kind)
+    return weights
+
+
+def write_weights(folder: Path, weights: dict[str, torch.Tensor], kind: str) -> None:
+    save = {"bin": torch.save, "safetensors": save_file}[kind.removeprefix("sharded ")]
+    name = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}[kind.split()[-1]]
+    if not kind.startswith("sharded "):
+        save(weights, folder / name)
+        return
+    shards = {f"{i}-{name}": dict(list(weights.items())[i::2]) for i in range(2)}
+    for shard, part in shards.items():
+        save(part, folder / shard)
+    index = {"weight_map": {tensor: shard for shard, part in shards.items() for tensor in part}}
+    (folder / f"{name}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def write_hf(folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(HF_CONFIG | changes), encoding="utf-8")
+    tied = changes.get("tie_word_embeddings", True)
+    weights = random_weights(backbone_shapes(embedding="embeddings", tied=tied))
+    save_file({name: w.to(dtype) for name, w in weights.items()}, folder / "model.safetensors")
+
+
+def write_samba(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = SAMBA_CONFIG | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = random_weights(samba_shapes(config))
+    torch.save({"model": weights}, folder / "samba.pth")
+    return weights
+
+
+def write_tokenizer(path: Path, size: int = VOCABULARY) -> Path:
+    vocabulary = {chr(97 + i): i for i in range(size)}
+    Tokenizer(models.BPE(vocabulary, [])).save(str(path))
+    return path
+
+
+def write_config(folder: Path, data: Any) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return str(path)
+
+
+def refusal(path: Path, config: Path | None = None) -> str:
+    with pytest.raises(BadCheckpoint) as caught:
+        open_checkpoint(path, config)
+    return str(caught.value)

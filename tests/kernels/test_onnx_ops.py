@@ -1,0 +1,240 @@
+"""Every onnx_op, exported once with a dynamic L, against the reference at several L in a chain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from longspan.export.cpu_scan import scan_on_cpu
+from longspan.kernels.attention import window_attention
+from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.rms_norm import rms_norm
+from longspan.kernels.selective_scan import selective_scan
+from tests.tolerances import assert_close
+
+pytestmark = [
+    # torch's exporter warns of its own use of torch, and that two inputs share the length.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name. L will not be used:UserWarning"),
+]
+
+E, N, H, G, P, WINDOW = 24, 5, 4, 2, 12, 6
+Tensors = tuple[torch.Tensor, ...]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Layer(torch.nn.Module):
+    """One op with a few weights, as a module that the exporter takes."""
+
+    def __init__(self, run: Callable[..., Tensors]) -> None:
+        super().__init__()
+        self.run = run
+        self.A = torch.nn.Parameter(-torch.rand(E, N) * 4, requires_grad=False)
+        self.vector = torch.nn.Parameter(torch.randn(E), requires_grad=False)
+        self.taps = torch.nn.Parameter(torch.randn(E, 1, 4), requires_grad=False)
+
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        """Run the op on its inputs followed by its state."""
+        return self.run(self, *tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """An op: how it runs, its inputs' shapes after [1, L], and the shapes of its state."""
+
+    run: Callable[..., Tensors]
+    inputs: Shapes
+    state: Shapes = ()
+
+
+def _norm(layer: Layer, x: torch.Tensor) -> Tensors:
+    return (rms_norm(x, layer.vector, eps=1e-5),)
+
+
+def _norm_bare(layer: Layer, x: torch.Tensor) -> Tensors:
+    return (rms_norm(x, None, eps=1e-5),)
+
+
+def _conv(layer: Layer, x: torch.Tensor, tail: torch.Tensor) -> Tensors:
+    return causal_conv(x, layer.taps, layer.vector, tail, activation="silu")
+
+
+def _conv_bare(layer: Layer, x: torch.Tensor, tail: torch.Tensor) -> Tensors:
+    return causal_conv(x, layer.taps, None, tail)
+
+
+def _scan(
+    layer: Layer,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    z: torch.Tensor,
+    state: torch.Tensor,
+) -> Tensors:
+    vector = layer.vector
+    return selective_scan(x, dt, layer.A, B, C, D=vector, z=z, dt_bias=vector, state=state)
+
+
+def _scan_bare(
+    layer: Layer,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    state: torch.Tensor,
+) -> Tensors:
+    return selective_scan(x, dt, layer.A, B, C, state=state)
+
+
+def _attend(layer: Layer, q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> Tensors:
+    v, past_k, past_v = rest
+    position = torch.full((1,), 0, dtype=torch.int64, device=q.device)
+    return window_attention(q, k, v, past_k, past_v, position, window=WINDOW)
+
+
+def _attend_from_the_middle(layer: Layer, *tensors: torch.Tensor) -> Tensors:
+    q, k, v, past_k, past_v = tensors
+    position = torch.full((1,), 3, dtype=torch.int64, device=q.device)
+    return window_attention(q, k, v, past_k, past_v, position, window=WINDOW)
+
+
+CASES = {
+    "rms_norm": Case(run=_norm, inputs=((E,),)),
+    "rms_norm, no weight": Case(run=_norm_bare, inputs=((E,),)),
+    "causal_conv": Case(run=_conv, inputs=((E,),), state=((3, E),)),
+    "causal_conv, no bias": Case(run=_conv_bare, inputs=((E,),), state=((3, E),)),
+    "selective_scan": Case(run=_scan, inputs=((E,), (E,), (N,), (N,), (E,)), state=((E, N),)),
+    "selective_scan, bare": Case(run=_scan_bare, inputs=((E,), (E,), (N,), (N,)), state=((E, N),)),
+    "window_attention": Case(
+        run=_attend, inputs=((H, P), (G, P), (G, P)), state=((WINDOW - 1, G, P),) * 2
+    ),
+    "window_attention, position 3": Case(
+        run=_attend_from_the_middle,
+        inputs=((H, P), (G, P), (G, P)),
+        state=((WINDOW - 1, G, P),) * 2,
+    ),
+}
+
+
+def _inputs(case: Case, length: int, dtype: torch.dtype) -> Tensors:
+    return tuple(torch.randn(1, length, *shape).to(dtype) for shape in case.inputs)
+
+
+def _first_state(name: str, dtype: torch.dtype) -> Tensors:
+    kept = torch.float32 if name.startswith("selective_scan") else dtype
+    return tuple(torch.randn(1, *shape).to(kept) for shape in CASES[name].state)
+
+
+@cache
+def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
+    case = CASES[name]
+    layer = Layer(case.run).eval()
+    inputs, state = _inputs(case, 9, dtype), _first_state(name, dtype)
+    length = torch.export.Dim("L")
+    dynamic: list[dict[int, Any] | None] = [{1: length} for _ in inputs]
+    program = torch.onnx.export(
+        layer,
+        (*inputs, *state),
+        dynamo=True,
+        dynamic_shapes=((*dynamic, *[None for _ in state]),),
+        input_names=[f"in_{i}" for i in range(len(inputs) + len(state))],
+        opset_version=23,
+        verbose=False,
+    )
+    assert program is not None, "dynamo export returns a program"
+    return layer, program.model_proto
+
+
+def _session(model: onnx.ModelProto, provider: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+
+
+def _run(session: onnxruntime.InferenceSession, tensors: Tensors) -> Tensors:
+    names = [each.name for each in session.get_inputs()]
+    feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+    outputs: list[npt.NDArray[Any]] = session.run(None, feed)
+    return tuple(torch.from_numpy(np.array(output)) for output in outputs)
+
+
+def _row(name: str) -> str:
+    return "onnx selective_scan" if name.startswith("selective_scan") else "onnx"
+
+
+def _compare_in_a_chain(
+    name: str, dtype: torch.dtype, layer: Layer, session: onnxruntime.InferenceSession
+) -> None:
+    """Run lengths one after another, each side with the state it made itself."""
+    found_state = expected_state = _first_state(name, dtype)
+    for length in (1, 2, 7, 63, 1, 9):
+        inputs = _inputs(CASES[name], length, dtype)
+        y, *found = _run(session, (*inputs, *found_state))
+        expected_y, *expected = layer(*inputs, *expected_state)
+        assert_close(_row(name), y, expected_y)
+        for one, other in zip(found, expected, strict=True):
+            if dtype == torch.float32 or one.dtype == dtype:
+                assert_close(_row(name), one, other)
+        found_state, expected_state = tuple(found), tuple(expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_on_the_cpu(name: str) -> None:
+    layer, model = _exported(name, torch.float32)
+    _compare_in_a_chain(name, torch.float32, layer, _session(model, "CPUExecutionProvider"))
+
+
+@pytest.mark.parametrize("name", ["selective_scan", "selective_scan, bare"])
+def test_scan_on_cpu(name: str) -> None:
+    layer, model = _exported(name, torch.float32)
+    before = model.SerializeToString()
+    quick = scan_on_cpu(model)
+    assert model.SerializeToString() == before
+    kinds = [node.op_type for node in quick.graph.node]
+    assert kinds.count("Scan") == 1
+    assert "LinearAttention" not in kinds
+    assert "Expand" not in kinds
+    onnx.checker.check_model(quick)
+    for kind in ("input", "output"):
+        assert list(getattr(quick.graph, kind)) == list(getattr(model.graph, kind))
+    _compare_in_a_chain(name, torch.float32, layer, _session(quick, "CPUExecutionProvider"))
+
+
+def test_scan_on_cpu_leaves_other_graphs_alone() -> None:
+    _, model = _exported("causal_conv", torch.float32)
+    assert scan_on_cpu(model) == model
+
+
+def test_scan_on_cpu_names_what_it_does_not_know() -> None:
+    _, model = _exported("selective_scan", torch.float32)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    scan = next(node for node in changed.graph.node if node.op_type == "LinearAttention")
+    scan.name = "scan_0"
+    scan.input[4] = changed.graph.input[0].name
+    message = (
+        "scan_on_cpu: 'in_0', read by LinearAttention 'scan_0', comes from an input or "
+        "initializer; it must come from Reshape, as the onnx_op of selective_scan writes it"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        scan_on_cpu(changed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_on_cuda(name: str, dtype: torch.dtype) -> None:
+    onnxruntime.preload_dlls()
+    layer, model = _exported(name, dtype)
+    _compare_in_a_chain(name, dtype, layer, _session(model, "CUDAExecutionProvider"))

@@ -1,0 +1,85 @@
+"""The one table of tolerances: by op and dtype of the result, each with its reason.
+
+    assert_close("rms_norm", y, expected)   # the row is found by the dtype of y
+
+Expected values come from the reference in float64, from the same (already rounded) inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """|found - expected| may be ``absolute + relative |expected|``."""
+
+    relative: float
+    absolute: float
+    reason: str
+
+
+_F32, _F16, _BF16 = torch.float32, torch.float16, torch.bfloat16
+
+TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
+    ("rms_norm", _F32): Tolerance(
+        relative=2e-6, absolute=1e-6, reason="one sum of squares and one approximate root"
+    ),
+    ("rms_norm", _F16): Tolerance(
+        relative=1e-3, absolute=1e-6, reason="the result is rounded once, to 2^-11"
+    ),
+    ("rms_norm", _BF16): Tolerance(
+        relative=5e-3, absolute=1e-6, reason="the result is rounded once, to 2^-8"
+    ),
+    ("causal_conv", _F32): Tolerance(
+        relative=5e-6, absolute=5e-6, reason="K products, where terms may cancel"
+    ),
+    ("causal_conv", _F16): Tolerance(
+        relative=1e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-11"
+    ),
+    ("causal_conv", _BF16): Tolerance(
+        relative=5e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-8"
+    ),
+    ("selective_scan", _F32): Tolerance(
+        relative=1e-4,
+        absolute=1e-4,
+        reason="the error of exp2, 2^-22, is multiplied in at each of 1,000 tokens",
+    ),
+    ("selective_scan", _F16): Tolerance(
+        relative=2e-3, absolute=5e-4, reason="as float32, then rounded to 2^-11"
+    ),
+    ("selective_scan", _BF16): Tolerance(
+        relative=8e-3, absolute=5e-4, reason="as float32, then rounded to 2^-8"
+    ),
+    ("window_attention", _F32): Tolerance(
+        relative=1e-5, absolute=5e-6, reason="sums over the window, in another order"
+    ),
+    ("window_attention", _F16): Tolerance(
+        relative=2e-3, absolute=2e-3, reason="the weights are rounded to 2^-11 for the product"
+    ),
+    ("window_attention", _BF16): Tolerance(
+        relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
+    ),
+    ("onnx selective_scan", _F32): Tolerance(
+        relative=1e-4, absolute=1e-5, reason="ONNX Runtime's own exp, over 63 tokens and a state"
+    ),
+    ("onnx selective_scan", _F16): Tolerance(
+        relative=2e-2, absolute=2e-2, reason="the log decay too is rounded to 2^-11"
+    ),
+    ("onnx", _F32): Tolerance(
+        relative=1e-5, absolute=5e-6, reason="the same arithmetic, in another order"
+    ),
+    ("onnx", _F16): Tolerance(
+        relative=1e-2, absolute=1e-2, reason="every step, not only the result, is in float16"
+    ),
+}
+
+
+def assert_close(op: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare in float64 with the tolerance of the op and the dtype of `found`."""
+    row = TOLERANCES[op, found.dtype]
+    torch.testing.assert_close(
+        found.double().cpu(), expected.double().cpu(), rtol=row.relative, atol=row.absolute
+    )
