@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from report import command_line, markdown_table, versions_line, write_section
 
 import longspan
 from longspan.passkey import FACT, QUESTION, draw_needle
@@ -138,6 +139,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = [
+        (
+            f"{row['tokens']:,}",
+            f"{row['exact']} of {row['trials']}",
+            f"{row['seconds'] / row['trials']:.2f}",
+        )
+        for row in result["rows"]
+    ]
+    facts = (
+        f"Text: {result['document']}, repeated where it is shorter; fresh keys and depths, seed "
+        f"{result['seed']}; {versions_line(result['versions'])}."
+    )
+    lines = [
+        f"### Recall of a pass key: {result['device']}, {result['engine']}",
+        "",
+        f"`{command_line('recall.py')}`",
+        "",
+        facts,
+        "",
+        *markdown_table(("tokens", "exact", "seconds a key"), rows),
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Read the options, run, print; fail where fewer keys come back than required."""
     parser = argparse.ArgumentParser(
@@ -154,10 +181,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="FILE.md")
     options = parser.parse_args()
     result = run(options)
     if options.json:
         print(json.dumps(result, indent=1))
+    if options.write is not None:
+        key = f"Recall: {result['engine']} on {result['device']}"
+        write_section(options.write, key, table(result))
     for row in result["rows"]:
         if row["exact"] < options.required * row["trials"]:
             sys.exit(1)

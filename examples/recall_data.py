@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-FACT = "The pass key is {key}. Remember it.\n"
-QUESTION = "Question: What is the pass key?\nAnswer:"
+from longspan import passkey
+from longspan.passkey import KEY_DIGITS
+
+FACT = passkey.FACT + "\n"
+QUESTION = passkey.PROMPT.removeprefix("\n").format(question=passkey.QUESTION)
 ANSWER = " {key}\n"
-KEY_DIGITS = 5
 VOCABULARY = 4096
 END = "<|end|>"
 

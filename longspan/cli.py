@@ -62,7 +62,7 @@ def demo(
     json: opt.Json = False,
 ) -> None:
     """Hide a fresh pass key in a real long document, read it, and ask for it."""
-    from longspan.runtime.demo import DEFAULT_BUDGET, describe_start, run_demo
+    from longspan.runtime.demo import describe_start, run_demo
 
     with render.reading_progress(quiet=json) as show:
         result = run_demo(
@@ -70,7 +70,7 @@ def demo(
             tokens=None if tokens is None else parse_tokens(tokens),
             depth=depth,
             seed=seed,
-            budget=budget or DEFAULT_BUDGET,
+            budget=budget,
             device=device.value,
             backend=backend.value,
             on_start=None if json else lambda *facts: render.err().print(describe_start(*facts)),

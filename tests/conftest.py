@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 
@@ -17,12 +18,22 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine cannot run."""
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device: torch.cuda.is_available() is False")
+    no_cuda = no_onnx_cuda = None
+    if not torch.cuda.is_available():
+        no_cuda = pytest.mark.skip(reason="needs a CUDA device")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        no_onnx_cuda = pytest.mark.skip(reason="needs onnxruntime-gpu")
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+        if no_cuda and item.get_closest_marker("gpu"):
+            item.add_marker(no_cuda)
+        elif no_onnx_cuda and _runs_onnx_on_cuda(item):
+            item.add_marker(no_onnx_cuda)
+
+
+def _runs_onnx_on_cuda(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    named = call is not None and "onnx-cuda" in call.params.values()
+    return named or item.get_closest_marker("onnx_cuda") is not None
 
 
 @pytest.fixture(autouse=True)

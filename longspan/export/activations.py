@@ -73,11 +73,11 @@ def _mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chun
     E, N, D, b = layer.d_inner, layer.d_state, width, DTYPE_BYTES[dtype]
     low = layer.dt_rank + 2 * N
     scratch = F32 * E * (N + 1)
-    # LinearAttention reads a key and a decay for every channel and state.
-    pairs = E * N * (2 * b + F32)
+    # LinearAttention reads a key and a decay for every channel and state, all in float32.
+    pairs = 3 * F32 * E * N
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * (11 * E + 2 * D + low)),
-        "onnx-cuda": ChunkBytes(per_token=pairs + F32 * 3 * E + b * (7 * E + D + low)),
+        "onnx-cuda": ChunkBytes(per_token=pairs + F32 * (8 * E + low) + b * (5 * E + D + low)),
         "torch-cpu": ChunkBytes(
             fixed=_widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
         ),

@@ -30,6 +30,17 @@ from longspan.tensors import DType, dtype_name
 State = dict[str, torch.Tensor]
 
 
+def _from_start(keep: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions counted from the start, as torch wants them.
+
+    ONNX's Gather counts negative ones from the end by itself. It must: where nodes on the host and
+    on CUDA read `keep`, ONNX Runtime 1.31 shows those on CUDA its default instead of the input.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return keep
+    return torch.where(keep < 0, keep + length, keep)
+
+
 def _mixer(config: LayerConfig, d_model: int, dtype: torch.dtype) -> nn.Module:
     if isinstance(config, MambaConfig):
         return Mamba(config, d_model, dtype=dtype)
@@ -140,10 +151,7 @@ class Decoder(nn.Module):
             names = [spec.name for spec in self.config.layers[i].state(self.state_dtype())]
             x, new = layer(x, {name: state[prefix + name] for name in names}, self.compute)
             after |= {prefix + name: new[name] for name in names}
-        if keep is None:
-            x = x[:, -1:]
-        else:
-            x = x.index_select(1, torch.where(keep < 0, keep + length, keep))
+        x = x[:, -1:] if keep is None else x.index_select(1, _from_start(keep, length))
         x = self.norm(x, self.compute)
         logits = linear(x, self.embedding if self.head is None else self.head)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after

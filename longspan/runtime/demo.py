@@ -21,11 +21,12 @@ from longspan.runtime.backends import BackendName, Device
 from longspan.runtime.documents import Document, open_document
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.reading import OnProgress
-from longspan.runtime.runtime import load
+from longspan.runtime.runtime import load, plan_bundle
 from longspan.runtime.tokens import Tokenizer, tokenize
 from longspan.sizes import format_bytes
 
-DEFAULT_BUDGET = "192MiB"
+# The first that the plan fits is the demo's budget: libraries take more on some machines.
+BUDGETS = ("128MiB", "192MiB", "256MiB", "1GiB")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ def run_demo(
     tokens: int | None = None,
     depth: float | None = None,
     seed: int | None = None,
-    budget: str | int = DEFAULT_BUDGET,
+    budget: str | int | None = None,
     bundle: Path | None = None,
     device: Literal["auto"] | Device = "cpu",
     backend: Literal["auto"] | BackendName = "auto",
@@ -88,7 +89,7 @@ def run_demo(
         tokens: read about so many tokens of it, up to the next line's end; None for all.
         depth: where the key goes, from 0 (start) to 1 (end); None for a random place.
         seed: of the key and its place; None for a fresh one.
-        budget: bytes that the whole process may hold.
+        budget: bytes that the whole process may hold; None for the first of `BUDGETS` that fits.
         bundle: another bundle than the one that ships.
         device: where to run.
         backend: what runs it.
@@ -105,7 +106,10 @@ def run_demo(
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     needle = draw_needle(random.Random(seed), depth)
     text = language_reference() if document is None else open_document(document)
-    with load(bundle or builtin_bundle(), budget=budget, device=device, backend=backend) as runtime:
+    path = bundle or builtin_bundle()
+    if budget is None:
+        budget = _least_budget(path, device, backend)
+    with load(path, budget=budget, device=device, backend=backend) as runtime:
         if tokens is not None:
             text = first_tokens(text, tokens, runtime.tokenizer)
         if on_start is not None:
@@ -132,6 +136,18 @@ def run_demo(
             budget_bytes=measured.budget_bytes,
             engine=runtime.engine,
         )
+
+
+def _least_budget(
+    bundle: Path, device: Literal["auto"] | Device, backend: Literal["auto"] | BackendName
+) -> str:
+    """The first of `BUDGETS` that the plan fits, or the last of them."""
+    fitting = (
+        budget
+        for budget in BUDGETS
+        if plan_bundle(bundle, budget=budget, device=device, backend=backend).fits
+    )
+    return next(fitting, BUDGETS[-1])
 
 
 def language_reference() -> Document:

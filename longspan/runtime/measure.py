@@ -59,8 +59,8 @@ class Measurement:
         return (
             "tokens>",
             "chunk>",
-            "peak>",
-            "planned>",
+            "peak MiB>",
+            "planned MiB>",
             "read s>",
             "read tokens/s>",
             "step tokens/s>",
@@ -72,8 +72,8 @@ class Measurement:
             (
                 f"{run.tokens:,}",
                 f"{run.chunk_tokens:,}",
-                format_bytes(run.peak_bytes),
-                format_bytes(run.planned_bytes),
+                f"{run.peak_bytes / 2**20:,.1f}",
+                f"{run.planned_bytes / 2**20:,.1f}",
                 f"{run.prefill_seconds:.2f}",
                 f"{run.prefill_tokens_per_second:,.0f}",
                 f"{run.decode_tokens_per_second:,.0f}",
@@ -186,7 +186,11 @@ def draw(measurement: Measurement, path: Path) -> None:
         lengths, [run.planned_bytes / 2**20 for run in measurement.runs], "s--", label="planned"
     )
     memory.axhline(measurement.budget_bytes / 2**20, color="black", label="budget")
-    memory.set(ylabel="MiB of the whole process", ylim=(0, None), title=measurement.title())
+    memory.set(
+        ylabel="MiB of the whole process",
+        ylim=(0, 1.1 * measurement.budget_bytes / 2**20),
+        title=measurement.title(),
+    )
     speed.plot(
         lengths, [r.prefill_tokens_per_second for r in measurement.runs], "o-", label="reading"
     )

@@ -92,6 +92,30 @@ def process_bytes(pid: int) -> int | None:
         return None
 
 
+def copy_to_host(source: int, target: int, count: int) -> None:
+    """Copy `count` bytes from a device address to a host address, after all work before it.
+
+    Raises:
+        RuntimeError: the driver refuses; the number is its CUresult.
+    """
+    driver = _load(_driver_name())
+    device = None if driver is None else _first_device(driver)
+    if driver is None or device is None:
+        raise RuntimeError("memory of a CUDA device was to be read, and there is no device")
+    context = ctypes.c_void_p()
+    # The context that torch and ONNX Runtime use; this thread need not have it current.
+    error = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    error = error or driver.cuCtxPushCurrent_v2(context)
+    if not error:
+        error = driver.cuMemcpyDtoH_v2(
+            ctypes.c_void_p(target), ctypes.c_uint64(source), ctypes.c_size_t(count)
+        )
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    if error:
+        raise RuntimeError(f"cuMemcpyDtoH of {count} bytes failed with CUresult {error}")
+
+
 def _compute_processes(nvml: Any, device: Any) -> list[_ProcessInfo]:
     ask = getattr(nvml, "nvmlDeviceGetComputeRunningProcesses_v3", None)
     if ask is None:

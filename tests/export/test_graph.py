@@ -116,3 +116,23 @@ def test_keep_may_be_left_out(exported: Exported) -> None:
     assert last.shape == (1, 1, 24)
     assert rows.shape == (1, 3, 24)
     np.testing.assert_allclose(rows[:, 1:], np.concatenate([last, last], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values())
+def test_one_node_reads_keep(exported: Exported, graph: str) -> None:
+    """Two, one of them on the host, would see different values on CUDA."""
+    model = onnx.load(exported("samba", "float32").bundle / graph, load_external_data=False)
+    readers = [node.op_type for node in model.graph.node if "keep" in node.input]
+    assert len(readers) == 1, readers
+
+
+def test_recurrences_are_float32_whatever_the_weights(exported: Exported) -> None:
+    """ONNX Runtime on CUDA wants state and inputs of LinearAttention in one dtype."""
+    model = onnx.load(
+        exported("samba", "bfloat16").bundle / GRAPHS["cuda"], load_external_data=False
+    )
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    scans = [node for node in model.graph.node if node.op_type == "LinearAttention"]
+    assert scans
+    query = casts[scans[0].input[0]]
+    assert [a.i for a in query.attribute if a.name == "to"] == [onnx.TensorProto.FLOAT]

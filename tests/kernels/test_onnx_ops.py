@@ -232,6 +232,7 @@ def test_scan_on_cpu_names_what_it_does_not_know() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.onnx_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_on_cuda(name: str, dtype: torch.dtype) -> None:

@@ -349,6 +349,11 @@ def test_a_wheel_for_cuda_makes_no_gpu() -> None:
 @pytest.mark.gpu
 def test_a_gpu_is_found() -> None:
     assert choose_engine().engine == "torch-cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.onnx_cuda
+def test_onnxruntime_finds_a_gpu() -> None:
     assert choose_engine(backend="onnx").engine == "onnx-cuda"
 
 

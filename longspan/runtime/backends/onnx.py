@@ -16,10 +16,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from longspan.bundle import Bundle, Engine
-from longspan.errors import BadBundle, BudgetExceeded
+from longspan.errors import BudgetExceeded
 from longspan.runtime.backends import Arrays, Device, State
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_session import ORT_ERRORS, cpu_session, cuda_session
+from longspan.runtime.nvidia import copy_to_host
 from longspan.tensors import DType, TensorSpec
 
 # onnx.TensorProto's numbers.
@@ -30,6 +31,9 @@ _NUMPY_DTYPES: dict[DType, type[np.generic]] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
 }
+# Matrices that only products and look-ups read. The session loads the rest, a few KiB a layer, by
+# itself: its optimizer reads small constants on the host, where a tensor of CUDA ends the process.
+SHARED_WEIGHTS = ("_proj.weight", "embedding", "head")
 # How onnxruntime's allocators say that a limit was met.
 _OUT_OF_MEMORY = ("Available memory of", "Failed to allocate memory", "bad allocation")
 
@@ -55,7 +59,7 @@ class OnnxBackend:
         self.engine = engine
         self._device: Device = "cuda" if engine == "onnx-cuda" else "cpu"
         self._specs = bundle.manifest.state
-        # The session uses these tensors' memory, so they live as long as it does.
+        # The session points to these values and does not own them: they live as long as it does.
         self._weights = _torch_weights(bundle) if self._device == "cuda" else None
         self._session: Any = (
             cuda_session(bundle, memory_limit_bytes=memory_limit_bytes, weights=self._weights)
@@ -64,7 +68,7 @@ class OnnxBackend:
         )
 
     def new_state(self) -> State:
-        """Zeros on the device."""
+        """Zeros."""
         return self.from_arrays(
             {spec.name: np.zeros(spec.shape, _NUMPY_DTYPES[spec.dtype]) for spec in self._specs}
         )
@@ -106,50 +110,42 @@ class OnnxBackend:
         return {spec.name: _to_array(state[spec.name], spec) for spec in self._specs}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """Copies on the device."""
-        return {spec.name: self._to_value(arrays[spec.name], spec) for spec in self._specs}
+        """Copies in host memory; the first call that reads them takes them to the device."""
+        return {spec.name: _to_value(arrays[spec.name], spec) for spec in self._specs}
 
     def close(self) -> None:
         """Free the session and what it loaded."""
         self._session = None
         self._weights = None
 
-    def _to_value(self, array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
-        owned = np.array(array, _NUMPY_DTYPES[spec.dtype], order="C")
-        element = _ELEMENT_TYPES[spec.dtype]
-        host = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(owned, element)
-        if self._device == "cpu":
-            return host
-        # The session's own allocator, so that its limit counts the state, too.
-        value = self._session.create_ortvalue_from_shape_and_type(spec.shape, element, "cuda", 0)
-        ort.copy_tensors([host], [value])
-        return value
+
+def _to_value(array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
+    owned = np.array(array, _NUMPY_DTYPES[spec.dtype], order="C")
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(owned, _ELEMENT_TYPES[spec.dtype])
 
 
 def _to_array(value: ort.OrtValue, spec: TensorSpec) -> NDArray[Any]:
     """Read the bytes: OrtValue.numpy() knows no bfloat16."""
-    host = value
-    if value.device_name() != "cpu":
-        element = _ELEMENT_TYPES[spec.dtype]
-        host = ort.OrtValue.ortvalue_from_shape_and_type(spec.shape, element, "cpu")
-        ort.copy_tensors([value], [host])
     array = np.empty(spec.shape, _NUMPY_DTYPES[spec.dtype])
     assert prod(value.shape()) == array.size, f"{spec.name} has the shape {value.shape()}"
-    if array.size:
-        ctypes.memmove(array.ctypes.data, host.data_ptr(), array.nbytes)
+    if not array.size:
+        return array
+    if value.device_name() == "cpu":
+        ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    else:
+        copy_to_host(value.data_ptr(), array.ctypes.data, array.nbytes)
     return array
 
 
 def _torch_weights(bundle: Bundle) -> dict[str, Any] | None:
-    """The weights as torch's CUDA tensors, one copy for both engines; None without torch."""
+    """The matrices as torch's CUDA tensors, used in place by the session; None without torch."""
     if not find_installed().torch_cuda:
         return None
-    import torch
     from safetensors import safe_open
 
     with safe_open(str(bundle.weights_path), framework="pt", device="cuda:0") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    missing = [name for name, tensor in weights.items() if not isinstance(tensor, torch.Tensor)]
-    if missing:
-        raise BadBundle(f"{bundle.weights_path} holds no tensors under {', '.join(missing)}.")
-    return weights
+        return {
+            name: ort.OrtValue.from_dlpack(file.get_tensor(name).__dlpack__())
+            for name in file.keys()  # noqa: SIM118
+            if name.endswith(SHARED_WEIGHTS)
+        }

@@ -17,6 +17,7 @@ from longspan.bundle import Bundle
 from longspan.errors import BadBundle, BadInput, DoesNotFit
 from longspan.runtime.baseline import warm_up_onnx
 from longspan.runtime.device_memory import memory_now
+from longspan.runtime.plan import ONNX_CUDA_BYTES
 from longspan.sizes import format_bytes
 
 # What onnxruntime raises; its exceptions have no common base but Exception.
@@ -28,6 +29,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    RuntimeError,  # what a run over a binding raises
 )
 # Arithmetic on lengths and counters, which ONNX Runtime puts on the host by design even when all
 # else runs on CUDA (its GetCpuPreferredNodes); any other op there would copy activations.
@@ -92,8 +94,8 @@ def cuda_session(
     options = _options()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    for name, tensor in (weights or {}).items():
-        options.add_initializer(name, ort.OrtValue.from_dlpack(tensor.detach().__dlpack__()))
+    for name, value in (weights or {}).items():
+        options.add_initializer(name, value)
     provider: dict[str, Any] = {
         "device_id": 0,
         "arena_extend_strategy": "kSameAsRequested",
@@ -125,7 +127,7 @@ def require_cuda(session: Any) -> None:
 
 
 def _arena_limit(memory_limit_bytes: int) -> int:
-    """What the context, cuBLAS and torch's weights leave of the limit."""
+    """What the context, torch's weights, and libraries still to be loaded leave of the limit."""
     held = memory_now("cuda").bytes
     if held >= memory_limit_bytes:
         raise DoesNotFit(
@@ -133,7 +135,7 @@ def _arena_limit(memory_limit_bytes: int) -> int:
             f"limit is {format_bytes(memory_limit_bytes)}. Give a larger --budget, or choose "
             "--device cpu."
         )
-    return memory_limit_bytes - held
+    return max(1, memory_limit_bytes - held - ONNX_CUDA_BYTES)
 
 
 def _options() -> Any:

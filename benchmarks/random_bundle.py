@@ -1,0 +1,80 @@
+"""A bundle with a published model's shape and random weights: for memory and speed, not for words.
+
+It has no graph and no tokenizer, so only the torch backend runs it.
+
+    with random_bundle("samba-421m", "bfloat16") as path: ...
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+
+import torch
+
+from longspan.bundle import WEIGHTS, Manifest, file_sha256, write_manifest
+from longspan.export.activations import chunk_bytes
+from longspan.export.weights import write_safetensors
+from longspan.models.checkpoint import empty_decoder, is_float32
+from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig
+from longspan.tensors import DType, TensorSpec
+
+
+def samba(
+    d_model: int, d_ff: int, heads: int, kv_heads: int, units: int, vocab: int
+) -> ModelConfig:
+    """A Samba of the paper's table (arXiv 2406.07522, table 10)."""
+    unit = (
+        MambaConfig(d_inner=2 * d_model, d_state=16, d_conv=4, dt_rank=-(-d_model // 16)),
+        MlpConfig(d_ff=d_ff),
+        AttentionConfig(n_heads=heads, n_kv_heads=kv_heads, head_dim=d_model // heads, window=2048),
+        MlpConfig(d_ff=d_ff),
+    )
+    return ModelConfig(family="samba", vocab_size=vocab, d_model=d_model, layers=unit * units)
+
+
+SHAPES: Mapping[str, ModelConfig] = {
+    "samba-421m": samba(1536, 4096, 12, 12, 6, 32000),
+    "samba-1.7b": samba(2048, 8196, 32, 4, 12, 50304),
+}
+
+
+@contextmanager
+def random_bundle(shape: str, dtype: DType, seed: int = 0) -> Iterator[Path]:
+    """A temporary bundle of one of `SHAPES`; weights are scaled so that activations stay finite."""
+    config = SHAPES[shape]
+    specs = tuple(
+        TensorSpec(
+            name=name,
+            shape=tuple(parameter.shape),
+            dtype="float32" if is_float32(name) else dtype,
+        )
+        for name, parameter in empty_decoder(config).state_dict().items()
+    )
+    by_name = {spec.name: spec for spec in specs}
+    generator = torch.Generator().manual_seed(seed)
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch.randn(by_name[name].shape, generator=generator)
+        if name.endswith(".A"):
+            return -tensor.exp()
+        return tensor * (tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 1.0)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        write_safetensors(path / WEIGHTS, specs, read)
+        manifest = Manifest(
+            config=config,
+            dtype=dtype,
+            parameters=sum(prod(spec.shape) for spec in specs),
+            weight_bytes=sum(spec.nbytes for spec in specs),
+            state=config.state_layout(dtype),
+            chunk_bytes=chunk_bytes(config, dtype),
+            files={WEIGHTS: file_sha256(path / WEIGHTS)},
+            source={"checkpoint": f"random weights in the shape of {shape}"},
+        )
+        write_manifest(path, manifest)
+        yield path

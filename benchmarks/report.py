@@ -1,0 +1,48 @@
+"""Tables that a benchmark writes into a Markdown file, between marks of its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+PACKAGES = ("python", "torch", "triton", "onnxruntime-gpu", "onnxruntime")
+
+
+def versions_line(versions: Mapping[str, str]) -> str:
+    """The versions that matter for a figure."""
+    found = {name: versions[name] for name in PACKAGES if versions[name] != "not installed"}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def command_line(program: str) -> str:
+    """The command as somebody would type it; where it wrote to is left out."""
+    shown = list(sys.argv[1:])
+    for option in ("--write", "--plot"):
+        if option in shown:
+            at = shown.index(option)
+            del shown[at : at + 2]
+    return " ".join(["python", f"benchmarks/{program}", *shown])
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table of numbers, aligned to the right."""
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + " ---: |" * len(columns),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def write_section(path: Path, key: str, text: str) -> None:
+    """Put `text` between the marks of `key` in a Markdown file; at its end, if there are none."""
+    before = path.read_text(encoding="utf-8") if path.exists() else "# Measurements\n"
+    start, end = f"<!-- {key} -->", f"<!-- end of {key} -->"
+    section = f"{start}\n{text}\n{end}"
+    marked = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    if marked.search(before):
+        after = marked.sub(lambda _: section, before)
+    else:
+        after = before.rstrip("\n") + "\n\n" + section + "\n"
+    path.write_text(after, encoding="utf-8")
