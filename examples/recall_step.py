@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from recall_data import KEY_DIGITS
 from recall_model import Samba
 from torch.nn import functional as F
+
+from longspan.passkey import KEY_DIGITS
 
 ANSWER_TOKENS = KEY_DIGITS + 2  # a space before the digits, a line end after them
 LM_TOKENS = 4096  # tokens a step whose language-model loss is taken
