@@ -18,8 +18,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
 from longspan.models.config import ModelConfig
 from longspan.tensors import DType, TensorSpec, dtype_name
@@ -27,11 +28,9 @@ from longspan.tensors import DType, TensorSpec, dtype_name
 FORMAT = 1
 MANIFEST = "longspan.json"
 WEIGHTS = "model.safetensors"
-GRAPHS: dict[str, str] = {"cuda": "model.onnx", "cpu": "model.cpu.onnx"}
+GRAPHS: dict[Device, str] = {"cuda": "model.onnx", "cpu": "model.cpu.onnx"}
 TOKENIZER = "tokenizer.json"
 GENAI_CONFIG = "genai_config.json"
-
-Engine = Literal["onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +183,7 @@ class Bundle:
         """`tokenizer.json`, or None for a bundle without one."""
         return self.path / TOKENIZER if TOKENIZER in self.manifest.files else None
 
-    def graph_path(self, device: Literal["cpu", "cuda"]) -> Path:
+    def graph_path(self, device: Device) -> Path:
         """The graph that ONNX Runtime runs on `device`."""
         return self.path / GRAPHS[device]
 

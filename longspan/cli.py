@@ -83,8 +83,10 @@ def demo(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder or file.")],
-    bundle: Annotated[Path, typer.Argument(help="The folder to write.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
+    ],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")],
     weights: opt.Weights = None,
     tokenizer: opt.TokenizerFile = None,
     config: opt.ConfigFile = None,
@@ -110,7 +112,9 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, a bundle, or a .span file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A checkpoint, a bundle, or a .span file.")
+    ],
     json: opt.Json = False,
 ) -> None:
     """Tell what a checkpoint, a bundle or a .span file is."""
@@ -174,11 +178,19 @@ def read(
     """Read documents and keep what was read as a small file. Interrupted, it resumes."""
     from longspan.runtime.runtime import load
 
-    with (
-        load(_bundle(bundle), budget=budget, device=device.value, backend=backend.value) as runtime,
-        render.reading_progress(quiet=json) as show,
-    ):
-        result = runtime.read_to(memory, documents, on_progress=show, on_notice=_notice)
+    try:
+        with (
+            load(
+                _bundle(bundle), budget=budget, device=device.value, backend=backend.value
+            ) as runtime,
+            render.reading_progress(quiet=json) as show,
+        ):
+            result = runtime.read_to(memory, documents, on_progress=show, on_notice=_notice)
+    except KeyboardInterrupt:
+        _notice(
+            f"Stopped. What was read is kept beside {memory}; the same command goes on from it."
+        )
+        raise typer.Exit(130) from None
     render.print_result(result, json=json)
 
 

@@ -18,7 +18,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TaskProgressColumn,
-    TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -94,12 +93,12 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """One cell; empty until the first chunk is done."""
         now: Reading | None = task.fields.get("reading")
-        return Text(_rate(now) if now else "")
+        return Text(_rate(now) if now else "", no_wrap=True)
 
 
 def _rate(now: Reading) -> str:
-    memory = f"{format_bytes(now.memory_bytes)} of {format_bytes(now.budget_bytes)}"
-    return f"{now.tokens:,} tokens  {now.tokens_per_second:,.0f}/s  {memory}"
+    memory = f"{format_bytes(now.memory_bytes)}/{format_bytes(now.budget_bytes)}"
+    return f"{now.tokens:,} tokens {now.tokens_per_second:,.0f}/s {memory}"
 
 
 @contextmanager
@@ -122,8 +121,7 @@ def reading_progress(*, quiet: bool) -> Iterator[OnProgress | None]:
 
 def _bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         TaskProgressColumn(),
         _Rate(),
         TimeRemainingColumn(),
@@ -139,8 +137,8 @@ def _plain_lines(console: Console) -> OnProgress:
         nonlocal last
         if time.monotonic() - last >= PLAIN_LINE_SECONDS:
             last = time.monotonic()
-            share = f"{now.bytes_done / now.bytes_total:.0%}  " if now.bytes_total else ""
-            console.print(f"reading  {share}{_rate(now)}", markup=False)
+            share = f"{now.bytes_done / now.bytes_total:.0%} " if now.bytes_total else ""
+            console.print(f"reading {share}{_rate(now)}", markup=False)
 
     return show
 

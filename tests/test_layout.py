@@ -14,7 +14,7 @@ import longspan
 PACKAGE = Path(longspan.__file__).parent
 
 # part of the package -> the other parts it may import
-PLAIN = {"errors", "sizes", "tensors", "version"}
+PLAIN = {"engines", "errors", "sizes", "tensors", "version"}
 ALLOWED = {
     "kernels": set(),
     "models": {"kernels", *PLAIN},

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from longspan.bundle import ChunkBytes, Engine
+from longspan.bundle import ChunkBytes
+from longspan.engines import Engine
 from longspan.models.config import (
     AttentionConfig,
     LayerConfig,

@@ -7,20 +7,8 @@ It differs from card to card and from version to version, so it is measured, nev
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-from longspan.bundle import Engine
-from longspan.runtime.backends import Device
+from longspan.engines import Device, Engine, device_of
 from longspan.runtime.device_memory import memory_now
-
-# The ONNX model y = MatMul(x, x), x float32 [64, 64], opset 17, as onnx.helper serialises it.
-_MATMUL_64 = (
-    b'\x08\x08:@\n\x11\n\x01x\n\x01x\x12\x01y"\x06MatMul\x12\x01gZ\x13\n\x01x\x12\x0e\n\x0c\x08\x01'
-    b"\x12\x08\n\x02\x08@\n\x02\x08@b\x13\n\x01y\x12\x0e\n\x0c\x08\x01\x12\x08\n\x02\x08@\n\x02\x08@"
-    b"B\x04\n\x00\x10\x11"
-)
 
 
 def measure_baseline(engine: Engine) -> int:
@@ -34,45 +22,14 @@ def measure_baseline(engine: Engine) -> int:
     """
     import tokenizers  # noqa: F401  # every engine's runtime loads it before the model
 
-    device: Device = "cuda" if engine.endswith("cuda") else "cpu"
+    device = device_of(engine)
     if engine.startswith("torch"):
         _warm_up_torch(device)
     else:
+        from longspan.runtime.backends.onnx_session import warm_up_onnx
+
         warm_up_onnx(device)
     return memory_now(device).bytes
-
-
-def warm_up_onnx(device: Device) -> None:
-    """Run a small product through ONNX Runtime on `device`.
-
-    Raises:
-        BadInput: onnxruntime cannot use CUDA here.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    if device == "cuda":
-        preload_cuda_libraries()
-    session: Any = ort.InferenceSession(_MATMUL_64, options, providers=[provider])
-    if device == "cuda":
-        from longspan.runtime.backends.onnx_session import require_cuda
-
-        require_cuda(session)
-    session.run(None, {"x": np.ones((64, 64), np.float32)})
-
-
-def preload_cuda_libraries() -> None:
-    """Let onnxruntime find the CUDA libraries of torch's wheels, which importing torch loads."""
-    import onnxruntime as ort
-
-    from longspan.runtime.backends.choice import find_installed
-
-    if find_installed().torch_cuda:
-        import torch  # noqa: F401
-    ort.preload_dlls()
 
 
 def _warm_up_torch(device: Device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longspan.runtime.backends import Device
+from longspan.engines import Device
 from longspan.runtime.device_memory import free_bytes, memory_now
 from longspan.sizes import format_bytes, parse_bytes
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from longspan.builtin import builtin_bundle
-from longspan.bundle import Engine
+from longspan.engines import BackendName, Device, Engine
 from longspan.errors import BadDocument, BadInput
 from longspan.passkey import QUESTION, Needle, draw_needle, hide
-from longspan.runtime.backends import BackendName, Device
 from longspan.runtime.documents import Document, open_document
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.reading import OnProgress

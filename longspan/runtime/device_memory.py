@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
+from longspan.engines import Device
 from longspan.runtime import cgroup, nvidia
-from longspan.runtime.backends import Device
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")

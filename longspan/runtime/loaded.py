@@ -17,7 +17,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Bundle, Engine
+from longspan.bundle import Bundle
+from longspan.engines import Engine
 from longspan.errors import BadInput
 from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Decoding, Ending, format_question
 from longspan.runtime.backends import Backend, State

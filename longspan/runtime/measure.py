@@ -16,9 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from longspan.bundle import Engine
+from longspan.engines import BackendName, Device, Engine
 from longspan.errors import BadInput, MissingExtra
-from longspan.runtime.backends import BackendName, Device
 from longspan.runtime.doctor import examine
 from longspan.runtime.runtime import load
 from longspan.sizes import format_bytes

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import TracebackType
 
+from longspan.engines import Device
 from longspan.errors import BudgetExceeded
-from longspan.runtime.backends import Device
 from longspan.runtime.device_memory import PeakWatch, memory_now
 from longspan.sizes import format_bytes
 

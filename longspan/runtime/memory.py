@@ -16,7 +16,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Engine, Manifest
+from longspan.bundle import Manifest
+from longspan.engines import Engine
 from longspan.errors import BadMemory
 from longspan.runtime.span_file import SpanHeader, read_arrays, read_header, write_span
 from longspan.tensors import DType

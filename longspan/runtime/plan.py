@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from longspan.bundle import Engine, Manifest
+from longspan.bundle import Manifest
+from longspan.engines import Engine, device_of
 from longspan.errors import BadInput, DoesNotFit
 from longspan.sizes import format_bytes
 from longspan.tensors import DTYPE_BYTES
@@ -34,9 +35,9 @@ SESSION_BYTES_PER_LAYER = 35 * MIB // 100
 # Measured with torch 2.13 on the CPU, beyond all that: scratch of its threads and of oneDNN.
 TORCH_BYTES = 8 * MIB
 # Measured with tokenizers 0.23: loading takes 5.3 MiB for a file of 0.25 MiB, 21.3 for one of 2.4;
-# reading takes up to 1.8 more for its cache of words, and one more for pieces of text on their way.
+# reading takes up to 1.8 more for its cache of words, and pieces of text on their way 1 to 2.
 TOKENIZER_FACTOR = 8
-TOKENIZER_BYTES = 7 * MIB
+TOKENIZER_BYTES = 9 * MIB
 # torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for those
 # below 10 MiB (c10/cuda/CUDACachingAllocator.cpp): one unfilled piece of each in two pools.
 ALLOCATOR_BYTES = 2 * (2 + 20) * MIB
@@ -207,7 +208,7 @@ def _check(
 
 def _chunk_sizes(engine: Engine, tokens: int | None) -> list[int]:
     """Powers of two from the largest worth having down to the smallest."""
-    size = MAX_CHUNK_TOKENS[_device(engine)]
+    size = MAX_CHUNK_TOKENS[device_of(engine)]
     while tokens is not None and size > MIN_CHUNK_TOKENS and size // 2 >= tokens:
         size //= 2
     sizes = [size]
@@ -234,7 +235,7 @@ def _fixed_items(
     manifest: Manifest, engine: Engine, baseline_bytes: int, tokenizer_file_bytes: int
 ) -> tuple[PlanItem, ...]:
     """Everything but the activations of a chunk."""
-    device = _device(engine)
+    device = device_of(engine)
     baseline = "interpreter and libraries" if device == "cpu" else "CUDA context and libraries"
     logits = manifest.config.vocab_size * LOGITS_BYTES_PER_TOKEN_ID[device]
     items = [
@@ -263,8 +264,8 @@ def _fixed_items(
 
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
     """The weights as the engine holds them: CPUs compute in float32."""
-    if _device(engine) == "cuda" or manifest.dtype == "float32":
-        where = "mapped from the file" if _device(engine) == "cpu" else "on the device"
+    if device_of(engine) == "cuda" or manifest.dtype == "float32":
+        where = "mapped from the file" if device_of(engine) == "cpu" else "on the device"
         return [PlanItem(name=f"weights, {where}", bytes=manifest.weight_bytes)]
     if engine == "onnx-cpu":
         # 75M parameters widened by constant folding took 3% more than their own bytes.
@@ -283,15 +284,11 @@ def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
     ]
 
 
-def _device(engine: Engine) -> str:
-    return "cuda" if engine.endswith("cuda") else "cpu"
-
-
 def _advice(plan: Plan, least_mib: int) -> str:
     give = f"Give --budget {least_mib}MiB"
     if plan.total_bytes > plan.smallest_budget_bytes:
         give += ", smaller chunks"
-    if _device(plan.engine) == "cuda":
+    if device_of(plan.engine) == "cuda":
         return f"{give}, or choose --device cpu."
     if plan.engine == "torch-cpu":
         return f"{give}, or choose --backend onnx, which needs no torch."

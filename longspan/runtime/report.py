@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from longspan.bundle import Engine
+from longspan.engines import Engine
 from longspan.sizes import format_bytes
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from longspan.bundle import Bundle, open_bundle
-from longspan.runtime.backends import BackendName, Device, open_backend
+from longspan.engines import BackendName, Device
+from longspan.runtime.backends import open_backend
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import GRAPHS, Bundle, Engine
-from longspan.runtime.backends import Arrays, Backend, Device, open_backend
+from longspan.bundle import GRAPHS, Bundle
+from longspan.engines import Device, Engine, device_of
+from longspan.runtime.backends import Arrays, Backend, open_backend
 from longspan.runtime.backends.choice import find_installed
 from longspan.tensors import DType, TensorSpec
 
@@ -168,7 +169,7 @@ def _read(backend: Backend, text: NDArray[np.int64], cuts: Sequence[int]) -> _Ru
 
 def _arithmetic(engine: Engine, graph: Bundle) -> DType:
     """The dtype that an engine computes in."""
-    on_cpu = engine.endswith("cpu") and not isinstance(graph, _CudaGraphOnCpu)
+    on_cpu = device_of(engine) == "cpu" and not isinstance(graph, _CudaGraphOnCpu)
     return "float32" if on_cpu else graph.manifest.dtype
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,29 @@ def test_help_and_version() -> None:
 def test_refusals(arguments: list[str], message: str) -> None:
     assert command(*arguments, status=1).stderr == message + "\n"
     assert facts(*arguments, status=1) == {"error": message}
+
+
+@pytest.mark.slow
+def test_an_interrupted_reading_goes_on(tmp_path: Path) -> None:
+    document, span = tmp_path / "long.txt", tmp_path / "long.span"
+    document.write_text(FACT + "A grey day, and no ship in sight.\n" * 8000, encoding="utf-8")
+    read = ["read", "builtin", str(document), "--out", str(span), "--device", "cpu"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "longspan", *read], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("reading ")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().endswith(
+            f"Stopped. What was read is kept beside {span}; the same command goes on from it.\n"
+        )
+        assert process.wait() == 130
+    assert not span.exists()
+    again = command(*read)
+    assert again.stderr.startswith("Reading goes on after ")
+    assert list(tmp_path.glob("*.partial")) == []
+    found = facts("ask", "builtin", "What is the pass key?", "--memory", span, "--device", "cpu")
+    assert found["answers"][0]["answer"] == "58214"
 
 
 def test_usage_is_status_2() -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from longspan.bundle import Engine
+from longspan.engines import Engine
 from longspan.export.activations import SCAN_CHUNKS, chunk_bytes
 from longspan.kernels.selective_scan.scratch import scratch_bytes
 from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig

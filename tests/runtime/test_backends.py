@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from stand_in import TINY, random_decoder, write_bundle
 
-from longspan.bundle import WEIGHTS, Bundle, Engine, Manifest, open_bundle
+from longspan.bundle import WEIGHTS, Bundle, Manifest, open_bundle
+from longspan.engines import Engine
 from longspan.errors import BadBundle, BadInput, BudgetExceeded, MissingExtra
 from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import EngineChoice, Installed, choose_engine, decide

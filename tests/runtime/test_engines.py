@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from stand_in import TINY, write_bundle
 from tokenizers_ import SOURCE, byte_level, save
 
-from longspan.bundle import (
-    TOKENIZER,
-    WEIGHTS,
-    Bundle,
-    Engine,
-    file_sha256,
-    open_bundle,
-    write_manifest,
-)
+from longspan.bundle import TOKENIZER, WEIGHTS, Bundle, file_sha256, open_bundle, write_manifest
+from longspan.engines import Engine
 from longspan.errors import BadMemory
 from longspan.runtime.runtime import Runtime, load
 from longspan.tensors import DType

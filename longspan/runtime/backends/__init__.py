@@ -8,12 +8,13 @@ written on one backend continues on another.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Bundle, Engine
+from longspan.bundle import Bundle
+from longspan.engines import Engine
 
 Arrays = dict[str, NDArray[Any]]
 State = Mapping[str, Any]
@@ -45,10 +46,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model; the backend cannot be used after."""
-
-
-Device = Literal["cpu", "cuda"]
-BackendName = Literal["torch", "onnx"]
 
 
 def open_backend(

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longspan.bundle import Engine
+from longspan.engines import BackendName, Device, Engine, device_of
 from longspan.errors import BadInput, MissingExtra
-from longspan.runtime.backends import BackendName, Device
 from longspan.runtime.nvidia import CudaFound, find_cuda
 
 
@@ -28,7 +27,7 @@ class EngineChoice:
     @property
     def device(self) -> Device:
         """Where the engine computes."""
-        return "cuda" if self.engine.endswith("cuda") else "cpu"
+        return device_of(self.engine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Engine
+from longspan.engines import Engine
 from longspan.runtime.backends import Arrays, State
 
 # Stands in `follower` where a token was not followed yet, and in `last` before the first token.

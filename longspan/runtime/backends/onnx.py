@@ -15,9 +15,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from longspan.bundle import Bundle, Engine
+from longspan.bundle import Bundle
+from longspan.engines import Engine, device_of
 from longspan.errors import BudgetExceeded
-from longspan.runtime.backends import Arrays, Device, State
+from longspan.runtime.backends import Arrays, State
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_session import ORT_ERRORS, cpu_session, cuda_session
 from longspan.runtime.nvidia import copy_to_host
@@ -57,7 +58,7 @@ class OnnxBackend:
         self, bundle: Bundle, *, engine: Engine, memory_limit_bytes: int | None, threads: int | None
     ) -> None:
         self.engine = engine
-        self._device: Device = "cuda" if engine == "onnx-cuda" else "cpu"
+        self._device = device_of(engine)
         self._specs = bundle.manifest.state
         # The session points to these values and does not own them: they live as long as it does.
         self._weights = _torch_weights(bundle) if self._device == "cuda" else None

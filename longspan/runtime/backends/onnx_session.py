@@ -9,13 +9,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import psutil
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from longspan.bundle import Bundle
+from longspan.engines import Device
 from longspan.errors import BadBundle, BadInput, DoesNotFit
-from longspan.runtime.baseline import warm_up_onnx
+from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.device_memory import memory_now
 from longspan.runtime.plan import ONNX_CUDA_BYTES
 from longspan.sizes import format_bytes
@@ -41,6 +43,13 @@ HOST_OPS = frozenset(
         "Sub", "Unsqueeze", "Where",
     }
 )  # fmt: skip
+
+# The ONNX model y = MatMul(x, x), x float32 [64, 64], opset 17, as onnx.helper serialises it.
+_MATMUL_64 = (
+    b'\x08\x08:@\n\x11\n\x01x\n\x01x\x12\x01y"\x06MatMul\x12\x01gZ\x13\n\x01x\x12\x0e\n\x0c\x08\x01'
+    b"\x12\x08\n\x02\x08@\n\x02\x08@b\x13\n\x01y\x12\x0e\n\x0c\x08\x01\x12\x08\n\x02\x08@\n\x02\x08@"
+    b"B\x04\n\x00\x10\x11"
+)
 
 
 def available_threads() -> int:
@@ -110,6 +119,31 @@ def cuda_session(
     require_cuda(session)
     _require_on_device(session, bundle.graph_path("cuda"))
     return session
+
+
+def warm_up_onnx(device: Device) -> None:
+    """Run a small product through ONNX Runtime on `device`.
+
+    Raises:
+        BadInput: onnxruntime cannot use CUDA here.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if device == "cuda":
+        preload_cuda_libraries()
+    session: Any = ort.InferenceSession(_MATMUL_64, options, providers=[provider])
+    if device == "cuda":
+        require_cuda(session)
+    session.run(None, {"x": np.ones((64, 64), np.float32)})
+
+
+def preload_cuda_libraries() -> None:
+    """Let onnxruntime find the CUDA libraries of torch's wheels, which importing torch loads."""
+    if find_installed().torch_cuda:
+        import torch  # noqa: F401
+    ort.preload_dlls()
 
 
 def require_cuda(session: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Bundle, Engine
+from longspan.bundle import Bundle
+from longspan.engines import Engine
 from longspan.errors import BadBundle, BudgetExceeded, DoesNotFit, MissingExtra
 from longspan.runtime.backends import Arrays, State
 from longspan.runtime.device_memory import memory_now
