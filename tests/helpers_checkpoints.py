@@ -17,6 +17,7 @@ from longspan.models.families import open_checkpoint
 
 VOCABULARY, WIDTH, LAYERS, STATES, RANK = 24, 16, 2, 4, 3
 INNER = 2 * WIDTH
+HEADS, HEAD_DIM = 4, 8
 # Exports a family with weights of a dtype, once a run; its value is an `ExportReport`.
 Exported = Callable[[str, str], Any]
 
@@ -49,13 +50,36 @@ def mixer_shapes(prefix: str, *, bias: bool = False) -> dict[str, tuple[int, ...
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
+def mixer2_shapes(
+    prefix: str, *, groups: int = 2, skip: int = HEADS, norm: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """A Mamba-2 mixer's tensors; `skip` numbers in D."""
+    channels = INNER + 2 * groups * STATES
+    shapes: dict[str, tuple[int, ...]] = {
+        "in_proj.weight": (INNER + channels + HEADS, WIDTH),
+        "conv1d.weight": (channels, 1, 4),
+        "conv1d.bias": (channels,),
+        "dt_bias": (HEADS,),
+        "A_log": (HEADS,),
+        "D": (skip,),
+        "out_proj.weight": (WIDTH, INNER),
+    }
+    if norm:
+        shapes["norm.weight"] = (INNER,)
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
 def backbone_shapes(
-    *, embedding: str, tied: bool = True, **more: Any
+    *,
+    embedding: str,
+    tied: bool = True,
+    mixer: Callable[..., dict[str, tuple[int, ...]]] = mixer_shapes,
+    **more: Any,
 ) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (VOCABULARY, WIDTH)}
     for i in range(LAYERS):
         shapes[f"backbone.layers.{i}.norm.weight"] = (WIDTH,)
-        shapes |= mixer_shapes(f"backbone.layers.{i}.mixer.", **more)
+        shapes |= mixer(f"backbone.layers.{i}.mixer.", **more)
     shapes["backbone.norm_f.weight"] = (WIDTH,)
     return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
 
@@ -69,6 +93,28 @@ MAMBA_CONFIG = {
     "residual_in_fp32": True,
     "fused_add_norm": True,
     "pad_vocab_size_multiple": 8,
+}
+MAMBA2_SSM = {"layer": "Mamba2", "d_state": STATES, "headdim": HEAD_DIM, "ngroups": 2}
+MAMBA2_CONFIG = MAMBA_CONFIG | {
+    "vocab_size": VOCABULARY - 9,  # padded to a multiple of 12
+    "pad_vocab_size_multiple": 12,
+    "ssm_cfg": MAMBA2_SSM,
+    "attn_layer_idx": [],
+    "attn_cfg": {},
+    "d_intermediate": 0,
+}
+HF_MAMBA2_CONFIG = {
+    "model_type": "mamba2",
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": VOCABULARY,
+    "num_heads": HEADS,
+    "head_dim": HEAD_DIM,
+    "state_size": STATES,
+    "n_groups": 2,
+    "tie_word_embeddings": True,
+    "time_step_limit": [0.0, {"__float__": "Infinity"}],
+    "eos_token_id": 5,
 }
 HF_CONFIG = {
     "model_type": "mamba",
@@ -156,6 +202,34 @@ def write_hf(folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any
     tied = changes.get("tie_word_embeddings", True)
     weights = random_weights(backbone_shapes(embedding="embeddings", tied=tied))
     save_file({name: w.to(dtype) for name, w in weights.items()}, folder / "model.safetensors")
+
+
+def write_mamba2(folder: Path, **ssm: Any) -> dict[str, torch.Tensor]:
+    """A mamba_ssm folder of Mamba-2 layers, with changes to its ``ssm_cfg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = MAMBA2_CONFIG | {"ssm_cfg": MAMBA2_SSM | ssm}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shapes = backbone_shapes(
+        embedding="embedding",
+        mixer=mixer2_shapes,
+        groups=ssm.get("ngroups", 2),
+        skip=INNER if ssm.get("D_has_hdim") else HEADS,
+        norm=ssm.get("rmsnorm", True),
+    )
+    weights = random_weights(shapes)
+    write_weights(folder, weights, "bin")
+    return weights
+
+
+def write_hf_mamba2(folder: Path, **changes: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(HF_MAMBA2_CONFIG | changes), encoding="utf-8")
+    weights = random_weights(backbone_shapes(embedding="embeddings", mixer=mixer2_shapes))
+    save_file(weights, folder / "model.safetensors")
+
+
+def write_falcon_mamba(folder: Path) -> None:
+    write_hf(folder, model_type="falcon_mamba", mixer_rms_eps=1e-3)
 
 
 def write_samba(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:

@@ -10,20 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from longspan.bundle import GRAPHS
-from longspan.models.config import MambaConfig, ModelConfig
+from longspan.models.config import Mamba2Config, MambaConfig, ModelConfig
 
 # onnxruntime-genai wants a bound on a generation's length; a Mamba's memory has none.
 CONTEXT_LENGTH = 2**20
 
 
 def genai_config(config: ModelConfig, *, eos: int | None) -> dict[str, Any] | None:
-    """The file's content for a model of Mamba layers alone; None for any other.
+    """The file's content for a model of Mamba or Mamba-2 layers alone; None for any other.
 
     Args:
         config: the layers.
         eos: id of the token that ends a text.
     """
-    if not all(isinstance(layer, MambaConfig) for layer in config.layers):
+    if not all(isinstance(layer, MambaConfig | Mamba2Config) for layer in config.layers):
         return None
     ends = {} if eos is None else {"eos_token_id": eos, "pad_token_id": eos}
     return {

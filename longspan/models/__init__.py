@@ -7,7 +7,7 @@ The letters of this package, each with its symbol in the papers:
     N   state size                     d_state
     K   width of the convolution       d_conv
     R   rank of dt                     dt_rank
-    H   query heads                    G   key and value heads      n_kv_heads, groups
+    H   query heads, SSM heads         G   key and value heads      n_kv_heads, n_groups
     P   head width                     head_dim                     V   vocabulary
     W   tokens that a window sees, the current one among them
 

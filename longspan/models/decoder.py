@@ -19,10 +19,12 @@ from longspan.kernels.rms_norm import rms_norm
 from longspan.models.config import (
     AttentionConfig,
     LayerConfig,
+    Mamba2Config,
     MambaConfig,
     ModelConfig,
 )
 from longspan.models.mamba import Mamba
+from longspan.models.mamba2 import Mamba2
 from longspan.models.swiglu import SwiGlu
 from longspan.models.window_attention import WindowAttention
 from longspan.tensors import DType, dtype_name
@@ -44,6 +46,8 @@ def _from_start(keep: torch.Tensor, length: int) -> torch.Tensor:
 def _mixer(config: LayerConfig, d_model: int, dtype: torch.dtype) -> nn.Module:
     if isinstance(config, MambaConfig):
         return Mamba(config, d_model, dtype=dtype)
+    if isinstance(config, Mamba2Config):
+        return Mamba2(config, d_model, dtype=dtype)
     if isinstance(config, AttentionConfig):
         return WindowAttention(config, d_model, dtype=dtype)
     return SwiGlu(config, d_model, dtype=dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
 from longspan.models.config import MambaConfig
 from longspan.models.linear import Linear
@@ -41,6 +42,9 @@ class Mamba(nn.Module):
         u = u.to(state["conv"].dtype).to(u.dtype)
         u, conv = causal_conv(u, self.conv_weight, self.conv_bias, state["conv"], activation="silu")
         dt, B, C = self.x_proj(u).split([config.dt_rank, config.d_state, config.d_state], dim=-1)
+        if config.bcdt_norm_eps is not None:
+            eps = config.bcdt_norm_eps
+            dt, B, C = rms_norm(dt, eps=eps), rms_norm(B, eps=eps), rms_norm(C, eps=eps)
         y, ssm = selective_scan(
             u, self.dt_proj(dt), self.A, B, C,
             D=self.D, z=z, dt_bias=self.dt_bias, state=state["ssm"],

@@ -17,7 +17,7 @@ from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
 
-OPS = ("causal_conv", "linear", "rms_norm", "selective_scan", "window_attention")
+OPS = ("causal_conv", "linear", "rms_norm", "selective_scan", "ssd", "window_attention")
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
     "longspan", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "safetensors", "tokenizers",
@@ -25,6 +25,7 @@ _PACKAGES = (
 )  # fmt: skip
 _LINEAR_REASON = "it reads weights as they lie in the file; Transpose and MatMul would copy them"
 _CONV_REASON = "ONNX Runtime's own kernel: one node for the window of inputs and the activation"
+_SSD_REASON = "ONNX Runtime's recurrent kernel: a decay a head is the shape that it was made for"
 _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
@@ -36,6 +37,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
             "Scan",
             "one token at a time in the cache; LinearAttention takes decays [L, E N] and is slower",
         ),
+        "ssd": ("LinearAttention", _SSD_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
     "cuda": {
@@ -46,6 +48,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
             "LinearAttention",
             "ONNX Runtime's recurrent kernel; a Scan would launch kernels for every token",
         ),
+        "ssd": ("LinearAttention", _SSD_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
 }

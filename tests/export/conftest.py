@@ -5,11 +5,27 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from helpers_checkpoints import Exported, write_hf, write_mamba, write_samba, write_tokenizer
+from helpers_checkpoints import (
+    Exported,
+    write_falcon_mamba,
+    write_hf,
+    write_hf_mamba2,
+    write_mamba,
+    write_mamba2,
+    write_samba,
+    write_tokenizer,
+)
 
 from longspan.export import ExportReport, export_bundle
 
-WRITERS = {"samba": write_samba, "mamba": write_mamba, "hf_mamba": write_hf}
+WRITERS = {
+    "samba": write_samba,
+    "mamba": write_mamba,
+    "mamba2": write_mamba2,
+    "hf_mamba": write_hf,
+    "hf_mamba2": write_hf_mamba2,
+    "falcon_mamba": write_falcon_mamba,
+}
 
 
 @pytest.fixture(scope="session")

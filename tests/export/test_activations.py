@@ -9,10 +9,18 @@ import pytest
 from longspan.engines import Engine
 from longspan.export.activations import SCAN_CHUNKS, chunk_bytes
 from longspan.kernels.selective_scan.scratch import scratch_bytes
-from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig
+from longspan.kernels.ssd.scratch import scratch_bytes as ssd_scratch_bytes
+from longspan.models.config import (
+    AttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+)
 from longspan.tensors import DType
 
 MAMBA = MambaConfig(d_inner=64, d_state=16, d_conv=4, dt_rank=2)
+MAMBA2 = Mamba2Config(n_heads=4, head_dim=16, n_groups=2, d_state=32, d_conv=4)
 CONFIG = ModelConfig(
     family="samba",
     vocab_size=100,
@@ -21,6 +29,7 @@ CONFIG = ModelConfig(
         MAMBA,
         MlpConfig(d_ff=48),
         AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=8, window=16),
+        MAMBA2,
     ),
 )
 
@@ -44,12 +53,21 @@ def test_the_scan_scratch_is_inside_the_formula(length: int) -> None:
     assert SCAN_CHUNKS * 4 * width * 17 == layer.fixed
 
 
+@pytest.mark.parametrize("length", [1, 9, 128, 129, 8192, 1_000_000])
+def test_the_scratch_of_mamba_2_is_inside_the_formula(length: int) -> None:
+    layer = chunk_bytes(CONFIG, "bfloat16")["torch-cuda"][3]
+    inner, channels = MAMBA2.d_inner, MAMBA2.conv_channels
+    tensors = 2 * (inner + channels + 4 + channels + inner + CONFIG.d_model) * length
+    scratch = ssd_scratch_bytes(1, length, heads=4, head_width=16, d_state=32)
+    assert layer.at(length) - tensors >= scratch
+
+
 def test_only_attention_grows_with_the_square() -> None:
     found = chunk_bytes(CONFIG, "float32")
     pairs = {engine: [item.per_pair > 0 for item in items] for engine, items in found.items()}
     assert pairs == {
-        "onnx-cpu": [False, False, True, False],
-        "onnx-cuda": [False, False, True, False],
-        "torch-cpu": [False, False, True, False],
-        "torch-cuda": [False, False, False, False],
+        "onnx-cpu": [False, False, True, False, False],
+        "onnx-cuda": [False, False, True, False, False],
+        "torch-cpu": [False, False, True, False, False],
+        "torch-cuda": [False, False, False, False, False],
     }

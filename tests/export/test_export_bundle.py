@@ -1,4 +1,4 @@
-"""Export end to end: three families, three dtypes, and what must not be left behind."""
+"""Export end to end: every family, three dtypes, and what must not be left behind."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_checkpoints import VOCABULARY, Exported, write_hf, write_samba, write_tokenizer
+from helpers_checkpoints import (
+    VOCABULARY,
+    Exported,
+    write_hf,
+    write_mamba2,
+    write_samba,
+    write_tokenizer,
+)
 from safetensors import safe_open
 
 from longspan.bundle import open_bundle
+from longspan.engines import Engine
 from longspan.errors import BadCheckpoint, BadInput, VerificationFailed
 from longspan.export import bundle_writer, export_bundle
+from longspan.models.config import Mamba2Config
 from longspan.runtime.backends import open_backend
+from longspan.runtime.plan import make_plan
 
 CASES = [
     ("samba", "float32"),
@@ -22,7 +32,12 @@ CASES = [
     ("samba", "bfloat16"),
     ("mamba", "float16"),
     ("hf_mamba", "bfloat16"),
+    ("falcon_mamba", "float32"),
+    ("mamba2", "float32"),
+    ("hf_mamba2", "bfloat16"),
 ]
+# Their tiny configs name a token that ends a text.
+WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba")
 
 
 def names(folder: Path) -> list[str]:
@@ -49,7 +64,7 @@ def test_the_manifest_describes_the_bundle(exported: Exported, family: str, dtyp
     assert manifest.parameters == sum(int(np.prod(shape)) for shape in shapes)
     assert report.weight_bytes == manifest.weight_bytes
     assert report.state_bytes == manifest.state_bytes
-    assert manifest.eos == (5 if family == "hf_mamba" else None)
+    assert manifest.eos == (5 if family in WITH_EOS else None)
     assert manifest.source["checkpoint"] == "checkpoint"
     assert [row["name"] for row in manifest.source["checks"]] == [c.name for c in report.checks]
     assert sorted([*manifest.files, "longspan.json"]) == names(report.bundle)
@@ -64,8 +79,9 @@ def test_files_of_a_bundle(exported: Exported) -> None:
     assert names(exported("mamba", "float16").bundle) == with_genai
 
 
-def test_genai_config_names_what_the_graph_has(exported: Exported) -> None:
-    bundle = exported("mamba", "float16").bundle
+@pytest.mark.parametrize(("family", "dtype"), [("mamba", "float16"), ("mamba2", "float32")])
+def test_genai_config_names_what_the_graph_has(exported: Exported, family: str, dtype: str) -> None:
+    bundle = exported(family, dtype).bundle
     decoder = json.loads((bundle / "genai_config.json").read_text())["model"]["decoder"]
     state = {spec.name for spec in open_bundle(bundle).manifest.state}
     for kind in ("conv", "recurrent"):
@@ -76,8 +92,9 @@ def test_genai_config_names_what_the_graph_has(exported: Exported) -> None:
     assert (bundle / decoder["filename"]).is_file()
 
 
-def test_any_chunks_give_the_same(exported: Exported) -> None:
-    bundle = open_bundle(exported("samba", "float32").bundle)
+@pytest.mark.parametrize("family", ["samba", "mamba2"])
+def test_any_chunks_give_the_same(exported: Exported, family: str) -> None:
+    bundle = open_bundle(exported(family, "float32").bundle)
     text = np.random.default_rng(3).integers(0, VOCABULARY, 40)
     backend = open_backend(bundle, engine="onnx-cpu", memory_limit_bytes=None)
     whole, _ = backend.forward(text, backend.new_state(), keep=range(40))
@@ -90,6 +107,29 @@ def test_any_chunks_give_the_same(exported: Exported) -> None:
         np.testing.assert_allclose(np.concatenate(rows), whole, atol=2e-5)
     nothing, _ = backend.forward(text, backend.new_state(), keep=[])
     assert nothing.shape == (0, VOCABULARY)
+
+
+def test_every_option_of_mamba_2_agrees(tmp_path: Path) -> None:
+    write_mamba2(
+        tmp_path / "checkpoint",
+        ngroups=1, rmsnorm=False, D_has_hdim=True, dt_limit=[0.4, 1.1],
+    )  # fmt: skip
+    report = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert [check.passed for check in report.checks] == [True] * 5
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    (mixer, _) = manifest.config.layers
+    assert isinstance(mixer, Mamba2Config)
+    assert (mixer.dt_limit, mixer.norm_eps, mixer.d_per_channel) == ((0.4, 1.1), None, True)
+
+
+@pytest.mark.parametrize("engine", ["onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda"])
+def test_a_mamba_2_bundle_is_planned(exported: Exported, engine: Engine) -> None:
+    """A state of [1, H, N, P] and K - 1 inputs of E + 2 G N channels, for each of two layers."""
+    manifest = open_bundle(exported("mamba2", "float32").bundle).manifest
+    assert manifest.state_bytes == 2 * 4 * (4 * 4 * 8 + 3 * (32 + 2 * 2 * 4))
+    plan = make_plan(manifest, engine=engine, budget_bytes=2**30, baseline_bytes=0, tokens=10_000)
+    assert plan.total_bytes <= 2**30
+    assert plan.chunk_tokens >= 16
 
 
 def test_prompt_and_stop_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

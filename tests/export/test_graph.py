@@ -86,6 +86,16 @@ def test_which_ops_each_graph_has(exported: Exported) -> None:
     }
 
 
+@pytest.mark.parametrize("graph", GRAPHS.values())
+def test_mamba_2_keeps_its_recurrent_operator(exported: Exported, graph: str) -> None:
+    """On the CPU too: a key and a query for each group and a decay a head, as the operator is."""
+    model = load(exported("mamba2", "float32").bundle / graph)
+    assert "Scan" not in {node.op_type for node in model.graph.node}
+    nodes = [node for node in model.graph.node if node.op_type == "LinearAttention"]
+    heads = [{a.name: a.i for a in node.attribute if a.name.endswith("heads")} for node in nodes]
+    assert heads == [{"q_num_heads": 2, "kv_num_heads": 4}] * 2
+
+
 def test_casts_of_weights_stay_in_the_graph(exported: Exported) -> None:
     model = load(exported("samba", "bfloat16").bundle / "model.cpu.onnx")
     cast = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}

@@ -20,6 +20,7 @@ from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
+from longspan.kernels.ssd import ssd
 from tests.tolerances import assert_close
 
 pytestmark = [
@@ -97,6 +98,28 @@ def _scan_bare(
     return selective_scan(x, dt, layer.A, B, C, state=state)
 
 
+def _ssd(
+    layer: Layer,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    state: torch.Tensor,
+) -> Tensors:
+    A, vector, limit = layer.A[:H, 0], layer.vector[:H], (0.1, 0.9)
+    return ssd(x, dt, A, B, C, D=vector, dt_bias=vector, dt_limit=limit, state=state)
+
+
+def _ssd_skip_by_channel(layer: Layer, *tensors: torch.Tensor) -> Tensors:
+    x, dt, B, C, state = tensors
+    return ssd(x, dt, layer.A[:H, 0], B, C, D=layer.taps.reshape(-1, P)[:H], state=state)
+
+
+def _ssd_bare(layer: Layer, *tensors: torch.Tensor) -> Tensors:
+    x, dt, B, C, state = tensors
+    return ssd(x, dt, layer.A[:H, 0], B, C, state=state)
+
+
 def _attend(layer: Layer, q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> Tensors:
     v, past_k, past_v = rest
     position = torch.full((1,), 0, dtype=torch.int64, device=q.device)
@@ -109,6 +132,7 @@ def _attend_from_the_middle(layer: Layer, *tensors: torch.Tensor) -> Tensors:
     return window_attention(q, k, v, past_k, past_v, position, window=WINDOW)
 
 
+FLOAT32_STATE = ("selective_scan", "ssd")
 CASES = {
     "rms_norm": Case(run=_norm, inputs=((E,),)),
     "rms_norm, no weight": Case(run=_norm_bare, inputs=((E,),)),
@@ -116,6 +140,16 @@ CASES = {
     "causal_conv, no bias": Case(run=_conv_bare, inputs=((E,),), state=((3, E),)),
     "selective_scan": Case(run=_scan, inputs=((E,), (E,), (N,), (N,), (E,)), state=((E, N),)),
     "selective_scan, bare": Case(run=_scan_bare, inputs=((E,), (E,), (N,), (N,)), state=((E, N),)),
+    "ssd": Case(run=_ssd, inputs=((H, P), (H,), (G, N), (G, N)), state=((H, N, P),)),
+    "ssd, one group, D by channel": Case(
+        run=_ssd_skip_by_channel, inputs=((H, P), (H,), (1, N), (1, N)), state=((H, N, P),)
+    ),
+    "ssd, a group a head, bare": Case(
+        run=_ssd_bare, inputs=((H, P), (H,), (H, N), (H, N)), state=((H, N, P),)
+    ),
+    "ssd, heads of width one": Case(
+        run=_ssd_bare, inputs=((H, 1), (H,), (1, N), (1, N)), state=((H, N, 1),)
+    ),
     "window_attention": Case(
         run=_attend, inputs=((H, P), (G, P), (G, P)), state=((WINDOW - 1, G, P),) * 2
     ),
@@ -132,7 +166,7 @@ def _inputs(case: Case, length: int, dtype: torch.dtype) -> Tensors:
 
 
 def _first_state(name: str, dtype: torch.dtype) -> Tensors:
-    kept = torch.float32 if name.startswith("selective_scan") else dtype
+    kept = torch.float32 if name.startswith(FLOAT32_STATE) else dtype
     return tuple(torch.randn(1, *shape).to(kept) for shape in CASES[name].state)
 
 
@@ -170,7 +204,7 @@ def _run(session: onnxruntime.InferenceSession, tensors: Tensors) -> Tensors:
 
 
 def _row(name: str) -> str:
-    return "onnx selective_scan" if name.startswith("selective_scan") else "onnx"
+    return f"onnx {name.split(',')[0]}" if name.startswith(FLOAT32_STATE) else "onnx"
 
 
 def _compare_in_a_chain(
@@ -211,9 +245,18 @@ def test_scan_on_cpu(name: str) -> None:
     _compare_in_a_chain(name, torch.float32, layer, _session(quick, "CPUExecutionProvider"))
 
 
-def test_scan_on_cpu_leaves_other_graphs_alone() -> None:
-    _, model = _exported("causal_conv", torch.float32)
+@pytest.mark.parametrize("name", ["causal_conv", *(name for name in CASES if "ssd" in name)])
+def test_scan_on_cpu_leaves_other_graphs_alone(name: str) -> None:
+    _, model = _exported(name, torch.float32)
     assert scan_on_cpu(model) == model
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "ssd" in name])
+def test_ssd_repeats_no_key(name: str) -> None:
+    _, model = _exported(name, torch.float32)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("LinearAttention") == 1
+    assert not {"Expand", "Gather", "Tile", "Transpose"}.intersection(kinds)
 
 
 def test_scan_on_cpu_names_what_it_does_not_know() -> None:

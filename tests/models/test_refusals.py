@@ -76,11 +76,11 @@ def test_an_unsupported_value_is_named(
     )
 
 
-def test_mamba_2_is_refused(tmp_path: Path) -> None:
+def test_a_layer_of_another_kind_is_refused(tmp_path: Path) -> None:
     write_mamba(tmp_path)
-    where = write_config(tmp_path, MAMBA_CONFIG | {"ssm_cfg": {"layer": "Mamba2"}})
+    where = write_config(tmp_path, MAMBA_CONFIG | {"ssm_cfg": {"layer": "Mamba3"}})
     assert refusal(tmp_path) == (
-        f'{where}, ssm_cfg has layer = "Mamba2"; longspan supports only "Mamba1" for a mamba '
+        f'{where}, ssm_cfg has layer = "Mamba3"; longspan supports only "Mamba1" for a mamba '
         "model. This checkpoint cannot be exported by this version."
     )
 

@@ -24,6 +24,7 @@ def test_the_cpu_report() -> None:
         "linear": "FusedMatMul",
         "rms_norm": "plain",
         "selective_scan": "Scan",
+        "ssd": "LinearAttention",
         "window_attention": "plain",
     }
 

@@ -15,7 +15,14 @@ from typing import Any
 
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint
-from longspan.models.families import hf_mamba, mamba, samba
+from longspan.models.families import (
+    falcon_mamba,
+    hf_mamba,
+    hf_mamba2,
+    mamba,
+    mamba2,
+    samba,
+)
 from longspan.models.foreign_config import load_config
 
 __all__ = ["FAMILIES", "Family", "open_checkpoint"]
@@ -50,6 +57,24 @@ FAMILIES = (
         what="transformers' Mamba, model_type 'mamba'",
         detect=hf_mamba.detect,
         open_checkpoint=hf_mamba.open_checkpoint,
+    ),
+    Family(
+        name=falcon_mamba.NAME,
+        what="transformers' Falcon-Mamba, model_type 'falcon_mamba'",
+        detect=falcon_mamba.detect,
+        open_checkpoint=falcon_mamba.open_checkpoint,
+    ),
+    Family(
+        name=hf_mamba2.NAME,
+        what="transformers' Mamba-2, model_type 'mamba2'",
+        detect=hf_mamba2.detect,
+        open_checkpoint=hf_mamba2.open_checkpoint,
+    ),
+    Family(
+        name=mamba2.NAME,
+        what="state-spaces Mamba-2, a mamba_ssm config whose ssm_cfg has layer 'Mamba2'",
+        detect=mamba2.detect,
+        open_checkpoint=mamba2.open_checkpoint,
     ),
     Family(
         name=mamba.NAME,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
-from longspan.models.config import MambaConfig, ModelConfig
-from longspan.models.families.mixer import mamba_weights
+from longspan.models.config import Mamba2Config, MambaConfig, ModelConfig
+from longspan.models.families.mixer import mamba2_weights, mamba_weights
 from longspan.models.tensor_files import TensorFiles, open_tensors
 
 HEAD = "lm_head.weight"
@@ -44,10 +44,13 @@ def _weights(config: ModelConfig, embedding: str) -> Iterator[Weight]:
     width, vocabulary = config.d_model, config.vocab_size
     yield copied("embedding", embedding, vocabulary, width)
     for i, layer in enumerate(config.layers):
-        assert isinstance(layer, MambaConfig), "a backbone holds Mamba layers only"
-        theirs = f"backbone.layers.{i}."
+        ours, theirs = f"layers.{i}.mixer.", f"backbone.layers.{i}."
         yield copied(f"layers.{i}.norm.weight", f"{theirs}norm.weight", width)
-        yield from mamba_weights(f"layers.{i}.mixer.", f"{theirs}mixer.", layer, width)
+        if isinstance(layer, Mamba2Config):
+            yield from mamba2_weights(ours, f"{theirs}mixer.", layer, width)
+        else:
+            assert isinstance(layer, MambaConfig), "a backbone holds Mamba layers only"
+            yield from mamba_weights(ours, f"{theirs}mixer.", layer, width)
     yield copied("norm.weight", "backbone.norm_f.weight", width)
     if not config.tied:
         yield copied("head", HEAD, vocabulary, width)

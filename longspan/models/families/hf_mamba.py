@@ -65,7 +65,23 @@ def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
     Raises:
         BadCheckpoint: a key is unknown or missing, or has a value that is not supported.
     """
-    values = read_fields(data, FIELDS, where=where, family=NAME)
+    return model_from(read_fields(data, FIELDS, where=where, family=NAME), where, family=NAME)
+
+
+def model_from(
+    values: Mapping[str, Any], where: str, *, family: str, bcdt_norm_eps: float | None = None
+) -> ModelConfig:
+    """The layers that the checked values of a config describe.
+
+    Args:
+        values: a value for each key of `FIELDS`.
+        where: what to call the config in a message.
+        family: name of the family.
+        bcdt_norm_eps: of Falcon-Mamba's norms on dt, B and C; None for Mamba, which has none.
+
+    Raises:
+        BadCheckpoint: two values contradict each other.
+    """
     width, rank = values["hidden_size"], values["time_step_rank"]
     inner = values["expand"] * width
     if values["intermediate_size"] not in (None, inner):
@@ -80,9 +96,10 @@ def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
         dt_rank=math.ceil(width / 16) if rank == "auto" else int(rank),
         conv_bias=values["use_conv_bias"],
         proj_bias=values["use_bias"],
+        bcdt_norm_eps=bcdt_norm_eps,
     )
     return ModelConfig(
-        family=NAME,
+        family=family,
         vocab_size=values["vocab_size"],
         d_model=width,
         layers=(mixer,) * values["num_hidden_layers"],

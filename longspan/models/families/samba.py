@@ -15,7 +15,7 @@ import torch
 
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
-from longspan.models.config import AttentionConfig, MlpConfig, ModelConfig
+from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig
 from longspan.models.families.mixer import mamba_weights
 from longspan.models.families.samba_config import Block, Mixer, blocks, config_values, tied_head
 from longspan.models.foreign_config import load_config
@@ -118,6 +118,7 @@ def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[We
         return _attention_weights(ours, theirs, layer, width)
     if isinstance(layer, MlpConfig):
         return _mlp_weights(ours, theirs, layer, width)
+    assert isinstance(layer, MambaConfig), "lit_gpt's Samba has no other mixer"
     return mamba_weights(ours, theirs, layer, width)
 
 

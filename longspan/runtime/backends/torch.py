@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
 from longspan.models.config import (
     AttentionConfig,
     LayerConfig,
+    Mamba2Config,
     MambaConfig,
     MlpConfig,
     ModelConfig,
@@ -117,6 +118,7 @@ def run_tiny_model() -> None:
     """Run every kind of layer once on the CPU, so that torch has loaded what they need."""
     layers: tuple[LayerConfig, ...] = (
         MambaConfig(d_inner=8, d_state=4, d_conv=4, dt_rank=1),
+        Mamba2Config(n_heads=2, head_dim=4, n_groups=1, d_state=4, d_conv=4),
         MlpConfig(d_ff=8),
         AttentionConfig(n_heads=1, n_kv_heads=1, head_dim=4, window=2),
     )

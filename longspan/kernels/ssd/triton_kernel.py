@@ -1,0 +1,247 @@
+"""The state-space dual in Triton: within a chunk matrix products, between chunks the recurrence.
+
+Many tokens take four launches (arXiv 2405.21060, section 6; the kernels of `triton_chunks.py`). A
+few take one, `_scan_tokens`, which walks the tokens with a part of the state in registers.
+"""
+
+# The arguments of a kernel have Triton's types, and Triton ships no annotations.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from longspan.kernels.ssd.scratch import scratch_shapes
+from longspan.kernels.ssd.triton_chunks import chunk_states, chunk_sums, scan_chunks, walk_chunks
+from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
+
+# `chunk_sums` reads this many neighbouring heads of a token together.
+SUM_HEADS = 16
+# Values of a state that a program of `walk_chunks` and of `_scan_tokens` holds.
+WALK_VALUES = 512
+TOKEN_VALUES = 4096
+
+
+@triton.jit(do_not_specialize=["length"])
+def _scan_tokens(
+    x_ptr,
+    dt_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    dt_bias_ptr,
+    state_ptr,
+    y_ptr,
+    new_state_ptr,
+    low,
+    high,
+    length,
+    stride_x_batch,
+    stride_x,
+    stride_x_head,
+    stride_dt_batch,
+    stride_dt,
+    stride_dt_head,
+    stride_B_batch,
+    stride_B,
+    stride_B_group,
+    stride_C_batch,
+    stride_C,
+    stride_C_group,
+    stride_D_head,
+    stride_D,
+    stride_state_batch,
+    stride_state_head,
+    stride_state_n,
+    stride_state,
+    H: tl.constexpr,
+    REPEATS: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    STATES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    n = tl.arange(0, STATES)
+    p = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    real = (n < N)[:, None] & (p < P)[None, :]
+    x_ptr += batch * stride_x_batch + head * stride_x_head + p
+    dt_ptr += batch * stride_dt_batch + head * stride_dt_head
+    B_ptr += batch * stride_B_batch + head // REPEATS * stride_B_group + n
+    C_ptr += batch * stride_C_batch + head // REPEATS * stride_C_group + n
+
+    A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
+    dt_bias = 0.0
+    if dt_bias_ptr is not None:
+        dt_bias = tl.load(dt_bias_ptr + head).to(tl.float32)
+    D = tl.zeros([WIDTH], dtype=tl.float32)
+    if D_ptr is not None:
+        D_row = D_ptr + head * stride_D_head + p * stride_D
+        D = tl.load(D_row, mask=p < P, other=0.0).to(tl.float32)
+    source = state_ptr + batch * stride_state_batch + head * stride_state_head
+    source += n.to(tl.int64)[:, None] * stride_state_n + p.to(tl.int64)[None, :] * stride_state
+    h = tl.load(source, mask=real, other=0.0).to(tl.float32)
+    for token in range(length):
+        t = tl.cast(token, tl.int64)
+        step = softplus_step(tl.load(dt_ptr + t * stride_dt).to(tl.float32) + dt_bias, low, high)
+        x = tl.load(x_ptr + t * stride_x, mask=p < P, other=0.0).to(tl.float32)
+        B = tl.load(B_ptr + t * stride_B, mask=n < N, other=0.0).to(tl.float32)
+        C = tl.load(C_ptr + t * stride_C, mask=n < N, other=0.0).to(tl.float32)
+        h = tl.exp2(step * A) * h + B[:, None] * (step * x)[None, :]
+        y = tl.sum(h * C[:, None], axis=0) + D * x
+        target = y_ptr + ((batch * length + t) * H + head) * P + p
+        tl.store(target, y.to(y_ptr.dtype.element_ty), mask=p < P)
+    target = new_state_ptr + (batch * H + head) * (N * P) + n[:, None] * P + p[None, :]
+    tl.store(target, h, mask=real)
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its last dimension is contiguous, as the kernels need it."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _blocks(dtype: torch.dtype, chunk: int, states: int, width: int) -> dict[str, int | str]:
+    """Tokens, states and channels of a tile, the precision of products, warps and stages."""
+    # float16 is widened (`dot_split`), float32 has no tensor cores: registers hold both down.
+    largest = 64 if dtype == torch.bfloat16 else 32
+    return {
+        "TOKENS": min(largest, chunk),
+        "STATES": min(largest, max(16, triton.next_power_of_2(states))),
+        "WIDTH": min(largest, max(16, triton.next_power_of_2(width))),
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32x3",
+        "num_warps": 4,
+        # A chunk has two or four blocks of tokens; a third stage would cost shared memory only.
+        "num_stages": 2,
+    }
+
+
+def _scan_in_chunks(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    dt_bias: torch.Tensor | None,
+    dt_limit: tuple[float, float],
+    state: torch.Tensor,
+    y: torch.Tensor,
+    new_state: torch.Tensor,
+) -> None:
+    """Fill `y` and `new_state` by the four launches."""
+    batch, length, H, P = x.shape
+    N = B.shape[3]
+    states_shape, sums_shape = scratch_shapes(batch, length, heads=H, head_width=P, d_state=N)
+    states = torch.empty(states_shape, dtype=torch.float32, device=x.device)
+    steps, sums = torch.empty(sums_shape, dtype=torch.float32, device=x.device)
+    chunks, chunk = states_shape[1], sums_shape[-1]
+    tile = _blocks(x.dtype, chunk, N, P)
+    sizes = {"H": H, "REPEATS": H // B.shape[2], "N": N, "P": P, "CHUNK": chunk, **tile}
+    state_blocks = triton.cdiv(N, tile["STATES"])
+    width_blocks = triton.cdiv(P, tile["WIDTH"])
+    token_blocks = chunk // int(tile["TOKENS"])
+    chunk_sums[(chunks, triton.cdiv(H, SUM_HEADS), batch)](
+        dt,
+        A,
+        dt_bias,
+        steps,
+        sums,
+        *dt_limit,
+        length,
+        *dt.stride(),
+        H=H,
+        HEADS=SUM_HEADS,
+        CHUNK=chunk,
+    )
+    chunk_states[(chunks * state_blocks * width_blocks, H, batch)](
+        x, B, steps, sums, states, length, chunks, *x.stride()[:3], *B.stride()[:3], **sizes
+    )
+    walk_chunks[(triton.cdiv(N * P, WALK_VALUES), H, batch)](
+        state,
+        sums,
+        states,
+        new_state,
+        chunks,
+        *state.stride(),
+        H=H,
+        N=N,
+        P=P,
+        CHUNK=chunk,
+        VALUES=WALK_VALUES,
+    )
+    scan_chunks[(chunks * token_blocks * width_blocks, H, batch)](
+        x,
+        B,
+        C,
+        D,
+        steps,
+        sums,
+        states,
+        y,
+        length,
+        chunks,
+        *x.stride()[:3],
+        *B.stride()[:3],
+        *C.stride()[:3],
+        *((0, 0) if D is None else D.stride()),
+        **sizes,
+    )
+
+
+def ssd(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    *,
+    D: torch.Tensor | None,
+    dt_bias: torch.Tensor | None,
+    dt_limit: tuple[float, float],
+    state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `longspan.kernels.ssd.ssd`."""
+    batch, length, H, P = x.shape
+    N = B.shape[3]
+    x, B, C, A = _rows(x), _rows(B), _rows(C), A.contiguous()
+    D = D[:, None].expand(H, P) if D is not None and D.dim() == 1 else D
+    dt_bias = None if dt_bias is None else dt_bias.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_state = torch.empty(state.shape, dtype=torch.float32, device=x.device)
+    (_, chunks, *_), _ = scratch_shapes(batch, length, heads=H, head_width=P, d_state=N)
+    if chunks > 0:
+        _scan_in_chunks(x, dt, A, B, C, D, dt_bias, dt_limit, state, y, new_state)
+        return y, new_state
+
+    states = triton.next_power_of_2(N)
+    width = max(1, min(32, TOKEN_VALUES // states, triton.next_power_of_2(P)))
+    _scan_tokens[(triton.cdiv(P, width), H, batch)](
+        x,
+        dt,
+        A,
+        B,
+        C,
+        D,
+        dt_bias,
+        state,
+        y,
+        new_state,
+        *dt_limit,
+        length,
+        *x.stride()[:3],
+        *dt.stride(),
+        *B.stride()[:3],
+        *C.stride()[:3],
+        *((0, 0) if D is None else D.stride()),
+        *state.stride(),
+        H=H,
+        REPEATS=H // B.shape[2],
+        N=N,
+        P=P,
+        STATES=states,
+        WIDTH=width,
+    )
+    return y, new_state
