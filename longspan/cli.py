@@ -176,6 +176,7 @@ def read(
     json: opt.Json = False,
 ) -> None:
     """Read documents and keep what was read as a small file. Interrupted, it resumes."""
+    from longspan.runtime.checkpoint import partial_path
     from longspan.runtime.runtime import load
 
     try:
@@ -187,9 +188,8 @@ def read(
         ):
             result = runtime.read_to(memory, documents, on_progress=show, on_notice=_notice)
     except KeyboardInterrupt:
-        _notice(
-            f"Stopped. What was read is kept beside {memory}; the same command goes on from it."
-        )
+        kept = f"What was read is kept beside {memory}; the same command goes on from it."
+        _notice(f"Stopped. {kept if partial_path(memory).exists() else 'Nothing was read yet.'}")
         raise typer.Exit(130) from None
     render.print_result(result, json=json)
 

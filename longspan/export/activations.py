@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
+from longspan.kernels.ssd.scratch import CHUNK_TOKENS
 from longspan.models.config import (
     AttentionConfig,
     LayerConfig,
@@ -30,8 +31,6 @@ from longspan.tensors import DTYPE_BYTES, DType
 F32, I64 = DTYPE_BYTES["float32"], DTYPE_BYTES["int64"]
 # The scan's scratch has at most 64 chunks up to 16,384 tokens, and one for each 256 beyond.
 SCAN_CHUNKS, SCAN_CHUNK_TOKENS = 64, 256
-# That of Mamba-2 has one for each 128.
-SSD_CHUNK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +99,7 @@ def _mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Ch
     channels = layer.conv_channels
     rows = E + channels + H
     # One chunk's scratch: a state for each head, a step and a sum for each head and token.
-    scratch = F32 * H * (layer.d_state * layer.head_dim + 2 * SSD_CHUNK_TOKENS)
+    scratch = F32 * H * (layer.d_state * layer.head_dim + 2 * CHUNK_TOKENS)
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * (5 * channels + 5 * E + H + 2 * D)),
         # LinearAttention reads and writes float32, and so does the gated norm.
@@ -113,8 +112,7 @@ def _mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Ch
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch,
-            per_token=b * (rows + channels + E + D)
-            + max(3 * F32 * E, -(-scratch // SSD_CHUNK_TOKENS)),
+            per_token=b * (rows + channels + E + D) + max(3 * F32 * E, -(-scratch // CHUNK_TOKENS)),
         ),
     }
 

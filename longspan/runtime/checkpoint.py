@@ -33,6 +33,11 @@ KIND = "checkpoint"
 DEFAULT_SECONDS = 30.0
 
 
+def partial_path(memory: Path) -> Path:
+    """Where the checkpoints of a reading lie that will be saved as `memory`."""
+    return memory.with_name(f"{memory.name}.partial")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reached:
     """How far a document was read.

@@ -22,7 +22,7 @@ from longspan.engines import Engine
 from longspan.errors import BadInput
 from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Decoding, Ending, format_question
 from longspan.runtime.backends import Backend, State
-from longspan.runtime.checkpoint import DEFAULT_SECONDS, Keeper
+from longspan.runtime.checkpoint import DEFAULT_SECONDS, Keeper, partial_path
 from longspan.runtime.documents import Document, Source, open_document
 from longspan.runtime.measured import BudgetWatch, Measured, Tally
 from longspan.runtime.memory import (
@@ -166,7 +166,7 @@ class Runtime:
         """
         path = Path(path)
         require_writable(path)
-        keeper = self._keeper(path.with_name(f"{path.name}.partial"), DEFAULT_SECONDS, None)
+        keeper = self._keeper(partial_path(path), DEFAULT_SECONDS, None)
         reader = self._reader(on_progress, keeper)
         memory = self._read(open_document(source), reader, None, on_notice)
         memory.save(path)

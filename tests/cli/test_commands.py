@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import longspan
+from longspan.cli import app
 
 TEXT = "It rained on the quay all day.\n" * 40
 FACT = "The pass key is 58214. Remember it.\n"
@@ -194,6 +196,18 @@ def test_an_interrupted_reading_goes_on(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.partial")) == []
     found = facts("ask", "builtin", "What is the pass key?", "--memory", span, "--device", "cpu")
     assert found["answers"][0]["answer"] == "58214"
+
+
+def test_an_interruption_before_the_first_chunk_promises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("longspan.runtime.runtime.load", interrupted)
+    span = tmp_path / "never.span"
+    done = CliRunner().invoke(app, ["read", "builtin", "book.txt", "--out", str(span)])
+    assert (done.exit_code, done.stderr) == (130, "Stopped. Nothing was read yet.\n")
 
 
 def test_usage_is_status_2() -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
+from longspan.models.checkpoint import (
+    Checkpoint,
+    Weight,
+    build,
+    config_beside,
+    copied,
+    end_token,
+    tokenizer_beside,
+)
 from longspan.models.config import Mamba2Config, MambaConfig, ModelConfig
 from longspan.models.families.mixer import mamba2_weights, mamba_weights
 from longspan.models.tensor_files import TensorFiles, open_tensors
@@ -14,12 +23,24 @@ HEAD = "lm_head.weight"
 EMBEDDINGS = ("backbone.embedding.weight", "backbone.embeddings.weight")
 
 
-def open_backbone(path: Path, config: ModelConfig, *, eos: int | None) -> Checkpoint:
-    """Open the weights in the folder `path` as a stack of Mamba layers.
+def open_backbone(
+    path: Path, config: Path | None, model_config: Callable[[Mapping[str, Any], str], ModelConfig]
+) -> Checkpoint:
+    """Open config and weights in the folder `path` as a stack of Mamba layers.
+
+    Args:
+        path: the folder, or a file of weights in it.
+        config: the config's file; None for the one beside the weights.
+        model_config: the family's reading of a config, and of what a message calls it.
 
     Raises:
-        BadCheckpoint: the weights cannot be read, or do not belong to `config`.
+        BadCheckpoint: config or weights are not what longspan supports.
     """
+    where, data = config_beside(path if path.is_dir() else path.parent, config)
+    return _open(path, model_config(data, where), eos=end_token(data))
+
+
+def _open(path: Path, config: ModelConfig, *, eos: int | None) -> Checkpoint:
     files = open_tensors(path)
     embedding = _embedding_name(files)
     shape = (config.vocab_size, config.d_model)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longspan.models.checkpoint import Checkpoint, config_beside, end_token
+from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import ModelConfig
 from longspan.models.families import hf_mamba
 from longspan.models.families.backbone import open_backbone
@@ -35,8 +35,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     Raises:
         BadCheckpoint: config or weights are not what longspan supports.
     """
-    where, data = config_beside(path if path.is_dir() else path.parent, config)
-    return open_backbone(path, model_config(data, where), eos=end_token(data))
+    return open_backbone(path, config, model_config)
 
 
 def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:

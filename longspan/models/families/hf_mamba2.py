@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longspan.errors import BadCheckpoint
-from longspan.models.checkpoint import Checkpoint, config_beside, end_token
+from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import Mamba2Config, ModelConfig
 from longspan.models.families.backbone import open_backbone
 from longspan.models.families.mamba2_config import check_groups, step_limit
@@ -60,8 +60,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     Raises:
         BadCheckpoint: config or weights are not what longspan supports.
     """
-    where, data = config_beside(path if path.is_dir() else path.parent, config)
-    return open_backbone(path, model_config(data, where), eos=end_token(data))
+    return open_backbone(path, config, model_config)
 
 
 def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:

@@ -32,8 +32,7 @@ _NUMPY_DTYPES: dict[DType, type[np.generic]] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
 }
-# Matrices that only products and look-ups read. The session loads the rest, a few KiB a layer, by
-# itself: its optimizer reads small constants on the host, where a tensor of CUDA ends the process.
+# The matrices: nearly all of the bytes. The session loads the rest by itself.
 SHARED_WEIGHTS = ("_proj.weight", "embedding", "head")
 # How onnxruntime's allocators say that a limit was met.
 _OUT_OF_MEMORY = ("Available memory of", "Failed to allocate memory", "bad allocation")

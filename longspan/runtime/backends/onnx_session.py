@@ -162,14 +162,14 @@ def require_cuda(session: Any) -> None:
 
 def _arena_limit(memory_limit_bytes: int) -> int:
     """What the context, torch's weights, and libraries still to be loaded leave of the limit."""
-    held = memory_now("cuda").bytes
+    held = memory_now("cuda").bytes + ONNX_CUDA_BYTES
     if held >= memory_limit_bytes:
         raise DoesNotFit(
-            f"Before the model, the CUDA context and what is loaded hold {format_bytes(held)}; the "
-            f"limit is {format_bytes(memory_limit_bytes)}. Give a larger --budget, or choose "
-            "--device cpu."
+            "Before the model, the CUDA context, what is loaded, and ONNX Runtime's own libraries "
+            f"hold {format_bytes(held)}; the limit is {format_bytes(memory_limit_bytes)}. Give a "
+            "larger --budget, or choose --device cpu."
         )
-    return max(1, memory_limit_bytes - held - ONNX_CUDA_BYTES)
+    return memory_limit_bytes - held
 
 
 def _options() -> Any:
