@@ -19,7 +19,7 @@ from longspan.bundle import WEIGHTS, Manifest, file_sha256, write_manifest
 from longspan.export.activations import chunk_bytes
 from longspan.export.weights import write_safetensors
 from longspan.models.checkpoint import empty_decoder, is_float32
-from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig
+from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
 from longspan.tensors import DType, TensorSpec
 
 
@@ -30,7 +30,9 @@ def samba(
     unit = (
         MambaConfig(d_inner=2 * d_model, d_state=16, d_conv=4, dt_rank=-(-d_model // 16)),
         MlpConfig(d_ff=d_ff),
-        AttentionConfig(n_heads=heads, n_kv_heads=kv_heads, head_dim=d_model // heads, window=2048),
+        WindowAttentionConfig(
+            n_heads=heads, n_kv_heads=kv_heads, head_dim=d_model // heads, window=2048
+        ),
         MlpConfig(d_ff=d_ff),
     )
     return ModelConfig(family="samba", vocab_size=vocab, d_model=d_model, layers=unit * units)

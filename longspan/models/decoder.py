@@ -16,17 +16,8 @@ from torch import nn
 
 from longspan.kernels.linear import linear
 from longspan.kernels.rms_norm import rms_norm
-from longspan.models.config import (
-    AttentionConfig,
-    LayerConfig,
-    Mamba2Config,
-    MambaConfig,
-    ModelConfig,
-)
-from longspan.models.mamba import Mamba
-from longspan.models.mamba2 import Mamba2
-from longspan.models.swiglu import SwiGlu
-from longspan.models.window_attention import WindowAttention
+from longspan.models.config import LayerConfig, ModelConfig
+from longspan.models.mixers import make_mixer
 from longspan.tensors import DType, dtype_name
 
 State = dict[str, torch.Tensor]
@@ -41,16 +32,6 @@ def _from_start(keep: torch.Tensor, length: int) -> torch.Tensor:
     if torch.onnx.is_in_onnx_export():
         return keep
     return torch.where(keep < 0, keep + length, keep)
-
-
-def _mixer(config: LayerConfig, d_model: int, dtype: torch.dtype) -> nn.Module:
-    if isinstance(config, MambaConfig):
-        return Mamba(config, d_model, dtype=dtype)
-    if isinstance(config, Mamba2Config):
-        return Mamba2(config, d_model, dtype=dtype)
-    if isinstance(config, AttentionConfig):
-        return WindowAttention(config, d_model, dtype=dtype)
-    return SwiGlu(config, d_model, dtype=dtype)
 
 
 class RmsNorm(nn.Module):
@@ -72,7 +53,7 @@ class Layer(nn.Module):
     def __init__(self, config: LayerConfig, model: ModelConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm = RmsNorm(model.d_model, eps=model.norm_eps, dtype=dtype)
-        self.mixer = _mixer(config, model.d_model, dtype)
+        self.mixer = make_mixer(config, model.d_model, dtype)
 
     def forward(
         self, x: torch.Tensor, state: State, dtype: torch.dtype

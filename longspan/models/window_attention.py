@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from longspan.kernels.attention import window_attention
-from longspan.models.config import AttentionConfig
+from longspan.models.config import WindowAttentionConfig
 from longspan.models.linear import Linear
 from longspan.models.rope import rotate
 
@@ -17,7 +17,7 @@ class WindowAttention(nn.Module):
     Keys are kept after RoPE at absolute positions, so a window needs no second rotation.
     """
 
-    def __init__(self, config: AttentionConfig, d_model: int, *, dtype: torch.dtype) -> None:
+    def __init__(self, config: WindowAttentionConfig, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim

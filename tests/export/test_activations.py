@@ -7,15 +7,16 @@ from typing import get_args
 import pytest
 
 from longspan.engines import Engine
-from longspan.export.activations import SCAN_CHUNKS, chunk_bytes
+from longspan.export.activations import chunk_bytes
+from longspan.export.activations.mamba import SCAN_CHUNKS
 from longspan.kernels.selective_scan.scratch import scratch_bytes
 from longspan.kernels.ssd.scratch import scratch_bytes as ssd_scratch_bytes
 from longspan.models.config import (
-    AttentionConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
     ModelConfig,
+    WindowAttentionConfig,
 )
 from longspan.tensors import DType
 
@@ -28,7 +29,7 @@ CONFIG = ModelConfig(
     layers=(
         MAMBA,
         MlpConfig(d_ff=48),
-        AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=8, window=16),
+        WindowAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=8, window=16),
         MAMBA2,
     ),
 )

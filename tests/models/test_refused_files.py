@@ -118,7 +118,7 @@ def test_a_published_samba_is_known_by_its_shapes(tmp_path: Path) -> None:
     model = {name: zero.expand(wide.get(name, (1536,))) for name in shapes}
     torch.save({"model": model}, tmp_path / "samba.pth")
     checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.config.layers_by_kind() == {"mamba": 6, "mlp": 12, "attention": 6}
+    assert checkpoint.config.layers_by_kind() == {"mamba": 6, "mlp": 12, "window_attention": 6}
     assert sum(math.prod(spec.shape) for spec in checkpoint.specs()) == 421_793_280
 
 

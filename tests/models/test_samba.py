@@ -11,7 +11,7 @@ import torch
 from helpers_checkpoints import SAMBA_CONFIG, random_weights, samba_shapes, write_samba
 
 from longspan.models.checkpoint import load_decoder
-from longspan.models.config import AttentionConfig
+from longspan.models.config import WindowAttentionConfig
 from longspan.models.decoder import Decoder
 from longspan.models.families import open_checkpoint
 from longspan.models.families.samba import split_packed_qkv
@@ -158,7 +158,7 @@ def test_a_token_outside_the_window_is_not_seen(tmp_path: Path) -> None:
 
 
 def test_qkv_rows_are_sorted_by_kind() -> None:
-    config = AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=1, window=2)
+    config = WindowAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=1, window=2)
     names = ["q0", "q1", "k0", "v0", "q2", "q3", "k1", "v1"]
     packed = torch.arange(8.0)[:, None]
     order = [names[int(row)] for row in split_packed_qkv(packed, config)]

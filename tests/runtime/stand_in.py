@@ -20,7 +20,7 @@ from longspan.export.activations import chunk_bytes
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.graph import decoder_graph
 from longspan.export.weights import write_safetensors
-from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig
+from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
 from longspan.models.decoder import Decoder
 from longspan.tensors import DType, TensorSpec, dtype_name
 
@@ -31,7 +31,7 @@ TINY = ModelConfig(
     layers=(
         MambaConfig(d_inner=32, d_state=4, d_conv=4, dt_rank=2),
         MlpConfig(d_ff=24),
-        AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=4, window=6),
+        WindowAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=4, window=6),
         MlpConfig(d_ff=24),
     ),
 )
@@ -43,7 +43,7 @@ DEMO = ModelConfig(
     layers=(
         MambaConfig(d_inner=384, d_state=16, d_conv=4, dt_rank=12),
         MlpConfig(d_ff=512),
-        AttentionConfig(n_heads=4, n_kv_heads=4, head_dim=48, window=64),
+        WindowAttentionConfig(n_heads=4, n_kv_heads=4, head_dim=48, window=64),
         MlpConfig(d_ff=512),
     )
     * 2,

@@ -15,7 +15,7 @@ import torch
 
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
-from longspan.models.config import AttentionConfig, MambaConfig, MlpConfig, ModelConfig
+from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
 from longspan.models.families.mixer import mamba_weights
 from longspan.models.families.samba_config import Block, Mixer, blocks, config_values, tied_head
 from longspan.models.foreign_config import load_config
@@ -59,7 +59,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     )
 
 
-def split_packed_qkv(packed: torch.Tensor, config: AttentionConfig) -> torch.Tensor:
+def split_packed_qkv(packed: torch.Tensor, config: WindowAttentionConfig) -> torch.Tensor:
     """Sort the rows of lit_gpt's QKV matrix into queries, keys, values.
 
     Args:
@@ -114,7 +114,7 @@ def _weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:
 
 def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[Weight, ...]:
     layer, theirs = mixer.config, f"{theirs}{mixer.module}."
-    if isinstance(layer, AttentionConfig):
+    if isinstance(layer, WindowAttentionConfig):
         return _attention_weights(ours, theirs, layer, width)
     if isinstance(layer, MlpConfig):
         return _mlp_weights(ours, theirs, layer, width)
@@ -123,7 +123,7 @@ def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[We
 
 
 def _attention_weights(
-    ours: str, theirs: str, layer: AttentionConfig, width: int
+    ours: str, theirs: str, layer: WindowAttentionConfig, width: int
 ) -> tuple[Weight, ...]:
     rows = (layer.n_heads + 2 * layer.n_kv_heads) * layer.head_dim
     qkv = Weight(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longspan.errors import BadCheckpoint
-from longspan.models.config import AttentionConfig, LayerConfig, MambaConfig, MlpConfig
+from longspan.models.config import LayerConfig, MambaConfig, MlpConfig, WindowAttentionConfig
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 from longspan.models.tensor_files import TensorFiles
 
@@ -164,8 +164,8 @@ def _mamba(norm: str, module: str, i: int, values: Mapping[str, Any], files: Ten
     return Mixer(norm=norm, module=module, config=config)
 
 
-def _attention(values: Mapping[str, Any]) -> AttentionConfig:
-    return AttentionConfig(
+def _attention(values: Mapping[str, Any]) -> WindowAttentionConfig:
+    return WindowAttentionConfig(
         n_heads=values["n_head"],
         n_kv_heads=values["n_query_groups"],
         head_dim=values["head_size"],

@@ -26,14 +26,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra(needed_for="The torch backend", package="torch", extra="cuda") from error
 
-from longspan.models.config import (
-    AttentionConfig,
-    LayerConfig,
-    Mamba2Config,
-    MambaConfig,
-    MlpConfig,
-    ModelConfig,
-)
+from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
 
 
@@ -116,12 +109,7 @@ class TorchBackend:
 @torch.inference_mode()
 def run_tiny_model() -> None:
     """Run every kind of layer once on the CPU, so that torch has loaded what they need."""
-    layers: tuple[LayerConfig, ...] = (
-        MambaConfig(d_inner=8, d_state=4, d_conv=4, dt_rank=1),
-        Mamba2Config(n_heads=2, head_dim=4, n_groups=1, d_state=4, d_conv=4),
-        MlpConfig(d_ff=8),
-        AttentionConfig(n_heads=1, n_kv_heads=1, head_dim=4, window=2),
-    )
+    layers = tuple(kind.tiny() for kind in LAYER_KINDS.values())
     config = ModelConfig(family="none", vocab_size=8, d_model=4, layers=layers)
     decoder = Decoder(config)
     for parameter in decoder.parameters():

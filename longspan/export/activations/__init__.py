@@ -1,0 +1,69 @@
+"""Bytes that a chunk of L tokens holds at its peak, layer by layer, for each engine.
+
+Each formula counts the tensors that live at once where a layer holds most; letters as in
+`longspan.models`. Logits, state and weights are planned elsewhere.
+
+onnx-cpu is fitted to ONNX Runtime 1.31.1 with its arena (growth of the resident set, models of 2 to
+4 layers, L 64 to 2,048). The live tensors of a Mamba layer are 10 E + 3 D float32 numbers a token,
+of an MLP 5 F + 3 D, of attention 3 scores and 6 bytes of masks a pair; the arena adds 5 to 20%,
+which the coefficients hold. Mamba-2 was measured at 4.8 for each channel of the convolution, 4.2 E
+and 3 D, with the arena. The other engines are counted from their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from longspan.bundle import ChunkBytes
+from longspan.engines import Engine
+from longspan.export.activations.attention import window_attention
+from longspan.export.activations.mamba import mamba, mamba2
+from longspan.export.activations.mlp import mlp
+from longspan.export.activations.numbers import F32, I64, widened
+from longspan.models.config import (
+    LayerConfig,
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+    WindowAttentionConfig,
+)
+from longspan.tensors import DTYPE_BYTES, DType
+
+# Each takes (layer, d_model, dtype of the weights) and tells the bytes of a chunk for each engine.
+Formula = Callable[[Any, int, DType], Mapping[Engine, ChunkBytes]]
+FORMULAS: Mapping[type[LayerConfig], Formula] = {
+    MambaConfig: mamba,
+    Mamba2Config: mamba2,
+    WindowAttentionConfig: window_attention,
+    MlpConfig: mlp,
+}
+
+
+def chunk_bytes(config: ModelConfig, dtype: DType) -> dict[Engine, tuple[ChunkBytes, ...]]:
+    """For each engine one entry a layer, and one last for the residual, the norm and the tokens.
+
+    Args:
+        config: the layers.
+        dtype: dtype of the weights.
+    """
+    engines: tuple[Engine, ...] = ("onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda")
+    layers = [FORMULAS[type(layer)](layer, config.d_model, dtype) for layer in config.layers]
+    return {
+        engine: (*(layer[engine] for layer in layers), _rest(config, engine, dtype))
+        for engine in engines
+    }
+
+
+def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
+    """The float32 residual before and after a layer, the layer's output, and the token ids."""
+    D, b = config.d_model, DTYPE_BYTES[dtype]
+    per_token = {
+        "onnx-cpu": F32 * D + I64,
+        "onnx-cuda": (2 * F32 + b) * D + I64,
+        "torch-cpu": 3 * F32 * D + I64,
+        "torch-cuda": (2 * F32 + 2 * b) * D + I64,
+    }[engine]
+    head = widened(config.vocab_size * D, dtype) if engine == "torch-cpu" else 0
+    return ChunkBytes(fixed=head, per_token=per_token)

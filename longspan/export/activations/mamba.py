@@ -1,0 +1,59 @@
+"""Mamba-1 and Mamba-2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from longspan.bundle import ChunkBytes
+from longspan.engines import Engine
+from longspan.export.activations.numbers import F32, widened
+from longspan.kernels.ssd.scratch import CHUNK_TOKENS
+from longspan.models.config import Mamba2Config, MambaConfig
+from longspan.tensors import DTYPE_BYTES, DType
+
+# The scan's scratch has at most 64 chunks up to 16,384 tokens, and one for each 256 beyond.
+SCAN_CHUNKS, SCAN_CHUNK_TOKENS = 64, 256
+
+
+def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkBytes]:
+    """A Mamba-1 mixer, by engine."""
+    E, N, D, b = layer.d_inner, layer.d_state, width, DTYPE_BYTES[dtype]
+    low = layer.dt_rank + 2 * N
+    scratch = F32 * E * (N + 1)
+    # LinearAttention reads a key and a decay for every channel and state, all in float32.
+    pairs = 3 * F32 * E * N
+    return {
+        "onnx-cpu": ChunkBytes(per_token=F32 * (11 * E + 2 * D + low)),
+        "onnx-cuda": ChunkBytes(per_token=pairs + F32 * (8 * E + low) + b * (5 * E + D + low)),
+        "torch-cpu": ChunkBytes(
+            fixed=widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
+        ),
+        "torch-cuda": ChunkBytes(
+            fixed=SCAN_CHUNKS * scratch,
+            per_token=b * (5 * E + D + low) + -(-scratch // SCAN_CHUNK_TOKENS),
+        ),
+    }
+
+
+def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, ChunkBytes]:
+    """A Mamba-2 mixer, by engine."""
+    H, E, D, b = layer.n_heads, layer.d_inner, width, DTYPE_BYTES[dtype]
+    channels = layer.conv_channels
+    rows = E + channels + H
+    # One chunk's scratch: a state for each head, a step and a sum for each head and token.
+    scratch = F32 * H * (layer.d_state * layer.head_dim + 2 * CHUNK_TOKENS)
+    return {
+        "onnx-cpu": ChunkBytes(per_token=F32 * (5 * channels + 5 * E + H + 2 * D)),
+        # LinearAttention reads and writes float32, and so does the gated norm.
+        "onnx-cuda": ChunkBytes(
+            per_token=F32 * (2 * channels + 3 * E + 2 * H) + b * (rows + 2 * channels + E + D)
+        ),
+        "torch-cpu": ChunkBytes(
+            fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
+            per_token=F32 * (rows + 6 * channels + D),
+        ),
+        "torch-cuda": ChunkBytes(
+            fixed=scratch,
+            per_token=b * (rows + channels + E + D) + max(3 * F32 * E, -(-scratch // CHUNK_TOKENS)),
+        ),
+    }

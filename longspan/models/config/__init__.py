@@ -1,0 +1,20 @@
+"""What a model is made of: one dataclass a layer kind, and the list of layers. No torch here.
+
+A layer is one residual block, ``x + mixer(norm(x))``: a Samba unit is four of them. Each layer
+config tells the tensors it carries from token to token (`state`).
+"""
+
+from longspan.models.config.attention import WindowAttentionConfig
+from longspan.models.config.mamba import Mamba2Config, MambaConfig
+from longspan.models.config.mlp import MlpConfig
+from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig
+
+__all__ = [
+    "LAYER_KINDS",
+    "LayerConfig",
+    "Mamba2Config",
+    "MambaConfig",
+    "MlpConfig",
+    "ModelConfig",
+    "WindowAttentionConfig",
+]

@@ -1,0 +1,35 @@
+"""Which module computes which kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from longspan.models.config import (
+    LayerConfig,
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    WindowAttentionConfig,
+)
+from longspan.models.mamba import Mamba
+from longspan.models.mamba2 import Mamba2
+from longspan.models.swiglu import SwiGlu
+from longspan.models.window_attention import WindowAttention
+
+# Each module takes (config, d_model, dtype=...), and (x [B, L, D], state) -> (y, state).
+MIXERS: Mapping[type[LayerConfig], Any] = {
+    MambaConfig: Mamba,
+    Mamba2Config: Mamba2,
+    WindowAttentionConfig: WindowAttention,
+    MlpConfig: SwiGlu,
+}
+
+
+def make_mixer(config: LayerConfig, d_model: int, dtype: torch.dtype) -> nn.Module:
+    """The mixer of a layer, with weights of `dtype` that are not set."""
+    mixer: nn.Module = MIXERS[type(config)](config, d_model, dtype=dtype)
+    return mixer
