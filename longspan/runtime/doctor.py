@@ -17,7 +17,10 @@ from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
 
-OPS = ("causal_conv", "linear", "rms_norm", "selective_scan", "ssd", "window_attention")
+OPS = (
+    "anchor_attention", "causal_conv", "linear", "rms_norm", "selective_scan", "ssd",
+    "window_attention",
+)  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
     "longspan", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "safetensors", "tokenizers",
@@ -30,6 +33,7 @@ _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
@@ -41,6 +45,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "window_attention": ("plain", _PLAIN_REASON),
     },
     "cuda": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
