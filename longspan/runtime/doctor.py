@@ -16,6 +16,7 @@ from longspan.engines import BackendName, Device, Engine
 from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
+from longspan.sizes import format_bytes
 
 OPS = (
     "causal_conv", "full_attention", "linear", "rms_norm", "selective_scan", "ssd",
@@ -95,6 +96,14 @@ class Report:
     engine: Engine
     reason: str
     ops: tuple[OpReport, ...]
+
+    def text(self) -> str:
+        """The device, and what computes on it; the ops and versions are tables."""
+        free, total = format_bytes(self.device.free_bytes), format_bytes(self.device.total_bytes)
+        return (
+            f"{self.device.name} ({self.device.kind}), {free} of {total} free\n"
+            f"{self.engine}: {self.reason}"
+        )
 
 
 def examine(
