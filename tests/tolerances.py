@@ -80,6 +80,15 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("window_attention", _BF16): Tolerance(
         relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
     ),
+    ("full_attention", _F32): Tolerance(
+        relative=1e-5, absolute=5e-6, reason="sums over all keys, in another order"
+    ),
+    ("full_attention", _F16): Tolerance(
+        relative=2e-3, absolute=2e-3, reason="the weights are rounded to 2^-11 for the product"
+    ),
+    ("full_attention", _BF16): Tolerance(
+        relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
+    ),
     ("onnx selective_scan", _F32): Tolerance(
         relative=1e-4, absolute=1e-5, reason="ONNX Runtime's own exp, over 63 tokens and a state"
     ),
