@@ -22,6 +22,7 @@ def test_the_cpu_report() -> None:
     assert {op.op: op.choice for op in report.ops} == {
         "anchor_attention": "plain",
         "causal_conv": "CausalConvWithState",
+        "full_attention": "plain",
         "linear": "FusedMatMul",
         "rms_norm": "plain",
         "selective_scan": "Scan",
