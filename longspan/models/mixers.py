@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from longspan.models.anchor_attention import AnchorAttention
 from longspan.models.config import (
+    AnchorAttentionConfig,
     FullAttentionConfig,
     LayerConfig,
     Mamba2Config,
@@ -22,12 +24,14 @@ from longspan.models.mamba2 import Mamba2
 from longspan.models.swiglu import SwiGlu
 from longspan.models.window_attention import WindowAttention
 
-# Each module takes (config, d_model, dtype=...), and (x [B, L, D], state) -> (y, state).
+# Each module takes (config, d_model, dtype=...), and (x [B, L, D], state) -> (y, state). One whose
+# class says `reads_tokens = True` takes (x, state, tokens int64 [B, L]).
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
     WindowAttentionConfig: WindowAttention,
     FullAttentionConfig: FullAttention,
+    AnchorAttentionConfig: AnchorAttention,
     MlpConfig: SwiGlu,
 }
 

@@ -17,11 +17,16 @@ from typing import Any
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.attention import full_attention, window_attention
+from longspan.export.activations.attention import (
+    anchor_attention,
+    full_attention,
+    window_attention,
+)
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import (
+    AnchorAttentionConfig,
     FullAttentionConfig,
     LayerConfig,
     Mamba2Config,
@@ -39,6 +44,7 @@ FORMULAS: Mapping[type[LayerConfig], Formula] = {
     Mamba2Config: mamba2,
     WindowAttentionConfig: window_attention,
     FullAttentionConfig: full_attention,
+    AnchorAttentionConfig: anchor_attention,
     MlpConfig: mlp,
 }
 

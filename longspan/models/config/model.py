@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
+from longspan.models.config.attention import (
+    AnchorAttentionConfig,
+    FullAttentionConfig,
+    WindowAttentionConfig,
+)
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig
 from longspan.tensors import DType, TensorSpec
 
-LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | FullAttentionConfig | MlpConfig
+LayerConfig = (
+    MambaConfig
+    | Mamba2Config
+    | WindowAttentionConfig
+    | FullAttentionConfig
+    | AnchorAttentionConfig
+    | MlpConfig
+)
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
     kind.kind: kind
@@ -19,6 +30,7 @@ LAYER_KINDS: dict[str, type[LayerConfig]] = {
         Mamba2Config,
         WindowAttentionConfig,
         FullAttentionConfig,
+        AnchorAttentionConfig,
         MlpConfig,
     )
 }
@@ -85,4 +97,7 @@ def _layer(item: dict[str, Any]) -> LayerConfig:
     if kind not in LAYER_KINDS:
         known = ", ".join(LAYER_KINDS)
         raise ValueError(f"layer kind {kind!r} is unknown; this longspan knows {known}")
-    return LAYER_KINDS[kind](**{key: value for key, value in item.items() if key != "kind"})
+    # JSON has no tuples.
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in item.items()}
+    del values["kind"]
+    return LAYER_KINDS[kind](**values)
