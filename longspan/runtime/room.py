@@ -91,8 +91,20 @@ class Room:
         raise DoesNotFit(
             f"{what} takes the caches to {self.use.entries:,} entries, and they have room for "
             f"{self.capacity:,}: {self.capacity:,} x {each:,} bytes = "
-            f"{format_bytes(self.capacity * each)} a copy. Nothing of it was read. Load the bundle "
-            f"with tokens={self.use.entries} or more; longspan plan --tokens {self.use.entries} "
+            f"{format_bytes(self.capacity * each)} a copy. Nothing of it was read. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        """What to do where the caches are too small."""
+        entries = self.use.entries
+        if self.manifest.config.anchor_layers:
+            return (
+                f"Load the bundle with cache_entries={entries} or more, and a budget that holds "
+                "them; or export the checkpoint with --anchors every=auto --tokens N --budget "
+                "SIZE, to have as many anchors as fit."
+            )
+        return (
+            f"Load the bundle with tokens={entries} or more; longspan plan --tokens {entries} "
             "--fit tells the budget that needs."
         )
 

@@ -52,6 +52,11 @@ class ModelConfig:
         """Whether a layer's state grows with what is read."""
         return any(spec.counter for layer in self.layers for spec in layer.state("float32"))
 
+    @property
+    def anchor_layers(self) -> tuple[AnchorAttentionConfig, ...]:
+        """The layers that keep anchors in place of the segments that they close."""
+        return tuple(each for each in self.layers if isinstance(each, AnchorAttentionConfig))
+
     def state_layout(self, dtype: DType, capacity: int = 0) -> tuple[TensorSpec, ...]:
         """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`.
 

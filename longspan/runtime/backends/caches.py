@@ -29,8 +29,8 @@ def padded(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]
     if used > capacity:
         raise DoesNotFit(
             f"The state has {used:,} entries in use in the cache {spec.name}, and the caches here "
-            f"have room for {capacity:,}. Load the model with tokens={used} or more, and a budget "
-            "that holds them; longspan plan --tokens tells which."
+            f"have room for {capacity:,}. Load the model with cache_entries={used} or more, and a "
+            "budget that holds them."
         )
     wide = np.zeros(spec.shape, array.dtype)
     wide[:, :used] = array
