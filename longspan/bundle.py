@@ -78,7 +78,8 @@ class Manifest:
         prompt: how `ask` puts a question.
         eos: id of the token that ends an answer, if the model has one.
         files: SHA-256 of every other file of the bundle, by name.
-        source: what was exported: path's last name, longspan's version, verification errors.
+        source: what was exported: path's last name, longspan's version, verification errors, and
+            under ``nonfinite`` the parameters that hold NaN or infinities, if any do.
     """
 
     config: ModelConfig
@@ -96,6 +97,11 @@ class Manifest:
     def state_bytes(self) -> int:
         """Bytes of the whole state of one sequence."""
         return sum(spec.nbytes for spec in self.state)
+
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """Names of the parameters that hold NaN or infinities, which export was told to allow."""
+        return tuple(self.source.get("nonfinite", ()))
 
     def chunk_peak_bytes(self, engine: Engine, tokens: int) -> int:
         """Bytes of activations at the peak of a chunk of `tokens` tokens on `engine`."""

@@ -83,15 +83,14 @@ def demo(
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
-    ],
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")],
+    checkpoint: opt.CheckpointArgument,
+    bundle: opt.NewBundleArgument,
     weights: opt.Weights = None,
     tokenizer: opt.TokenizerFile = None,
     config: opt.ConfigFile = None,
     template: opt.Template = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    force: opt.Force = False,
+    allow_nonfinite: opt.AllowNonfinite = False,
     json: opt.Json = False,
 ) -> None:
     """Turn a trained checkpoint into a bundle, and verify it."""
@@ -105,6 +104,7 @@ def export(
         config=config,
         prompt_template=template,
         force=force,
+        allow_nonfinite=allow_nonfinite,
         on_progress=None if json else lambda step: render.err().print(step, markup=False),
     )
     render.print_result(report, json=json)
@@ -124,7 +124,7 @@ def info(
     if json:
         render.print_json(facts)
     else:
-        render.print_table(("what", "value"), facts.items())
+        render.print_table(("what", "value"), render.fact_rows(facts))
 
 
 @app.command()

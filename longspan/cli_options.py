@@ -49,6 +49,15 @@ MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")
 ]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
+]
+NewBundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")]
+Force = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
+AllowNonfinite = Annotated[
+    bool,
+    typer.Option("--allow-nonfinite", help="Take weights with NaN or infinities as they are."),
+]
 Weights = Annotated[
     str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the checkpoint.")
 ]

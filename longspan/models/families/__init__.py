@@ -25,7 +25,7 @@ from longspan.models.families import (
 )
 from longspan.models.foreign_config import load_config
 
-__all__ = ["FAMILIES", "Family", "open_checkpoint"]
+__all__ = ["FAMILIES", "Family", "family_of", "open_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,12 @@ def open_checkpoint(path: str | Path, config: str | Path | None = None) -> Check
         f"{path} was asked for as a checkpoint and {_found(data)}. This longspan reads: {known}. "
         "Check that this is the right folder, or give a config with config=FILE (--config)."
     )
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family that opened the checkpoint."""
+    (family,) = (each for each in FAMILIES if each.name == checkpoint.family)
+    return family
 
 
 def _found(data: Mapping[str, Any] | None) -> str:
