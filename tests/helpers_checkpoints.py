@@ -184,7 +184,11 @@ def write_mamba(folder: Path, *, kind: str = "bin", **changes: Any) -> dict[str,
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor], kind: str) -> None:
-    save = {"bin": torch.save, "safetensors": save_file}[kind.removeprefix("sharded ")]
+    savers: dict[str, Callable[[dict[str, torch.Tensor], Path], object]] = {
+        "bin": torch.save,
+        "safetensors": save_file,
+    }
+    save = savers[kind.removeprefix("sharded ")]
     name = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}[kind.split()[-1]]
     if not kind.startswith("sharded "):
         save(weights, folder / name)

@@ -26,7 +26,7 @@ from longspan.errors import BadCheckpoint
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-_CANDIDATES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
+WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
@@ -168,12 +168,12 @@ def open_tensors(path: Path) -> TensorFiles:
     """
     if path.is_file():
         return _open_file(path)
-    for name in _CANDIDATES:
+    for name in WEIGHT_FILES:
         if (path / name).is_file():
             return ShardedFiles(path / name) if name.endswith(".json") else _open_file(path / name)
     raise BadCheckpoint(
         f"{path} was asked for as a checkpoint and holds no weights. A checkpoint has one of "
-        f"{', '.join(_CANDIDATES)}. Check that the download is complete."
+        f"{', '.join(WEIGHT_FILES)}. Check that the download is complete."
     )
 
 

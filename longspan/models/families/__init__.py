@@ -22,10 +22,15 @@ from longspan.models.families import (
     mamba,
     mamba2,
     samba,
+    samba_config,
 )
-from longspan.models.foreign_config import load_config
+from longspan.models.foreign_config import Field, load_config
+from longspan.models.tensor_files import WEIGHT_FILES
 
 __all__ = ["FAMILIES", "Family", "family_of", "open_checkpoint"]
+
+
+CONFIG, SSM_CONFIG = "config.json", "config.json, ssm_cfg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +40,19 @@ class Family:
     Attributes:
         name: as the manifest and messages have it.
         what: whose files these are, for people.
+        files: names of the files that may hold its weights.
+        keys: what its configs may hold, by key, for each part of them by name.
+        traps: what a reader of these files gets wrong easily and this one does not, as a list in
+            Markdown.
         detect: whether a path with this config (None: no config) is of the family.
         open_checkpoint: opens the path, with the config given or the one beside it.
     """
 
     name: str
     what: str
+    files: tuple[str, ...]
+    keys: Mapping[str, Mapping[str, Field]]
+    traps: str
     detect: Callable[[Path, Mapping[str, Any] | None], bool]
     open_checkpoint: Callable[[Path, Path | None], Checkpoint]
 
@@ -49,36 +61,54 @@ FAMILIES = (
     Family(
         name=samba.NAME,
         what="microsoft/Samba, a .pth with the key 'model'",
+        files=samba.FILES,
+        keys={CONFIG: samba_config.FIELDS},
+        traps=samba.TRAPS,
         detect=samba.detect,
         open_checkpoint=samba.open_checkpoint,
     ),
     Family(
         name=hf_mamba.NAME,
         what="transformers' Mamba, model_type 'mamba'",
+        files=WEIGHT_FILES,
+        keys={CONFIG: hf_mamba.FIELDS},
+        traps=hf_mamba.TRAPS,
         detect=hf_mamba.detect,
         open_checkpoint=hf_mamba.open_checkpoint,
     ),
     Family(
         name=falcon_mamba.NAME,
         what="transformers' Falcon-Mamba, model_type 'falcon_mamba'",
+        files=WEIGHT_FILES,
+        keys={CONFIG: falcon_mamba.FIELDS},
+        traps=falcon_mamba.TRAPS,
         detect=falcon_mamba.detect,
         open_checkpoint=falcon_mamba.open_checkpoint,
     ),
     Family(
         name=hf_mamba2.NAME,
         what="transformers' Mamba-2, model_type 'mamba2'",
+        files=WEIGHT_FILES,
+        keys={CONFIG: hf_mamba2.FIELDS},
+        traps=hf_mamba2.TRAPS,
         detect=hf_mamba2.detect,
         open_checkpoint=hf_mamba2.open_checkpoint,
     ),
     Family(
         name=mamba2.NAME,
         what="state-spaces Mamba-2, a mamba_ssm config whose ssm_cfg has layer 'Mamba2'",
+        files=WEIGHT_FILES,
+        keys={CONFIG: mamba.FIELDS, SSM_CONFIG: mamba2.SSM_FIELDS},
+        traps=mamba2.TRAPS,
         detect=mamba2.detect,
         open_checkpoint=mamba2.open_checkpoint,
     ),
     Family(
         name=mamba.NAME,
         what="state-spaces Mamba, a config with d_model and n_layer",
+        files=WEIGHT_FILES,
+        keys={CONFIG: mamba.FIELDS, SSM_CONFIG: mamba.SSM_FIELDS},
+        traps=mamba.TRAPS,
         detect=mamba.detect,
         open_checkpoint=mamba.open_checkpoint,
     ),

@@ -19,6 +19,13 @@ from longspan.models.config import Mamba2Config, MambaConfig, ModelConfig
 from longspan.models.families.mixer import mamba2_weights, mamba_weights
 from longspan.models.tensor_files import TensorFiles, open_tensors
 
+BACKBONE_TRAPS = """\
+- The embedding is `backbone.embedding.weight` (mamba_ssm) or `backbone.embeddings.weight`
+  (transformers); either is read, whoever wrote the config.
+- A is stored as `A_log`; -exp of it is taken once, in float32. A, D and dt's bias are float32 in a
+  bundle of any dtype.
+- The bias of dt is added inside softplus.
+"""
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("backbone.embedding.weight", "backbone.embeddings.weight")
 

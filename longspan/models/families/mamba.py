@@ -13,10 +13,26 @@ from typing import Any
 
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import MambaConfig, ModelConfig
-from longspan.models.families.backbone import open_backbone
+from longspan.models.families.backbone import BACKBONE_TRAPS, open_backbone
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 
 NAME = "mamba"
+MAMBA_SSM_TRAPS = (
+    BACKBONE_TRAPS
+    + """\
+- The vocabulary is padded to a multiple of `pad_vocab_size_multiple`.
+- `tie_embeddings` is true where it is absent, and `lm_head.weight` may be stored all the same: then
+  it must equal the embedding.
+- The norms' eps stands in no config: 1e-5.
+- The residual is float32 whatever `residual_in_fp32` says.
+"""
+)
+TRAPS = (
+    MAMBA_SSM_TRAPS
+    + """\
+- `dt_rank` may be `"auto"`: `d_model` / 16, rounded up.
+"""
+)
 FIELDS = {
     "d_model": count(),
     "n_layer": count(),

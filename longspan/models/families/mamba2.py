@@ -14,10 +14,19 @@ from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import Mamba2Config, ModelConfig
 from longspan.models.families import mamba
 from longspan.models.families.backbone import open_backbone
-from longspan.models.families.mamba2_config import check_groups, step_limit
+from longspan.models.families.mamba2_config import MAMBA2_TRAPS, check_groups, step_limit
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 
 NAME = "mamba2"
+TRAPS = (
+    mamba.MAMBA_SSM_TRAPS
+    + MAMBA2_TRAPS
+    + """\
+- D is one number a head, or one a channel with `D_has_hdim`.
+- `rmsnorm` false leaves the gate alone, without a norm.
+- `d_ssm` below `expand` times `d_model` would put a gated MLP beside the recurrence: refused.
+"""
+)
 NORM_EPS = 1e-5
 SSM_FIELDS = {
     "layer": Field(str, only=("Mamba2",)),
