@@ -19,7 +19,9 @@ def describe(path: Path) -> dict[str, Any]:
     Of a checkpoint names, shapes and config are read and checked, not its weights' values:
     ``stored_bytes`` are those of its files, ``weight_bytes`` those that a bundle of its dtype
     would hold, ``weight_bytes_by_dtype`` those of a bundle of each dtype, and ``operations`` the
-    ops that it needs with the implementations that there are.
+    ops that it needs with the implementations that there are. ``state_bytes`` is the part of the
+    state that does not grow, ``cache_entry_bytes`` what each entry of the caches adds: one a token
+    for full attention.
 
     Raises:
         BadInput: there is nothing, or it is damaged, or it is none of these.
@@ -51,6 +53,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "weight_bytes": manifest.weight_bytes,
         "state_bytes": manifest.state_bytes,
+        "cache_entry_bytes": manifest.cache_entry_bytes,
         "layers": manifest.config.layers_by_kind(),
         "vocabulary": manifest.config.vocab_size,
         "tokenizer": manifest.tokenizer_fingerprint() is not None,
@@ -73,6 +76,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     checkpoint = open_checkpoint(path, None)
     config, dtype = checkpoint.config, checkpoint.dtype
+    state = config.state_layout(dtype)
     bundle_bytes = {
         each: sum(spec.nbytes for spec in checkpoint.specs(each)) for each in WEIGHT_DTYPES
     }
@@ -88,6 +92,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "stored_bytes": checkpoint.stored_bytes(),
         "weight_bytes": bundle_bytes[dtype],
         "weight_bytes_by_dtype": bundle_bytes,
-        "state_bytes": sum(spec.nbytes for spec in config.state_layout(dtype)),
+        "state_bytes": sum(spec.nbytes for spec in state),
+        "cache_entry_bytes": sum(spec.entry_bytes for spec in state),
         "operations": {op: list(implementations(op)) for op in operations(config)},
     }

@@ -15,6 +15,7 @@ from helpers_checkpoints import (
     write_falcon_mamba,
     write_hf,
     write_hf_mamba2,
+    write_llama,
     write_mamba,
     write_mamba2,
     write_samba,
@@ -25,6 +26,7 @@ from longspan.models.families import (
     falcon_mamba,
     hf_mamba,
     hf_mamba2,
+    llama,
     mamba,
     mamba2,
     samba,
@@ -63,8 +65,7 @@ class Row:
 
     def state_bytes_at(self, tokens: int) -> int:
         """Bytes of the published size's state in bfloat16 after `tokens` tokens, by its config."""
-        del tokens  # no state grows
-        return sum(spec.nbytes for spec in self.config().state_layout("bfloat16"))
+        return sum(spec.nbytes for spec in self.config().state_layout("bfloat16", tokens))
 
     def shown_by(self) -> dict[str, tuple[str, ...]]:
         """The tests that show each claim about the family, by claim."""
@@ -188,6 +189,29 @@ ROWS = (
             f"{GOLDEN}[torch.float64-mamba2]",
         ),
         onnx=(f"{EXPORTED}[hf_mamba2-bfloat16]",),
+    ),
+    Row(
+        family="llama",
+        write=write_llama,
+        published="meta-llama/Llama-2-7b-hf",
+        # 32 layers: a key and a value of 32 heads of 128 a token, and the position.
+        state_bytes=lambda tokens: 32 * (2 * 2 * 32 * 128 * tokens + 8),
+        config=_sizes(
+            llama.model_config,
+            model_type="llama",
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            vocab_size=32000,
+            rms_norm_eps=1e-5,
+        ),
+        names=("tests/models/test_llama.py::test_logits_equal_transformers[usual]",),
+        one_pass=(
+            "tests/models/test_llama.py::test_logits_equal_transformers[usual]",
+            f"{GOLDEN}[torch.float64-llama]",
+        ),
+        onnx=(f"{EXPORTED}[llama-float32]", f"{EXPORTED}[llama-float16]"),
     ),
     Row(
         family="mamba2",

@@ -23,5 +23,5 @@ def operations(config: ModelConfig) -> tuple[str, ...]:
     for parameter in decoder.parameters():
         parameter.zero_()
     with recorded() as names:
-        decoder(torch.zeros(1, 1, dtype=torch.int64), None, decoder.new_state())
+        decoder(torch.zeros(1, 1, dtype=torch.int64), None, decoder.new_state(capacity=1))
     return tuple(sorted(names))

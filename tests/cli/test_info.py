@@ -11,6 +11,7 @@ import torch
 from helpers_checkpoints import (
     backbone_shapes,
     write_hf,
+    write_llama,
     write_mamba2,
     write_samba,
     write_tokenizer,
@@ -51,6 +52,7 @@ def test_a_checkpoint_of_bfloat16(tmp_path: Path) -> None:
             "bfloat16": 2 * numbers + 2 * wide,
         },
         "state_bytes": 2 * (3 * 32 * 2 + 32 * 4 * 4),
+        "cache_entry_bytes": 0,
         "operations": {
             "causal_conv": ALL,
             "linear": ["reference", "onnx"],
@@ -58,6 +60,14 @@ def test_a_checkpoint_of_bfloat16(tmp_path: Path) -> None:
             "selective_scan": ALL,
         },
     }
+
+
+def test_a_cache_tells_the_bytes_of_a_token(tmp_path: Path) -> None:
+    """Two layers of attention: a key and a value of two heads of 4, in float32, and a position."""
+    write_llama(tmp_path)
+    found = describe(tmp_path)
+    assert (found["state_bytes"], found["cache_entry_bytes"]) == (2 * 8, 2 * 2 * 2 * 4 * 4)
+    assert found["operations"]["full_attention"] == ALL
 
 
 def test_dtypes_may_be_mixed(tmp_path: Path) -> None:

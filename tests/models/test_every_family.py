@@ -25,18 +25,18 @@ ATOL = 1e-9
 each_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.family)
 
 
-def start(decoder: Decoder) -> State:
-    """The state before the first token, in float64 where the decoder is."""
+def start(decoder: Decoder, length: int) -> State:
+    """The state before the first of `length` tokens, in float64 where the decoder is."""
     wide = decoder.embedding.dtype == torch.float64
     return {
         name: tensor.double() if wide and tensor.is_floating_point() else tensor
-        for name, tensor in decoder.new_state().items()
+        for name, tensor in decoder.new_state(capacity=length).items()
     }
 
 
 def read(decoder: Decoder, tokens: torch.Tensor, cuts: Sequence[int]) -> tuple[torch.Tensor, State]:
     """Logits [L, V] of all tokens, read in these cuts, and the state after them."""
-    state, rows = start(decoder), []
+    state, rows = start(decoder, tokens.shape[1]), []
     for part in tokens.split(list(cuts), dim=1):
         keep = torch.arange(part.shape[1], device=tokens.device)
         logits, state = decoder(part, keep, state)
@@ -115,7 +115,7 @@ def test_state_of_a_call(row: Row, dtype: torch.dtype, tmp_path: Path) -> None:
     found = {name: (tuple(each.shape), each.dtype) for name, each in state.items()}
     assert found == {
         spec.name: (spec.shape, getattr(torch, spec.dtype))
-        for spec in decoder.config.state_layout(decoder.state_dtype())
+        for spec in decoder.config.state_layout(decoder.state_dtype(), TOKENS)
     }
 
 

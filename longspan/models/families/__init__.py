@@ -19,6 +19,7 @@ from longspan.models.families import (
     falcon_mamba,
     hf_mamba,
     hf_mamba2,
+    llama,
     mamba,
     mamba2,
     samba,
@@ -93,6 +94,15 @@ FAMILIES = (
         traps=hf_mamba2.TRAPS,
         detect=hf_mamba2.detect,
         open_checkpoint=hf_mamba2.open_checkpoint,
+    ),
+    Family(
+        name=llama.NAME,
+        what="transformers' Llama, model_type 'llama'",
+        files=WEIGHT_FILES,
+        keys={CONFIG: llama.FIELDS, f"{CONFIG}, rope_parameters": llama.ROPE_FIELDS},
+        traps=llama.TRAPS,
+        detect=llama.detect,
+        open_checkpoint=llama.open_checkpoint,
     ),
     Family(
         name=mamba2.NAME,
