@@ -36,6 +36,7 @@ from longspan.models.tensor_files import TensorFiles
 
 EVERY = "tests/models/test_every_family.py"
 EXPORTED = "tests/export/test_export_bundle.py::test_every_engine_agrees"
+BLOCKS = "tests/models/test_mamba_ssm_blocks.py::test_decoder_equals_the_equations"
 GOLDEN = "tests/models/test_golden_logits.py::test_golden_logits"
 
 
@@ -229,6 +230,7 @@ ROWS = (
         names=("tests/models/test_mamba2_ssm.py::test_every_parameter_is_found",),
         one_pass=(
             "tests/models/test_mamba2_ssm.py::test_transformers_naming_gives_the_same_logits",
+            f"{BLOCKS}[as mamba2attn is]",
         ),
         onnx=(f"{EXPORTED}[mamba2-float32]",),
     ),
@@ -241,6 +243,7 @@ ROWS = (
         names=("tests/models/test_mamba_ssm.py::test_every_parameter_is_found[bin]",),
         one_pass=(
             "tests/models/test_mamba_ssm.py::test_transformers_naming_gives_the_same_logits",
+            f"{BLOCKS}[an MLP after each Mamba]",
         ),
         onnx=(f"{EXPORTED}[mamba-float16]",),
     ),

@@ -56,8 +56,6 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     ("family", "key", "value", "supported"),
     [
         ("mamba", "rms_norm", False, "only true"),
-        ("mamba", "attn_layer_idx", [1, 3], "only []"),
-        ("mamba", "d_intermediate", 64, "only 0"),
         ("hf_mamba", "hidden_act", "gelu", 'only "silu"'),
         ("samba", "bias", True, "only false"),
         ("samba", "rotary_percentage", 0.25, "only 1.0"),

@@ -22,6 +22,7 @@ from longspan.models.families import (
     llama,
     mamba,
     mamba2,
+    mamba_ssm,
     samba,
     samba_config,
 )
@@ -31,7 +32,8 @@ from longspan.models.tensor_files import WEIGHT_FILES
 __all__ = ["FAMILIES", "Family", "family_of", "open_checkpoint"]
 
 
-CONFIG, SSM_CONFIG = "config.json", "config.json, ssm_cfg"
+CONFIG = "config.json"
+SSM_CONFIG, ATTENTION_CONFIG = f"{CONFIG}, ssm_cfg", f"{CONFIG}, attn_cfg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,11 @@ FAMILIES = (
         name=mamba2.NAME,
         what="state-spaces Mamba-2, a mamba_ssm config whose ssm_cfg has layer 'Mamba2'",
         files=WEIGHT_FILES,
-        keys={CONFIG: mamba.FIELDS, SSM_CONFIG: mamba2.SSM_FIELDS},
+        keys={
+            CONFIG: mamba.FIELDS,
+            SSM_CONFIG: mamba2.SSM_FIELDS,
+            ATTENTION_CONFIG: mamba_ssm.ATTENTION_FIELDS,
+        },
         traps=mamba2.TRAPS,
         detect=mamba2.detect,
         open_checkpoint=mamba2.open_checkpoint,
@@ -117,7 +123,11 @@ FAMILIES = (
         name=mamba.NAME,
         what="state-spaces Mamba, a config with d_model and n_layer",
         files=WEIGHT_FILES,
-        keys={CONFIG: mamba.FIELDS, SSM_CONFIG: mamba.SSM_FIELDS},
+        keys={
+            CONFIG: mamba.FIELDS,
+            SSM_CONFIG: mamba.SSM_FIELDS,
+            ATTENTION_CONFIG: mamba_ssm.ATTENTION_FIELDS,
+        },
         traps=mamba.TRAPS,
         detect=mamba.detect,
         open_checkpoint=mamba.open_checkpoint,

@@ -1,8 +1,11 @@
-"""A stack of Mamba mixers under ``backbone.*``, as mamba_ssm and transformers both name it."""
+"""A stack of Mamba mixers under ``backbone.*``, as mamba_ssm and transformers both name it.
+
+mamba_ssm's blocks may hold attention in place of the mixer, and an MLP after it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,15 @@ from longspan.models.checkpoint import (
     end_token,
     tokenizer_beside,
 )
-from longspan.models.config import Mamba2Config, MambaConfig, ModelConfig
+from longspan.models.config import (
+    FullAttentionConfig,
+    LayerConfig,
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+)
+from longspan.models.families.mamba_ssm import attention_weights, mlp_weights
 from longspan.models.families.mixer import mamba2_weights, mamba_weights
 from longspan.models.tensor_files import TensorFiles, open_tensors
 
@@ -71,14 +82,31 @@ def _embedding_name(files: TensorFiles) -> str:
 def _weights(config: ModelConfig, embedding: str) -> Iterator[Weight]:
     width, vocabulary = config.d_model, config.vocab_size
     yield copied("embedding", embedding, vocabulary, width)
-    for i, layer in enumerate(config.layers):
-        ours, theirs = f"layers.{i}.mixer.", f"backbone.layers.{i}."
-        yield copied(f"layers.{i}.norm.weight", f"{theirs}norm.weight", width)
-        if isinstance(layer, Mamba2Config):
-            yield from mamba2_weights(ours, f"{theirs}mixer.", layer, width)
-        else:
-            assert isinstance(layer, MambaConfig), "a backbone holds Mamba layers only"
-            yield from mamba_weights(ours, f"{theirs}mixer.", layer, width)
+    prefixed = zip(config.layers, _block_prefixes(config.layers), strict=True)
+    for i, (layer, theirs) in enumerate(prefixed):
+        norm = "norm2" if isinstance(layer, MlpConfig) else "norm"
+        yield copied(f"layers.{i}.norm.weight", f"{theirs}{norm}.weight", width)
+        yield from _layer_weights(f"layers.{i}.mixer.", theirs, layer, width)
     yield copied("norm.weight", "backbone.norm_f.weight", width)
     if not config.tied:
         yield copied("head", HEAD, vocabulary, width)
+
+
+def _block_prefixes(layers: tuple[LayerConfig, ...]) -> Iterator[str]:
+    """The checkpoint's prefix of each layer: an MLP belongs to the block of the layer before it."""
+    block = -1
+    for layer in layers:
+        block += not isinstance(layer, MlpConfig)
+        yield f"backbone.layers.{block}."
+
+
+def _layer_weights(ours: str, theirs: str, layer: LayerConfig, width: int) -> Iterable[Weight]:
+    if isinstance(layer, MlpConfig):
+        return mlp_weights(ours, f"{theirs}mlp.", layer, width)
+    theirs = f"{theirs}mixer."
+    if isinstance(layer, FullAttentionConfig):
+        return attention_weights(ours, theirs, layer, width)
+    if isinstance(layer, Mamba2Config):
+        return mamba2_weights(ours, theirs, layer, width)
+    assert isinstance(layer, MambaConfig), "a backbone has no other mixer"
+    return mamba_weights(ours, theirs, layer, width)

@@ -1,7 +1,8 @@
 """state-spaces Mamba as mamba_ssm saves it: config with ``d_model``, names ``backbone.*``.
 
-Mamba-1 without attention. A residual kept in the weights' dtype (`residual_in_fp32` false) is
-computed in float32 all the same; the difference is rounding.
+Mamba-1, with attention layers and gated MLPs where the config says so. A residual kept in the
+weights' dtype (`residual_in_fp32` false) is computed in float32 all the same; the difference is
+rounding.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import MambaConfig, ModelConfig
 from longspan.models.families.backbone import BACKBONE_TRAPS, open_backbone
+from longspan.models.families.mamba_ssm import BLOCK_TRAPS, block_layers
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 
 NAME = "mamba"
 MAMBA_SSM_TRAPS = (
     BACKBONE_TRAPS
+    + BLOCK_TRAPS
     + """\
 - The vocabulary is padded to a multiple of `pad_vocab_size_multiple`.
 - `tie_embeddings` is true where it is absent, and `lm_head.weight` may be stored all the same: then
@@ -41,9 +44,9 @@ FIELDS = {
     "ssm_cfg": Field(dict, {}),
     "rms_norm": Field(bool, True, only=(True,)),
     "tie_embeddings": Field(bool, True),
-    "d_intermediate": Field(int, 0, only=(0,)),
-    "attn_layer_idx": Field(list, [], only=([],)),
-    "attn_cfg": Field(dict, {}, only=({},)),
+    "d_intermediate": Field(int, 0),
+    "attn_layer_idx": Field(list, []),
+    "attn_cfg": Field(dict, {}),
     **ignored("residual_in_fp32", "fused_add_norm", "eos_token_id", "bos_token_id", "pad_token_id"),
 }
 SSM_FIELDS = {
@@ -96,7 +99,7 @@ def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
         family=NAME,
         vocab_size=-(-values["vocab_size"] // multiple) * multiple,
         d_model=width,
-        layers=(mixer,) * values["n_layer"],
+        layers=block_layers(values, mixer, where=where, family=NAME),
         norm_eps=1e-5,
         tied=values["tie_embeddings"],
     )
