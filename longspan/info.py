@@ -58,6 +58,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "vocabulary": manifest.config.vocab_size,
         "tokenizer": manifest.tokenizer_fingerprint() is not None,
         "prompt": manifest.prompt.template,
+        "nonfinite": list(manifest.nonfinite),
         "source": manifest.source.get("checkpoint"),
         "longspan": manifest.source.get("longspan"),
     }

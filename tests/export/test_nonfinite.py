@@ -119,12 +119,12 @@ def test_only_the_first_names_are_shown(exported: Exported) -> None:
 
 
 class Spreading:
-    """A backend with a logit that is NaN after a call of more than 50 tokens, and 1 otherwise."""
+    """A backend with logits that are NaN after a call of more than 50 tokens, and 1 otherwise."""
 
     engine = "torch-cpu"
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.specs = manifest.state
+    def __init__(self, manifest: Manifest, columns: slice) -> None:
+        self.specs, self.columns = manifest.state, columns
 
     def new_state(self) -> None: ...
 
@@ -134,7 +134,7 @@ class Spreading:
         logits = np.ones((len(keep), 3), np.float32)
         logits[:, 0] = NAN
         if len(tokens) > 50:
-            logits[:, 1] = NAN
+            logits[:, self.columns] = NAN
         return logits, state
 
     def to_arrays(self, state: None) -> dict[str, NDArray[Any]]:
@@ -144,11 +144,12 @@ class Spreading:
 
 
 @pytest.mark.usefixtures("no_graphs")
+@pytest.mark.parametrize("columns", [slice(1, 2), slice(None)], ids=["one logit", "all logits"])
 def test_a_nan_that_spreads_with_the_cut_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: slice
 ) -> None:
     def open_spreading(bundle: Bundle, **options: object) -> Spreading:
-        return Spreading(bundle.manifest)
+        return Spreading(bundle.manifest, columns)
 
     monkeypatch.setattr(verify, "open_backend", open_spreading)
     checkpoint = write_untied(tmp_path / "checkpoint", row=NAN)
