@@ -55,7 +55,6 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "key", "value", "supported"),
     [
-        ("mamba", "rms_norm", False, "only true"),
         ("mamba", "attn_layer_idx", [1, 3], "only []"),
         ("mamba", "d_intermediate", 64, "only 0"),
         ("hf_mamba", "hidden_act", "gelu", 'only "silu"'),

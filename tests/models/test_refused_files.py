@@ -200,9 +200,9 @@ def test_an_unknown_family_is_refused(
         "(microsoft/Samba, a .pth with the key 'model'); hf_mamba (transformers' Mamba, model_type "
         "'mamba'); falcon_mamba (transformers' Falcon-Mamba, model_type 'falcon_mamba'); hf_mamba2 "
         "(transformers' Mamba-2, model_type 'mamba2'); mamba2 (state-spaces Mamba-2, a mamba_ssm "
-        "config whose ssm_cfg has layer 'Mamba2'); mamba (state-spaces Mamba, a config with "
-        "d_model and n_layer). Check that this is the right folder, or give a config with "
-        "config=FILE (--config)."
+        "config whose ssm_cfg has layer 'Mamba2'); mambabyte (MambaByte, a mamba_ssm config with a "
+        "vocabulary of 256); mamba (state-spaces Mamba, a config with d_model and n_layer). Check "
+        "that this is the right folder, or give a config with config=FILE (--config)."
     )
 
 

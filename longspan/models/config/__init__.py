@@ -7,7 +7,7 @@ config tells the tensors it carries from token to token (`state`).
 from longspan.models.config.attention import WindowAttentionConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig
-from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig
+from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, Norm
 
 __all__ = [
     "LAYER_KINDS",
@@ -16,5 +16,6 @@ __all__ = [
     "MambaConfig",
     "MlpConfig",
     "ModelConfig",
+    "Norm",
     "WindowAttentionConfig",
 ]

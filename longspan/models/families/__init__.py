@@ -21,6 +21,7 @@ from longspan.models.families import (
     hf_mamba2,
     mamba,
     mamba2,
+    mambabyte,
     samba,
 )
 from longspan.models.foreign_config import load_config
@@ -75,6 +76,12 @@ FAMILIES = (
         what="state-spaces Mamba-2, a mamba_ssm config whose ssm_cfg has layer 'Mamba2'",
         detect=mamba2.detect,
         open_checkpoint=mamba2.open_checkpoint,
+    ),
+    Family(
+        name=mambabyte.NAME,
+        what="MambaByte, a mamba_ssm config with a vocabulary of 256",
+        detect=mambabyte.detect,
+        open_checkpoint=mambabyte.open_checkpoint,
     ),
     Family(
         name=mamba.NAME,
