@@ -83,15 +83,13 @@ def demo(
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
-    ],
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")],
+    checkpoint: opt.CheckpointArgument,
+    bundle: opt.NewBundle,
     weights: opt.Weights = None,
     tokenizer: opt.TokenizerFile = None,
     config: opt.ConfigFile = None,
     template: opt.Template = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    force: opt.Force = False,
     json: opt.Json = False,
 ) -> None:
     """Turn a trained checkpoint into a bundle, and verify it."""
@@ -112,9 +110,7 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A checkpoint, a bundle, or a .span file.")
-    ],
+    path: opt.AnyPath,
     json: opt.Json = False,
 ) -> None:
     """Tell what a checkpoint, a bundle or a .span file is."""
@@ -131,12 +127,8 @@ def info(
 def plan(
     bundle: opt.BundleArgument,
     budget: opt.BudgetOption = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="Length of the document, as 256K; default: any.")
-    ] = None,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Show the least budget and the longest document.")
-    ] = False,
+    tokens: opt.Length = None,
+    fit: opt.Fit = False,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
@@ -166,10 +158,8 @@ def plan(
 @app.command()
 def read(
     bundle: opt.BundleArgument,
-    documents: Annotated[
-        list[Path], typer.Argument(metavar="DOCUMENT...", help="UTF-8 texts, read in this order.")
-    ],
-    memory: Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")],
+    documents: opt.Documents,
+    memory: opt.NewMemory,
     budget: opt.BudgetOption = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
@@ -201,10 +191,8 @@ def _notice(message: str) -> None:
 @app.command()
 def ask(
     bundle: opt.BundleArgument,
-    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")],
-    memory: Annotated[
-        Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")
-    ] = None,
+    questions: opt.Questions,
+    memory: opt.MemoryFile = None,
     document: opt.DocumentFile = None,
     temperature: opt.Temperature = 0.0,
     top_p: opt.TopP = 1.0,
@@ -234,6 +222,8 @@ def ask(
                 read = runtime.read(document, on_progress=show)
         elif memory is not None:
             read = runtime.open(memory)
+        if read.byte_tokens and not json:
+            _notice("\n".join(place.text() for place in read.ranges))
         answers = []
         for question in questions:
             answer = runtime.ask(
@@ -250,17 +240,16 @@ def ask(
             render.stream_answer(question, answer, quiet=json)
             answers.append(render.answer_facts(question, answer))
         if json:
-            render.print_json({"answers": answers, "peak_bytes": runtime.measured.peak_bytes})
+            facts = {"answers": answers, "documents": read.ranges}
+            render.print_json(facts | {"peak_bytes": runtime.measured.peak_bytes})
 
 
 @app.command()
 def measure(
     bundle: opt.BundleArgument,
     budget: opt.BudgetOption = None,
-    tokens: Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")] = "8K,64K",
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")
-    ] = None,
+    tokens: opt.Lengths = "8K,64K",
+    plot: opt.Plot = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,

@@ -73,5 +73,5 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "state_bytes": sum(spec.nbytes for spec in config.state_layout(dtype)),
         "layers": config.layers_by_kind(),
         "vocabulary": config.vocab_size,
-        "tokenizer": checkpoint.tokenizer is not None,
+        "tokenizer": checkpoint.tokenizer is not None or checkpoint.byte_tokens,
     }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from longspan.errors import BadInput
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.sampling import Sampler
-from longspan.runtime.tokens import Detokenizer
+from longspan.runtime.tokens import TextStream
 
 Finish = Literal["stop", "eos", "length", "cancelled"]
 
@@ -140,7 +140,7 @@ class Answer:
         self,
         start: Callable[[], tuple[NDArray[np.float32], State]],
         decoding: Decoding,
-        detokenizer: Detokenizer,
+        stream: TextStream,
         *,
         on_end: Callable[[Decoding], None],
     ) -> None:
@@ -149,7 +149,7 @@ class Answer:
         self.first_token_seconds: float | None = None
         self._start = start
         self._decoding = decoding
-        self._detokenizer = detokenizer
+        self._stream = stream
         self._on_end = on_end
         self._pieces: list[str] = []
         self._begun = False
@@ -185,10 +185,7 @@ class Answer:
 
     def _texts(self, started: float) -> Iterator[str]:
         text, spaced = StopText(self._decoding.ending.stop), False
-        for token in self._decoding.run(*self._start()):
-            if self.first_token_seconds is None:
-                self.first_token_seconds = time.perf_counter() - started
-            new = self._detokenizer.push(token)
+        for new in self._decoded(started):
             if new and not spaced:
                 new, spaced = new.removeprefix(" "), True
             if certain := text.push(new):
@@ -199,6 +196,14 @@ class Answer:
         self.finish = self._decoding.finish
         if rest := text.rest():
             yield rest
+
+    def _decoded(self, started: float) -> Iterator[str]:
+        """The text of each token, and what is left of it after the last."""
+        for token in self._decoding.run(*self._start()):
+            if self.first_token_seconds is None:
+                self.first_token_seconds = time.perf_counter() - started
+            yield self._stream.push(token)
+        yield self._stream.rest()
 
 
 def format_question(template: str, question: str) -> str:

@@ -17,13 +17,14 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Bundle
+from longspan.bundle import BYTES, Bundle
 from longspan.engines import Engine
 from longspan.errors import BadInput
 from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Decoding, Ending, format_question
 from longspan.runtime.backends import Backend, State
+from longspan.runtime.byte_tokens import VALUES, open_tokenizer
 from longspan.runtime.checkpoint import DEFAULT_SECONDS, Keeper, partial_path
-from longspan.runtime.documents import Document, Source, open_document
+from longspan.runtime.documents import Document, DocumentRange, Source, open_document
 from longspan.runtime.measured import BudgetWatch, Measured, Tally
 from longspan.runtime.memory import (
     DocumentRead,
@@ -39,7 +40,7 @@ from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, every
 from longspan.runtime.report import ReadReport
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.span_file import require_writable
-from longspan.runtime.tokens import Detokenizer, Tokenizer, Tokens, load_tokenizer
+from longspan.runtime.tokens import Tokenizer, Tokens
 
 
 class Runtime:
@@ -89,13 +90,7 @@ class Runtime:
         Raises:
             BadInput: the bundle has none.
         """
-        path = self.bundle.tokenizer_path
-        if path is None:
-            raise BadInput(
-                f"The bundle {self.bundle.path} has no tokenizer, so it can read tokens and no "
-                "text. Give it one with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
-            )
-        return load_tokenizer(path)
+        return open_tokenizer(self.bundle)
 
     @property
     def measured(self) -> Measured:
@@ -171,18 +166,8 @@ class Runtime:
         memory = self._read(open_document(source), reader, None, on_notice)
         memory.save(path)
         keeper.remove()
-        return ReadReport(
-            memory=path,
-            memory_bytes=memory.nbytes,
-            tokens=memory.tokens,
-            chunk_tokens=self.plan.chunk_tokens,
-            seconds=reader.seconds,
-            tokens_per_second=reader.tokens / reader.seconds,
-            peak_bytes=self.measured.peak_bytes,
-            planned_bytes=self.plan.total_bytes,
-            budget_bytes=self.plan.budget_bytes,
-            engine=self.engine,
-        )
+        peak_bytes = self.measured.peak_bytes
+        return ReadReport.of(path, memory, reader=reader, plan=self.plan, peak_bytes=peak_bytes)
 
     def read_tokens(
         self,
@@ -193,13 +178,19 @@ class Runtime:
     ) -> Memory:
         """Read token ids, int64 [n] a piece, as `read` reads text.
 
+        Where the model's tokens are all the bytes and no others, that is any file's content.
+
         Raises:
             BadInput: an id is not in the vocabulary.
             BadMemory: `memory` is another model's.
             BudgetExceeded: the process holds more than the budget.
         """
         reader = self._reader(on_progress)
-        checked = token_pieces(check_tokens(piece, self._vocab_size) for piece in pieces)
+        only_bytes = self.bundle.manifest.tokenizer == BYTES and self._vocab_size == VALUES
+        checked = token_pieces(
+            (check_tokens(piece, self._vocab_size) for piece in pieces),
+            dtype="u1" if only_bytes else "<i8",
+        )
         result = reader.read_pieces(checked, self._state(memory))
         return self._remember(reader, result, memory, "tokens")
 
@@ -251,7 +242,7 @@ class Runtime:
         return Answer(
             lambda: self._after(memory, tokens),
             self._decoding(sampler, ending, np.random.default_rng(seed)),
-            Detokenizer(self.tokenizer),
+            self.tokenizer.stream(),
             on_end=self._count,
         )
 
@@ -313,10 +304,15 @@ class Runtime:
             continues=memory is not None,
             on_notice=on_notice,
         )
-        return self._remember(reader, result, memory, document.name)
+        return self._remember(reader, result, memory, document.name, document.parts())
 
     def _remember(
-        self, reader: Reader, result: ReadResult, memory: Memory | None, name: str
+        self,
+        reader: Reader,
+        result: ReadResult,
+        memory: Memory | None,
+        name: str,
+        parts: tuple[DocumentRange, ...] = (),
     ) -> Memory:
         self._prefill.add(reader.tokens, reader.seconds)
         document = DocumentRead(
@@ -324,6 +320,7 @@ class Runtime:
             sha256=result.end.text_sha256,
             bytes=result.end.text_bytes,
             tokens=result.tokens,
+            parts=parts,
         )
         return Memory(
             state=self._backend.to_arrays(result.state),

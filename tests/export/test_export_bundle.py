@@ -35,6 +35,9 @@ CASES = [
     ("falcon_mamba", "float32"),
     ("mamba2", "float32"),
     ("hf_mamba2", "bfloat16"),
+    ("mambabyte", "float32"),
+    ("mambabyte", "float16"),
+    ("mambabyte", "bfloat16"),
 ]
 # Their tiny configs name a token that ends a text.
 WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba")

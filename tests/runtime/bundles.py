@@ -53,6 +53,11 @@ def fake_bundle(folder: Path, *, tokenizer: bool = True, **changes: Any) -> Bund
     return Bundle(path=folder, manifest=fake_manifest(**{"files": files, **changes}))
 
 
+def byte_bundle(folder: Path, **changes: Any) -> Bundle:
+    """A bundle that only `FakeBackend` can run, whose tokens are bytes."""
+    return Bundle(path=folder, manifest=fake_manifest(256, tokenizer="bytes", **changes))
+
+
 @contextmanager
 def fake_runtime(
     bundle: Bundle,
