@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from longspan import cli_options as opt
 from longspan import render
-from longspan.builtin import builtin_bundle
-from longspan.errors import BadInput, DoesNotFit, LongspanError
+from longspan.builtin import named_bundle
+from longspan.cli_ask import ask
+from longspan.errors import DoesNotFit, LongspanError
 from longspan.sizes import format_bytes, parse_tokens
 from longspan.version import __version__
 
@@ -27,10 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _bundle(path: Path) -> Path:
-    return builtin_bundle() if str(path) == "builtin" and not path.exists() else path
 
 
 def _version(wanted: bool) -> None:
@@ -116,7 +112,7 @@ def info(
     """Tell what a checkpoint, a bundle or a .span file is."""
     from longspan.info import describe
 
-    facts = describe(_bundle(path))
+    facts = describe(named_bundle(path))
     if json:
         render.print_json(facts)
     else:
@@ -128,6 +124,7 @@ def plan(
     bundle: opt.BundleArgument,
     budget: opt.BudgetOption = None,
     tokens: opt.Length = None,
+    draft: opt.DraftBundle = None,
     fit: opt.Fit = False,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
@@ -137,11 +134,12 @@ def plan(
     from longspan.runtime.runtime import plan_bundle
 
     made = plan_bundle(
-        _bundle(bundle),
+        named_bundle(bundle),
         budget=budget,
         tokens=None if tokens is None else parse_tokens(tokens),
         device=device.value,
         backend=backend.value,
+        draft=None if draft is None else named_bundle(draft),
     )
     if json:
         render.print_json(made.to_json(fit=fit))
@@ -172,76 +170,20 @@ def read(
     try:
         with (
             load(
-                _bundle(bundle), budget=budget, device=device.value, backend=backend.value
+                named_bundle(bundle), budget=budget, device=device.value, backend=backend.value
             ) as runtime,
             render.reading_progress(quiet=json) as show,
         ):
-            result = runtime.read_to(memory, documents, on_progress=show, on_notice=_notice)
+            result = runtime.read_to(memory, documents, on_progress=show, on_notice=render.notice)
     except KeyboardInterrupt:
         kept = f"What was read is kept beside {memory}; the same command goes on from it."
-        _notice(f"Stopped. {kept if partial_path(memory).exists() else 'Nothing was read yet.'}")
+        nothing = "Nothing was read yet."
+        render.notice(f"Stopped. {kept if partial_path(memory).exists() else nothing}")
         raise typer.Exit(130) from None
     render.print_result(result, json=json)
 
 
-def _notice(message: str) -> None:
-    render.err().print(message, markup=False)
-
-
-@app.command()
-def ask(
-    bundle: opt.BundleArgument,
-    questions: opt.Questions,
-    memory: opt.MemoryFile = None,
-    document: opt.DocumentFile = None,
-    temperature: opt.Temperature = 0.0,
-    top_p: opt.TopP = 1.0,
-    top_k: opt.TopK = None,
-    seed: opt.Seed = None,
-    max_tokens: opt.MaxTokens = 128,
-    stop: opt.Stop = None,
-    template: opt.Template = None,
-    budget: opt.BudgetOption = None,
-    device: opt.DeviceOption = opt.Device.AUTO,
-    backend: opt.BackendOption = opt.BackendChoice.AUTO,
-    json: opt.Json = False,
-) -> None:
-    """Ask about what was read; answers are streamed."""
-    from longspan.runtime.runtime import load
-
-    if (memory is None) == (document is None):
-        found = "both" if memory else "neither"
-        raise BadInput(
-            f"Give what to ask about, either --memory FILE.span or --document FILE: found {found}."
-        )
-    with load(
-        _bundle(bundle), budget=budget, device=device.value, backend=backend.value
-    ) as runtime:
-        if document is not None:
-            with render.reading_progress(quiet=json) as show:
-                read = runtime.read(document, on_progress=show)
-        elif memory is not None:
-            read = runtime.open(memory)
-        if read.byte_tokens and not json:
-            _notice("\n".join(place.text() for place in read.ranges))
-        answers = []
-        for question in questions:
-            answer = runtime.ask(
-                read,
-                question,
-                template=template,
-                stop=stop or None,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=seed,
-            )
-            render.stream_answer(question, answer, quiet=json)
-            answers.append(render.answer_facts(question, answer))
-        if json:
-            facts = {"answers": answers, "documents": read.ranges}
-            render.print_json(facts | {"peak_bytes": runtime.measured.peak_bytes})
+app.command()(ask)
 
 
 @app.command()
@@ -258,7 +200,7 @@ def measure(
     from longspan.runtime.measure import draw, measure_bundle
 
     measurement = measure_bundle(
-        _bundle(bundle),
+        named_bundle(bundle),
         [parse_tokens(length) for length in tokens.split(",")],
         budget=budget,
         device=device.value,
@@ -285,7 +227,7 @@ def verify(
     from longspan.runtime.verify import verify_bundle
 
     where = choose_engine(device=device.value, backend="auto").device
-    checks = verify_bundle(open_bundle(_bundle(bundle)), device=where)
+    checks = verify_bundle(open_bundle(named_bundle(bundle)), device=where)
     passed = all(check.passed for check in checks)
     if json:
         render.print_json({"passed": passed, "checks": checks})

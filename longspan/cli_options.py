@@ -80,6 +80,24 @@ Fit = Annotated[bool, typer.Option("--fit", help="Show the least budget and the 
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")]
 NewMemory = Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")]
 MemoryFile = Annotated[Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")]
+DraftBundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft",
+        metavar="BUNDLE",
+        help="A smaller bundle that drafts answers: the same answers (greedy only), sooner. It "
+        "runs beside BUNDLE, under the same budget.",
+    ),
+]
+DraftMemory = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.span",
+        help="What `read` wrote with the draft's bundle. Without it the draft model reads the "
+        "question and the answer only, not the document.",
+    ),
+]
+DraftTokens = Annotated[int, typer.Option(help="Tokens that the draft model guesses at once.")]
 DocumentFile = Annotated[Path | None, typer.Option(help="A UTF-8 text to read.")]
 About = Annotated[
     str | None, typer.Option(metavar="N", help="Read only about so many tokens of it, as 16K.")

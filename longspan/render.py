@@ -41,6 +41,11 @@ def err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def notice(message: str) -> None:
+    """Tell a person something beside the result."""
+    err().print(message, markup=False)
+
+
 def print_json(result: Any) -> None:
     """Print one JSON object on stdout: a dict, or a dataclass with its fields as keys."""
     sys.stdout.write(dump_json(plain(result), indent=1) + "\n")
@@ -153,10 +158,13 @@ def stream_answer(question: str, answer: Answer, *, quiet: bool) -> None:
     for piece in answer:
         console.print(piece, end="", markup=False)
     console.print()
+    if answer.draft is not None:
+        notice(answer.draft.text())
 
 
 def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
     """An answer as data."""
+    drafts = {} if answer.draft is None else {"draft": answer.draft.to_json()}
     return {
         "question": question,
         "answer": answer.text,
@@ -164,4 +172,5 @@ def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
         "seconds": answer.seconds,
         "first_token_seconds": answer.first_token_seconds,
         "finish": answer.finish,
+        **drafts,
     }

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from longspan.bundle import BYTES, Bundle
+from longspan.bundle import BYTES, Bundle, Manifest
 from longspan.errors import BadInput
 from longspan.runtime.tokens import Tokenizer, Tokens, load_tokenizer
 
@@ -58,6 +58,12 @@ class ByteStream:
         """U+FFFD where the last character lacks bytes."""
         return self._decoder.decode(b"", final=True)
 
+    @property
+    def pending(self) -> bool:
+        """Whether a character waits for the rest of its bytes."""
+        waiting, _ = self._decoder.getstate()
+        return bool(waiting)
+
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
     """The tokenizer of a bundle.
@@ -74,6 +80,12 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
             "it one with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
         )
     return load_tokenizer(bundle.tokenizer_path)
+
+
+def id_dtype(manifest: Manifest) -> str:
+    """How token ids stand for a text: as its bytes, where the model has no others; else int64."""
+    all_bytes = manifest.tokenizer == BYTES and manifest.config.vocab_size == VALUES
+    return "u1" if all_bytes else "<i8"
 
 
 def _bytes(tokens: Iterable[int]) -> bytes:

@@ -12,19 +12,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import BYTES, Bundle
+from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.errors import BadInput
 from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Decoding, Ending, format_question
 from longspan.runtime.backends import Backend, State
-from longspan.runtime.byte_tokens import VALUES, open_tokenizer
+from longspan.runtime.byte_tokens import id_dtype, open_tokenizer
 from longspan.runtime.checkpoint import DEFAULT_SECONDS, Keeper, partial_path
 from longspan.runtime.documents import Document, DocumentRange, Source, open_document
+from longspan.runtime.drafting import DEFAULT_DRAFT_TOKENS, Draft
 from longspan.runtime.measured import BudgetWatch, Measured, Tally
 from longspan.runtime.memory import (
     DocumentRead,
@@ -40,6 +40,7 @@ from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, every
 from longspan.runtime.report import ReadReport
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.span_file import require_writable
+from longspan.runtime.speculative import NO_DRAFT, with_drafts
 from longspan.runtime.tokens import Tokenizer, Tokens
 
 
@@ -49,13 +50,21 @@ class Runtime:
     Attributes:
         bundle: what was loaded.
         plan: where the budget's bytes go.
+        draft: the model that drafts answers, which then come sooner and are the same; or None.
     """
 
     def __init__(
-        self, bundle: Bundle, plan: Plan, backend: Backend, watch: BudgetWatch, stack: ExitStack
+        self,
+        bundle: Bundle,
+        plan: Plan,
+        backend: Backend,
+        watch: BudgetWatch,
+        stack: ExitStack,
+        draft: Draft | None = None,
     ) -> None:
         self.bundle = bundle
         self.plan = plan
+        self.draft = draft
         self._backend = backend
         self._vocab_size = bundle.manifest.config.vocab_size
         self._watch = watch
@@ -66,12 +75,7 @@ class Runtime:
     def __enter__(self) -> Runtime:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -95,17 +99,7 @@ class Runtime:
     @property
     def measured(self) -> Measured:
         """Memory beside the plan, and speed, since `load`."""
-        peak_bytes, peak_source = self._watch.peak()
-        return Measured(
-            peak_bytes=peak_bytes,
-            peak_source=peak_source,
-            planned_bytes=self.plan.total_bytes,
-            budget_bytes=self.plan.budget_bytes,
-            prefill_tokens=self._prefill.tokens,
-            prefill_seconds=self._prefill.seconds,
-            decode_tokens=self._decode.tokens,
-            decode_seconds=self._decode.seconds,
-        )
+        return Measured.of(self._watch, self.plan, prefill=self._prefill, decode=self._decode)
 
     def read(
         self,
@@ -186,11 +180,8 @@ class Runtime:
             BudgetExceeded: the process holds more than the budget.
         """
         reader = self._reader(on_progress)
-        only_bytes = self.bundle.manifest.tokenizer == BYTES and self._vocab_size == VALUES
-        checked = token_pieces(
-            (check_tokens(piece, self._vocab_size) for piece in pieces),
-            dtype="u1" if only_bytes else "<i8",
-        )
+        ids = (check_tokens(piece, self._vocab_size) for piece in pieces)
+        checked = token_pieces(ids, dtype=id_dtype(self.bundle.manifest))
         result = reader.read_pieces(checked, self._state(memory))
         return self._remember(reader, result, memory, "tokens")
 
@@ -206,6 +197,8 @@ class Runtime:
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
+        draft_memory: Memory | None = None,
+        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
     ) -> Answer:
         """Ask about what was read; the memory is not changed.
 
@@ -219,29 +212,36 @@ class Runtime:
             top_k: draw from the k most probable tokens only.
             top_p: draw from the most probable tokens that together reach p.
             seed: of the drawing; None for a fresh one.
+            draft_memory: what the draft model read; None, and it reads the question and the
+                answer only.
+            draft_tokens: how many tokens, in its own, the draft model guesses at once.
 
         Returns:
             The answer, computed while it is iterated.
 
         Raises:
             BadInput: a value is out of its range, or the bundle has no tokenizer.
-            BadMemory: the memory is another model's.
+            BadMemory: a memory is another model's.
         """
-        prompt = self.bundle.manifest.prompt
-        ending = Ending(
-            stop=prompt.stop if stop is None else tuple(stop),
-            eos=self.bundle.manifest.eos,
-            max_tokens=max_tokens,
-        )
+        manifest = self.bundle.manifest
+        ending = Ending.of(manifest, stop=stop, max_tokens=max_tokens)
         sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
-        text = format_question(prompt.template if template is None else template, question)
-        check_origin("This memory", memory.origin, self.bundle.manifest)
+        template = manifest.prompt.template if template is None else template
+        text = format_question(template, question)
+        check_origin("This memory", memory.origin, manifest)
         tokens = check_tokens(
             self.tokenizer.encode(text, continues=memory.tokens > 0), self._vocab_size
         )
+        decoding = self._decoding(sampler, ending, np.random.default_rng(seed))
+        if self.draft is not None:
+            chunk = self.plan.chunk_tokens
+            drafter = self.draft.drafter(text, draft_memory, self.bundle, self.tokenizer)
+            decoding = with_drafts(decoding, drafter, draft_tokens, chunk_tokens=chunk)
+        elif draft_memory is not None:
+            raise BadInput(NO_DRAFT)
         return Answer(
             lambda: self._after(memory, tokens),
-            self._decoding(sampler, ending, np.random.default_rng(seed)),
+            decoding,
             self.tokenizer.stream(),
             on_end=self._count,
         )

@@ -138,6 +138,7 @@ def make_plan(
     tokens: int | None,
     chunk_tokens: int | None = None,
     tokenizer_file_bytes: int = 0,
+    beside: tuple[PlanItem, ...] = (),
 ) -> Plan:
     """Divide a budget.
 
@@ -150,6 +151,7 @@ def make_plan(
         tokens: length of the document, >= 1; chunks need not be longer. None for any length.
         chunk_tokens: tokens of a chunk, >= 1; None for the largest power of two that fits.
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
+        beside: what else the process will hold on the device.
 
     Returns:
         The plan, which may not fit: then its chunk is the smallest.
@@ -158,7 +160,8 @@ def make_plan(
         BadInput: the bundle tells nothing about `engine`, or a number is not positive.
     """
     _check(manifest, engine, tokens, chunk_tokens)
-    fixed = _fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+    baseline, *own = _fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+    fixed = (baseline, *beside, *own)
     base = _sum(fixed)
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
     totals = {size: base + _sum(_chunk_items(manifest, engine, size)) for size in sizes}

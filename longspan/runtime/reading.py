@@ -209,12 +209,20 @@ def feed(
 
 def every_logits(backend: Backend, tokens: Tokens, chunk_tokens: int) -> NDArray[np.float32]:
     """Logits float32 [L, V] after every one of `tokens` int64 [L], L >= 1, from the empty state."""
-    state, rows = backend.new_state(), []
+    return last_logits(backend, backend.new_state(), tokens, chunk_tokens, keep=len(tokens))[0]
+
+
+def last_logits(
+    backend: Backend, state: State, tokens: Tokens, chunk_tokens: int, *, keep: int
+) -> tuple[NDArray[np.float32], State]:
+    """Read `tokens` int64 [L], L >= 1, in chunks; logits float32 [keep, V] after the last ones."""
+    rows, first = [], len(tokens) - keep
     for start in range(0, len(tokens), chunk_tokens):
         chunk = tokens[start : start + chunk_tokens]
-        logits, state = backend.forward(chunk, state, keep=range(len(chunk)))
+        wanted = range(max(first - start, 0), len(chunk))
+        logits, state = backend.forward(chunk, state, keep=wanted)
         rows.append(logits)
-    return np.concatenate(rows)
+    return np.concatenate(rows), state
 
 
 def check_tokens(tokens: NDArray[Any], vocab_size: int) -> Tokens:

@@ -48,6 +48,10 @@ class TextStream(Protocol):
     def rest(self) -> str:
         """What is left to show once no more tokens come."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether a character waits for the rest of its bytes."""
+
 
 class Tokenizer(Protocol):
     """Text to token ids and back.
@@ -228,7 +232,7 @@ def cut(texts: Iterable[str], marks: str = " \n", limit: int = PIECE) -> Iterato
         waiting += text
         start = 0
         while len(waiting) - start > limit:
-            end = _last_place(waiting, start, start + limit, marks)
+            end = last_place(waiting, start, start + limit, marks)
             yield waiting[start:end]
             start = end
         waiting = waiting[start:]
@@ -236,7 +240,7 @@ def cut(texts: Iterable[str], marks: str = " \n", limit: int = PIECE) -> Iterato
         yield waiting
 
 
-def _last_place(text: str, start: int, end: int, marks: str) -> int:
+def last_place(text: str, start: int, end: int, marks: str) -> int:
     """The last good place in text[start:end], or `end`; text[end] exists."""
     best = start
     for mark in marks:
@@ -272,3 +276,8 @@ class Detokenizer:
     def rest(self) -> str:
         """Nothing: half a character at the end is not shown."""
         return ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a character waits for the rest of its bytes."""
+        return len(self._tokens) > self._shown

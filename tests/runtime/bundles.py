@@ -16,6 +16,7 @@ from longspan.bundle import TOKENIZER, WEIGHTS, Bundle, Manifest, Prompt, file_s
 from longspan.models.config import ModelConfig
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.backends.fake import FakeBackend
+from longspan.runtime.drafting import Draft
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.plan import Plan, PlanItem
@@ -65,21 +66,33 @@ def fake_runtime(
     chunk_tokens: int = 64,
     backend: Backend | None = None,
     budget_bytes: int = 64 * GIB,
+    draft: Draft | None = None,
 ) -> Iterator[Runtime]:
     """A runtime on `FakeBackend`, or on another backend."""
-    plan = Plan(
+    plan = fake_plan(chunk_tokens, budget_bytes)
+    with ExitStack() as stack:
+        watch = stack.enter_context(BudgetWatch("cpu", budget_bytes))
+        model = backend or FakeBackend(bundle.manifest.config.vocab_size)
+        stack.callback(model.close)
+        with Runtime(bundle, plan, model, watch, stack.pop_all(), draft) as runtime:
+            yield runtime
+
+
+def fake_plan(chunk_tokens: int, budget_bytes: int = 64 * GIB) -> Plan:
+    """A plan of one item."""
+    return Plan(
         engine="onnx-cpu",
         budget_bytes=budget_bytes,
         chunk_tokens=chunk_tokens,
         items=(PlanItem(name="all", bytes=GIB),),
         smallest_budget_bytes=GIB,
     )
-    with ExitStack() as stack:
-        watch = stack.enter_context(BudgetWatch("cpu", budget_bytes))
-        model = backend or FakeBackend(bundle.manifest.config.vocab_size)
-        stack.callback(model.close)
-        with Runtime(bundle, plan, model, watch, stack.pop_all()) as runtime:
-            yield runtime
+
+
+def fake_draft(bundle: Bundle, backend: Backend | None = None, *, chunk_tokens: int = 64) -> Draft:
+    """A draft model on `FakeBackend`, or on another backend."""
+    model = backend or FakeBackend(bundle.manifest.config.vocab_size)
+    return Draft(bundle=bundle, plan=fake_plan(chunk_tokens), backend=model)
 
 
 class Recorder(FakeBackend):
