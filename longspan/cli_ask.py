@@ -36,15 +36,18 @@ def ask(
     json: opt.Json = False,
 ) -> None:
     """Ask about what was read; answers are streamed."""
-    from longspan.runtime.runtime import load
+    from longspan.runtime.runtime import load_for
 
     _check_sources(memory=memory, document=document, draft=draft, draft_memory=draft_memory)
-    with load(
+    with load_for(
         named_bundle(bundle),
+        document=document,
+        memory=memory,
+        answer_tokens=max_tokens,
+        draft=None if draft is None else named_bundle(draft),
         budget=budget,
         device=device.value,
         backend=backend.value,
-        draft=None if draft is None else named_bundle(draft),
     ) as runtime:
         read = _read_or_opened(runtime, memory, document, json=json)
         draft_read = runtime.draft.open(draft_memory) if runtime.draft and draft_memory else None

@@ -41,9 +41,9 @@ def err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def notice(message: str) -> None:
-    """Tell a person something beside the result."""
-    err().print(message, markup=False)
+def notice(line: str) -> None:
+    """Say something beside the result."""
+    err().print(line, markup=False)
 
 
 def print_json(result: Any) -> None:
@@ -158,6 +158,8 @@ def stream_answer(question: str, answer: Answer, *, quiet: bool) -> None:
     for piece in answer:
         console.print(piece, end="", markup=False)
     console.print()
+    if answer.finish == "room":
+        notice("The answer ends here because the caches are full.")
     if answer.draft is not None:
         notice(answer.draft.text())
 

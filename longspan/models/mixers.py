@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from longspan.models.config import (
+    FullAttentionConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
     WindowAttentionConfig,
 )
+from longspan.models.full_attention import FullAttention
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
 from longspan.models.swiglu import SwiGlu
@@ -25,6 +27,7 @@ MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
     WindowAttentionConfig: WindowAttention,
+    FullAttentionConfig: FullAttention,
     MlpConfig: SwiGlu,
 }
 

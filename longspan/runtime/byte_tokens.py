@@ -2,7 +2,7 @@
 
 A position in a text that is read so is a byte offset.
 
-    tokenizer = open_tokenizer(bundle)
+    tokenizer = bundle_tokenizer(bundle)
     tokenizer.encode("é")       # [195, 169]
 """
 
@@ -65,7 +65,7 @@ class ByteStream:
         return bool(waiting)
 
 
-def open_tokenizer(bundle: Bundle) -> Tokenizer:
+def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
     """The tokenizer of a bundle.
 
     Raises:

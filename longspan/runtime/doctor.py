@@ -16,8 +16,12 @@ from longspan.engines import BackendName, Device, Engine
 from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
+from longspan.sizes import format_bytes
 
-OPS = ("causal_conv", "linear", "rms_norm", "selective_scan", "ssd", "window_attention")
+OPS = (
+    "causal_conv", "full_attention", "linear", "rms_norm", "selective_scan", "ssd",
+    "window_attention",
+)  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
     "longspan", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "safetensors", "tokenizers",
@@ -31,6 +35,7 @@ _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
+        "full_attention": ("plain", _PLAIN_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "selective_scan": (
@@ -42,6 +47,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     },
     "cuda": {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
+        "full_attention": ("plain", _PLAIN_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "selective_scan": (
@@ -90,6 +96,14 @@ class Report:
     engine: Engine
     reason: str
     ops: tuple[OpReport, ...]
+
+    def text(self) -> str:
+        """The device, and what computes on it; the ops and versions are tables."""
+        free, total = format_bytes(self.device.free_bytes), format_bytes(self.device.total_bytes)
+        return (
+            f"{self.device.name} ({self.device.kind}), {free} of {total} free\n"
+            f"{self.engine}: {self.reason}"
+        )
 
 
 def examine(

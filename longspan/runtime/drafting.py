@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longspan.bundle import Bundle, Manifest
+from longspan.errors import BadInput
 from longspan.runtime.backends import Backend, State
-from longspan.runtime.byte_tokens import open_tokenizer
+from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.memory import Memory, check_origin, load_memory
-from longspan.runtime.plan import Plan, PlanItem
+from longspan.runtime.plan import Plan
+from longspan.runtime.plan_items import PlanItem
 from longspan.runtime.reading import feed
 from longspan.runtime.tokens import TextStream, Tokenizer, Tokens, last_place
 
@@ -63,7 +65,7 @@ class Draft:
         Raises:
             BadInput: the bundle has none.
         """
-        return open_tokenizer(self.bundle)
+        return bundle_tokenizer(self.bundle)
 
     def open(self, path: str | Path) -> Memory:
         """Read a memory that the draft model's own runtime wrote.
@@ -100,6 +102,20 @@ class Draft:
             memory,
             tokenizer=tokenizer,
             vocab_size=target.manifest.config.vocab_size,
+        )
+
+
+def require_fixed_state(draft: Bundle) -> None:
+    """Refuse a draft model whose state grows.
+
+    Raises:
+        BadInput: it does.
+    """
+    if draft.manifest.cache_entry_bytes:
+        raise BadInput(
+            f"{draft.path} was asked for as a draft model, and its state grows with what it reads. "
+            "A draft model's state must have a fixed size. Choose a bundle without attention to "
+            "the whole text."
         )
 
 
@@ -176,7 +192,7 @@ class Drafter(ABC):
 
     def _read(self, tokens: Tokens, state: State) -> tuple[NDArray[np.float32], State]:
         self.forwards += -(-len(tokens) // self._chunk_tokens)
-        return feed(self._backend, state, tokens, self._chunk_tokens)
+        return feed(self._backend, lambda: state, tokens, self._chunk_tokens)
 
     def _greedy(self, logits: NDArray[np.float32], state: State, count: int) -> list[int]:
         """The draft model's own next tokens, fewer where it would end the answer."""

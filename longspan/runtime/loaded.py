@@ -9,97 +9,40 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Bundle
-from longspan.engines import Engine
 from longspan.errors import BadInput
-from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Decoding, Ending, format_question
-from longspan.runtime.backends import Backend, State
-from longspan.runtime.byte_tokens import id_dtype, open_tokenizer
+from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Ending, format_question
+from longspan.runtime.backends import State
+from longspan.runtime.byte_tokens import id_dtype
 from longspan.runtime.checkpoint import DEFAULT_SECONDS, Keeper, partial_path
 from longspan.runtime.documents import Document, DocumentRange, Source, open_document
-from longspan.runtime.drafting import DEFAULT_DRAFT_TOKENS, Draft
-from longspan.runtime.measured import BudgetWatch, Measured, Tally
+from longspan.runtime.drafting import DEFAULT_DRAFT_TOKENS
+from longspan.runtime.loaded_model import LoadedModel
 from longspan.runtime.memory import (
     DocumentRead,
     Memory,
-    Origin,
     check_origin,
     load_memory,
     timestamp,
 )
-from longspan.runtime.plan import Plan
 from longspan.runtime.reader import OnNotice, Reader, token_pieces
-from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, every_logits, feed
+from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, feed
 from longspan.runtime.report import ReadReport
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.span_file import require_writable
 from longspan.runtime.speculative import NO_DRAFT, with_drafts
-from longspan.runtime.tokens import Tokenizer, Tokens
+from longspan.runtime.tokens import Tokens
 
 
-class Runtime:
+class Runtime(LoadedModel):
     """A loaded bundle; close it, or use it in a `with`.
 
-    Attributes:
-        bundle: what was loaded.
-        plan: where the budget's bytes go.
-        draft: the model that drafts answers, which then come sooner and are the same; or None.
+    Attributes and what needs no text are `LoadedModel`'s.
     """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        plan: Plan,
-        backend: Backend,
-        watch: BudgetWatch,
-        stack: ExitStack,
-        draft: Draft | None = None,
-    ) -> None:
-        self.bundle = bundle
-        self.plan = plan
-        self.draft = draft
-        self._backend = backend
-        self._vocab_size = bundle.manifest.config.vocab_size
-        self._watch = watch
-        self._stack = stack
-        self._prefill = Tally()
-        self._decode = Tally()
-
-    def __enter__(self) -> Runtime:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the model; the runtime cannot be used after."""
-        self._stack.close()
-
-    @property
-    def engine(self) -> Engine:
-        """What computes."""
-        return self._backend.engine
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer.
-
-        Raises:
-            BadInput: the bundle has none.
-        """
-        return open_tokenizer(self.bundle)
-
-    @property
-    def measured(self) -> Measured:
-        """Memory beside the plan, and speed, since `load`."""
-        return Measured.of(self._watch, self.plan, prefill=self._prefill, decode=self._decode)
 
     def read(
         self,
@@ -127,10 +70,11 @@ class Runtime:
             BadInput: the bundle has no tokenizer, or the checkpoint cannot be written.
             BadMemory: `memory` is another model's.
             BudgetExceeded: the process holds more than the budget.
+            DoesNotFit: the caches have no room for the document.
         """
         document = open_document(source)
         keeper = self._keeper(checkpoint, checkpoint_seconds, memory) if checkpoint else None
-        after = self._read(document, self._reader(on_progress, keeper), memory, on_notice)
+        after = self._read(document, self._reader(on_progress, memory, keeper), memory, on_notice)
         if keeper is not None:
             keeper.remove()
         return after
@@ -156,12 +100,11 @@ class Runtime:
         path = Path(path)
         require_writable(path)
         keeper = self._keeper(partial_path(path), DEFAULT_SECONDS, None)
-        reader = self._reader(on_progress, keeper)
+        reader = self._reader(on_progress, None, keeper)
         memory = self._read(open_document(source), reader, None, on_notice)
         memory.save(path)
         keeper.remove()
-        peak_bytes = self.measured.peak_bytes
-        return ReadReport.of(path, memory, reader=reader, plan=self.plan, peak_bytes=peak_bytes)
+        return ReadReport.of(path, memory, reader, self.plan, self.measured.peak_bytes)
 
     def read_tokens(
         self,
@@ -178,11 +121,12 @@ class Runtime:
             BadInput: an id is not in the vocabulary.
             BadMemory: `memory` is another model's.
             BudgetExceeded: the process holds more than the budget.
+            DoesNotFit: the caches have no room for the next chunk.
         """
-        reader = self._reader(on_progress)
+        reader = self._reader(on_progress, memory)
         ids = (check_tokens(piece, self._vocab_size) for piece in pieces)
         checked = token_pieces(ids, dtype=id_dtype(self.bundle.manifest))
-        result = reader.read_pieces(checked, self._state(memory))
+        result = reader.read_pieces(checked, self._start(memory))
         return self._remember(reader, result, memory, "tokens")
 
     def ask(
@@ -212,8 +156,7 @@ class Runtime:
             top_k: draw from the k most probable tokens only.
             top_p: draw from the most probable tokens that together reach p.
             seed: of the drawing; None for a fresh one.
-            draft_memory: what the draft model read; None, and it reads the question and the
-                answer only.
+            draft_memory: what the draft model read; None for the question and the answer alone.
             draft_tokens: how many tokens, in its own, the draft model guesses at once.
 
         Returns:
@@ -222,6 +165,7 @@ class Runtime:
         Raises:
             BadInput: a value is out of its range, or the bundle has no tokenizer.
             BadMemory: a memory is another model's.
+            DoesNotFit: the caches have no room for the question.
         """
         manifest = self.bundle.manifest
         ending = Ending.of(manifest, stop=stop, max_tokens=max_tokens)
@@ -232,11 +176,12 @@ class Runtime:
         tokens = check_tokens(
             self.tokenizer.encode(text, continues=memory.tokens > 0), self._vocab_size
         )
-        decoding = self._decoding(sampler, ending, np.random.default_rng(seed))
+        room = self._room(memory).after(tokens)
+        room.require("The question")
+        decoding = self._decoding(sampler, ending, np.random.default_rng(seed), room)
         if self.draft is not None:
-            chunk = self.plan.chunk_tokens
             drafter = self.draft.drafter(text, draft_memory, self.bundle, self.tokenizer)
-            decoding = with_drafts(decoding, drafter, draft_tokens, chunk_tokens=chunk)
+            decoding = with_drafts(decoding, drafter, draft_tokens, self.plan.chunk_tokens)
         elif draft_memory is not None:
             raise BadInput(NO_DRAFT)
         return Answer(
@@ -255,38 +200,11 @@ class Runtime:
         """
         return load_memory(path, self.bundle.manifest)
 
-    def logits(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits float32 [L, V] after every one of L >= 1 tokens, from the empty state.
-
-        Raises:
-            BadInput: there is no token, or an id is not in the vocabulary.
-        """
-        ids = check_tokens(np.asarray(tokens), self._vocab_size)
-        if not len(ids):
-            raise BadInput("There are no tokens to compute logits for. Give at least one id.")
-        return every_logits(self._backend, ids, self.plan.chunk_tokens)
-
-    def decode_seconds(self, memory: Memory, tokens: int) -> float:
-        """Seconds that `tokens` >= 1 steps of the model take from `memory`, whatever it says."""
-        ending = Ending(stop=(), eos=None, max_tokens=tokens + 1)
-        decoding = self._decoding(Sampler(), ending, np.random.default_rng(0))
-        for _ in decoding.run(memory.last_logits, self._backend.from_arrays(memory.state)):
-            pass
-        self._count(decoding)
-        return decoding.seconds
-
-    @cached_property
-    def _origin(self) -> Origin:
-        return Origin.of(self.bundle.manifest, self.engine)
-
-    def _state(self, memory: Memory | None) -> State:
-        if memory is None:
-            return self._backend.new_state()
-        check_origin("This memory", memory.origin, self.bundle.manifest)
-        return self._backend.from_arrays(memory.state)
-
-    def _reader(self, on_progress: OnProgress | None, keeper: Keeper | None = None) -> Reader:
-        return Reader(self._backend, self._watch, self.plan.chunk_tokens, on_progress, keeper)
+    def _reader(
+        self, on_progress: OnProgress | None, memory: Memory | None, keeper: Keeper | None = None
+    ) -> Reader:
+        room, chunk_tokens = self._room(memory), self.plan.chunk_tokens
+        return Reader(self._backend, self._watch, room, chunk_tokens, on_progress, keeper)
 
     def _keeper(self, path: str | Path, seconds: float, memory: Memory | None) -> Keeper:
         before = () if memory is None else memory.documents
@@ -299,7 +217,7 @@ class Runtime:
         result = reader.read(
             document,
             self.tokenizer,
-            self._state(memory),
+            self._start(memory),
             found=None if keeper is None else keeper.find(manifest, on_notice),
             continues=memory is not None,
             on_notice=on_notice,
@@ -332,16 +250,9 @@ class Runtime:
 
     def _after(self, memory: Memory, tokens: Tokens) -> tuple[NDArray[np.float32], State]:
         """Logits float32 [V] and the state after a prompt; it may be empty."""
-        state = self._state(memory)
+        start = self._start(memory)
         if not len(tokens):
-            return memory.last_logits, state
-        logits, state = feed(self._backend, state, tokens, self.plan.chunk_tokens)
+            return memory.last_logits, start()
+        logits, state = feed(self._backend, start, tokens, self.plan.chunk_tokens)
         self._watch.require()
         return logits, state
-
-    def _decoding(self, sampler: Sampler, ending: Ending, rng: np.random.Generator) -> Decoding:
-        return Decoding(backend=self._backend, sampler=sampler, rng=rng, ending=ending)
-
-    def _count(self, decoding: Decoding) -> None:
-        self._decode.add(decoding.steps, decoding.seconds)
-        self._watch.peak()

@@ -42,7 +42,7 @@ class Measured:
 
     @classmethod
     def of(cls, watch: BudgetWatch, plan: Plan, *, prefill: Tally, decode: Tally) -> Measured:
-        """What `watch` saw beside `plan`, and what was tallied."""
+        """What `watch` saw, beside `plan`, and how fast it went."""
         peak_bytes, peak_source = watch.peak()
         return cls(
             peak_bytes=peak_bytes,

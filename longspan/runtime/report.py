@@ -47,9 +47,9 @@ class ReadReport:
 
     @classmethod
     def of(
-        cls, path: Path, memory: Memory, *, reader: Reader, plan: Plan, peak_bytes: int
+        cls, path: Path, memory: Memory, reader: Reader, plan: Plan, peak_bytes: int
     ) -> ReadReport:
-        """What `reader` read under `plan` into the `memory` that was saved at `path`."""
+        """The report of `reader`, whose memory was saved at `path`."""
         return cls(
             memory=path,
             memory_bytes=memory.nbytes,

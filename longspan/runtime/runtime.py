@@ -17,11 +17,16 @@ from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget
+from longspan.runtime.byte_tokens import bundle_tokenizer
+from longspan.runtime.documents import Source, open_document
 from longspan.runtime.drafting import CHUNK_TOKENS as DRAFT_CHUNK_TOKENS
-from longspan.runtime.drafting import Draft, draft_items
+from longspan.runtime.drafting import Draft, draft_items, require_fixed_state
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
-from longspan.runtime.plan import Plan, PlanItem, make_plan, require_fit
+from longspan.runtime.memory import entries_of
+from longspan.runtime.plan import Plan, make_plan, require_fit
+from longspan.runtime.plan_items import PlanItem
+from longspan.runtime.room import Room
 
 __all__ = ["Runtime", "load", "plan_bundle"]
 
@@ -31,6 +36,7 @@ def plan_bundle(
     *,
     budget: str | int | Budget | None = None,
     tokens: int | None = None,
+    cache_entries: int | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
@@ -42,6 +48,7 @@ def plan_bundle(
         bundle: its folder.
         budget: bytes that the whole process may hold; None for nine tenths of what is free.
         tokens: length of the document; None for any.
+        cache_entries: entries that it takes in each cache; None for one a token.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens of a chunk; None for the most that fits.
@@ -53,7 +60,7 @@ def plan_bundle(
     """
     choice = choose_engine(device=device, backend=backend)
     small = None if draft is None else _opened(draft)
-    plan, _ = _plans(_opened(bundle), small, choice, budget, chunk_tokens, tokens=tokens)
+    plan, _ = _plans(_opened(bundle), small, choice, budget, chunk_tokens, tokens, cache_entries)
     return plan
 
 
@@ -61,6 +68,8 @@ def load(
     bundle: str | Path | Bundle,
     *,
     budget: str | int | Budget | None = None,
+    tokens: int | None = None,
+    cache_entries: int | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
@@ -69,10 +78,15 @@ def load(
 ) -> Runtime:
     """Load a bundle, if its plan fits the budget.
 
+    A model whose state grows gets caches for a document of `tokens`, and for a question and its
+    answer; where no length is given, the largest that the budget holds (`longspan.runtime.plan`).
+
     Args:
         bundle: its folder.
         budget: bytes that the whole process may hold on the device, as ``"2GiB"``; None for nine
             tenths of what is free.
+        tokens: length of the document that will be read; None for any.
+        cache_entries: entries that it takes in each cache; None for one a token.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens that go through the model together; None for the most that fits.
@@ -89,24 +103,73 @@ def load(
     """
     found, small = _opened(bundle), None if draft is None else _opened(draft)
     choice = choose_engine(device=device, backend=backend)
-    plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens)
+    plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens, tokens, cache_entries)
     require_fit(plan)
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
 
-        def model(of: Bundle, limit_bytes: int) -> Backend:
-            backend = open_backend(
-                of, engine=plan.engine, memory_limit_bytes=limit_bytes, threads=threads
+        def opened(model: Bundle, limit_bytes: int, capacity: int) -> Backend:
+            opened_backend = open_backend(
+                model,
+                engine=plan.engine,
+                memory_limit_bytes=limit_bytes,
+                threads=threads,
+                capacity=capacity,
             )
-            stack.callback(backend.close)
-            return backend
+            stack.callback(opened_backend.close)
+            return opened_backend
 
         helper = None
         if small is not None and draft_plan is not None:
-            held = model(small, draft_plan.total_bytes)
-            helper = Draft(bundle=small, plan=draft_plan, backend=held)
-        target = model(found, plan.budget_bytes)
-        return Runtime(found, plan, target, watch, stack.pop_all(), helper)
+            drafting = opened(small, draft_plan.total_bytes, 0)
+            helper = Draft(bundle=small, plan=draft_plan, backend=drafting)
+        answering = opened(found, plan.budget_bytes, plan.capacity)
+        return Runtime(found, plan, answering, watch, stack.pop_all(), helper)
+
+
+def load_for(
+    bundle: str | Path,
+    *,
+    document: Source | None = None,
+    memory: Path | None = None,
+    answer_tokens: int = 0,
+    draft: str | Path | None = None,
+    budget: str | None = None,
+    device: Literal["auto"] | Device = "auto",
+    backend: Literal["auto"] | BackendName = "auto",
+) -> Runtime:
+    """Load a bundle with caches for what is known to come; others need no such knowledge.
+
+    Args:
+        bundle: its folder.
+        document: will be read; if it can be read again, its tokens are counted.
+        memory: a `.span` file that will be asked.
+        answer_tokens: most tokens of an answer.
+        draft, budget, device, backend: as for `load`.
+
+    Raises:
+        BadDocument: the document cannot be read.
+        BadMemory: the memory cannot be used with this bundle.
+        BadBundle, BadInput, DoesNotFit, MissingExtra: as `load` does.
+    """
+    found, tokens, entries = open_bundle(bundle), None, None
+    if found.manifest.cache_entry_bytes and memory is not None:
+        entries = entries_of(memory, found.manifest) + answer_tokens
+    elif found.manifest.cache_entry_bytes and document is not None:
+        opened = open_document(document)
+        if opened.again:
+            nothing, tokenizer = Room.of(found.manifest, 0), bundle_tokenizer(found)
+            room, tokens = nothing.after_document(opened, tokenizer, continues=False)
+            entries = room.use.entries + answer_tokens
+    return load(
+        found,
+        budget=budget,
+        tokens=tokens,
+        cache_entries=entries,
+        device=device,
+        backend=backend,
+        draft=draft,
+    )
 
 
 def _opened(bundle: str | Path | Bundle) -> Bundle:
@@ -119,8 +182,8 @@ def _plans(
     choice: EngineChoice,
     budget: str | int | Budget | None,
     chunk_tokens: int | None,
-    *,
-    tokens: int | None = None,
+    tokens: int | None,
+    cache_entries: int | None,
 ) -> tuple[Plan, Plan | None]:
     """The plan with all that will be loaded, and the draft model's own."""
     if budget is None:
@@ -128,10 +191,11 @@ def _plans(
     elif not isinstance(budget, Budget):
         budget = Budget(budget)
     if draft is None:
-        return _plan(bundle, choice, budget, chunk_tokens, tokens, beside=()), None
-    small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, None, beside=())
+        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries), None
+    require_fixed_state(draft)
+    small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, None, None)
     beside = draft_items(bundle.manifest, draft, small)
-    return _plan(bundle, choice, budget, chunk_tokens, tokens, beside=beside), small
+    return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, beside), small
 
 
 def _plan(
@@ -140,8 +204,8 @@ def _plan(
     budget: Budget,
     chunk_tokens: int | None,
     tokens: int | None,
-    *,
-    beside: tuple[PlanItem, ...],
+    cache_entries: int | None,
+    beside: tuple[PlanItem, ...] = (),
 ) -> Plan:
     tokenizer = bundle.tokenizer_path
     return make_plan(
@@ -150,6 +214,7 @@ def _plan(
         budget_bytes=budget.bytes,
         baseline_bytes=measure_baseline(choice.engine),
         tokens=tokens,
+        cache_entries=cache_entries,
         chunk_tokens=chunk_tokens,
         tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
         beside=beside,

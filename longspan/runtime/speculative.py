@@ -22,10 +22,9 @@ from longspan.errors import BadInput
 from longspan.runtime.asking import Decoding, DraftReport
 from longspan.runtime.backends import State
 from longspan.runtime.drafting import MAX_DRAFTED, Drafter
-from longspan.runtime.reading import last_logits
 
-# Tokens that may go before a guess because their pass was rejected; more are read for good. As many
-# as the smallest chunk costs little more time than one.
+# Tokens that may go before a guess because their pass was rejected; more are read for good. A pass
+# over so many takes little more time than one over a single token.
 MAX_WAITING = 16
 NO_DRAFT = (
     "A draft model's memory was given, and no draft model is loaded. Load one with "
@@ -79,6 +78,10 @@ class SpeculativeDecoding(Decoding):
                 if self.tokens == self.ending.max_tokens:
                     self.finish = "length"
                     return
+                self.room = self.room.after(np.array([token], np.int64))
+                if not self.room.fits:
+                    self.finish = "room"
+                    return
             started = time.perf_counter()
             decided, state = self._round(decided, state)
             self.steps += len(decided)
@@ -86,25 +89,37 @@ class SpeculativeDecoding(Decoding):
 
     def _round(self, decided: list[int], state: State) -> tuple[list[int], State]:
         """The next tokens after `decided`, and the state after all but those in `_waiting`."""
-        left = self.ending.max_tokens - self.tokens - 1
-        drafted = (
-            self.drafter.propose(decided, tokens=self.draft_tokens, limit=min(left, MAX_DRAFTED))
-            if left
-            else []
-        )
+        drafted = self._drafted(decided)
         self._waiting.append(decided[-1])
-        rows, after = self._forward([*self._waiting, *drafted], state, keep=len(drafted) + 1)
+        rows, after = self._read([*self._waiting, *drafted], state, keep=len(drafted) + 1)
         agreed, own = self._agreed(drafted, rows)
         self.proposed += len(drafted)
         self.accepted += agreed
         if agreed == len(drafted):
             self._waiting.clear()
             return [*drafted, own], after
+        del after  # before the next one is made: the plan has room for two
         self._waiting += drafted[:agreed]
-        if len(self._waiting) > MAX_WAITING:
-            _, state = self._forward(self._waiting, state, keep=0)
+        if len(self._waiting) > self._most_waiting:
+            _, state = self._read(self._waiting, state, keep=0)
             self._waiting.clear()
         return [*drafted[:agreed], own], state
+
+    @property
+    def _most_waiting(self) -> int:
+        """A pass is never longer than a chunk, and leaves room in it for a guess."""
+        return min(MAX_WAITING, (self.chunk_tokens - 1) // 2)
+
+    def _drafted(self, decided: Sequence[int]) -> list[int]:
+        """A guess at what follows `decided`, as long as a pass, the answer and the caches allow."""
+        left = self.ending.max_tokens - self.tokens - 1
+        limit = min(left, self.chunk_tokens - len(self._waiting) - 1, MAX_DRAFTED)
+        if limit < 1:
+            return []
+        drafted = self.drafter.propose(decided, tokens=self.draft_tokens, limit=limit)
+        while drafted and not self.room.after(np.array(drafted, np.int64)).fits:
+            drafted.pop()
+        return drafted
 
     def _agreed(self, drafted: Sequence[int], rows: NDArray[np.float32]) -> tuple[int, int]:
         """How many drafted tokens are the model's own choice, and its choice after them."""
@@ -114,17 +129,17 @@ class SpeculativeDecoding(Decoding):
                 return count, own
         return len(drafted), self.sampler.pick(rows[-1], self.rng)
 
-    def _forward(
+    def _read(
         self, tokens: Sequence[int], state: State, *, keep: int
     ) -> tuple[NDArray[np.float32], State]:
-        """Logits float32 [keep, V] of the last tokens, and the state after all."""
-        self.forwards += -(-len(tokens) // self.chunk_tokens)
-        read = np.array(tokens, np.int64)
-        return last_logits(self.backend, state, read, self.chunk_tokens, keep=keep)
+        """Logits float32 [keep, V] of the last tokens, and the state after all; one pass."""
+        self.forwards += 1
+        wanted = range(len(tokens) - keep, len(tokens))
+        return self.backend.forward(np.array(tokens, np.int64), state, keep=wanted)
 
 
 def with_drafts(
-    decoding: Decoding, drafter: Drafter, draft_tokens: int, *, chunk_tokens: int
+    decoding: Decoding, drafter: Drafter, draft_tokens: int, chunk_tokens: int
 ) -> SpeculativeDecoding:
     """The same decoding with drafts.
 
@@ -150,6 +165,7 @@ def with_drafts(
         sampler=decoding.sampler,
         rng=decoding.rng,
         ending=decoding.ending,
+        room=decoding.room,
         drafter=drafter,
         draft_tokens=draft_tokens,
         chunk_tokens=chunk_tokens,

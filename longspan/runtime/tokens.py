@@ -7,7 +7,7 @@ before a single space, or after a single line end, that stands between two other
 token of a byte-level or SentencePiece BPE spans such a place: a pre-tokenizer's word may begin with
 a space but never holds one inside. The cuts depend on the text alone.
 
-    tokenizer = open_tokenizer(bundle)      # longspan.runtime.byte_tokens
+    tokenizer = bundle_tokenizer(bundle)      # longspan.runtime.byte_tokens
     for piece in tokenize(document.pieces(), tokenizer):
         piece.tokens   # int64 [n]
 """

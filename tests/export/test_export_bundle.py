@@ -38,9 +38,11 @@ CASES = [
     ("mambabyte", "float32"),
     ("mambabyte", "float16"),
     ("mambabyte", "bfloat16"),
+    ("llama", "float32"),
+    ("llama", "float16"),
 ]
 # Their tiny configs name a token that ends a text.
-WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba")
+WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba", "llama")
 
 
 def names(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from longspan.bundle import Bundle, Manifest
 from longspan.errors import BadMemory
 from longspan.runtime.backends import State
 from longspan.runtime.backends.fake import FakeBackend
-from longspan.runtime.byte_tokens import ByteTokenizer, open_tokenizer
+from longspan.runtime.byte_tokens import ByteTokenizer, bundle_tokenizer
 from longspan.runtime.memory import describe, documents_of, span_facts
 from longspan.runtime.reading import Progress
 from longspan.runtime.tokens import PIECE, tokenize
@@ -220,7 +220,7 @@ def test_invalid_bytes_are_shown_once_and_text_goes_on(bundle: Bundle) -> None:
 
 
 def test_the_manifest_says_bytes(bundle: Bundle) -> None:
-    assert isinstance(open_tokenizer(bundle), ByteTokenizer)
+    assert isinstance(bundle_tokenizer(bundle), ByteTokenizer)
     data = json.loads(json.dumps(bundle.manifest.to_json()))
     assert data["tokenizer"] == "bytes"
     assert Manifest.from_json(data).tokenizer_fingerprint() == "bytes"

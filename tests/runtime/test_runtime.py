@@ -10,12 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import GIB, VOCABULARY, Recorder, fake_bundle, fake_runtime, same_state
+from bundles import (
+    GIB,
+    VOCABULARY,
+    Recorder,
+    cached_bundle,
+    fake_bundle,
+    fake_runtime,
+    same_state,
+)
 from tokenizers_ import SOURCE, byte_level
 
 from longspan.bundle import Bundle, ChunkBytes
 from longspan.errors import BadDocument, BadInput, DoesNotFit
-from longspan.runtime import plan as plan_module
+from longspan.runtime import plan_items
 from longspan.runtime import runtime as runtime_module
 from longspan.runtime.backends import Backend
 from longspan.runtime.backends.fake import FakeBackend
@@ -77,7 +85,7 @@ def test_a_draft_model_is_loaded_under_the_same_budget(
     assert names[1:3] == [f"draft model {bundle.path.name}", "logits of drafted tokens"]
     assert [names[0], *names[3:]] == [item.name for item in alone.items]
     # A chunk of 64 tokens, and again what is beside it; 33 rows of 700 float32 logits, twice.
-    chunk = 2 * 64 * 2**10 + plan_module.BESIDE_BYTES
+    chunk = 2 * 64 * 2**10 + plan_items.BESIDE_BYTES
     fixed = sum(item.bytes for item in alone.items[1:-2])
     assert [item.bytes for item in both.items[1:3]] == [fixed + chunk, 33 * 700 * 8]
     with load(bundle, draft=bundle, **options) as runtime:
@@ -108,6 +116,21 @@ def test_two_models_that_do_not_fit_together(bundle: Bundle, opened: list[FakeBa
     with pytest.raises(DoesNotFit) as refusal:
         load(bundle, budget=budget, draft=bundle, **options)
     assert f"draft model {bundle.path.name} " in str(refusal.value)
+    assert opened == []
+
+
+def test_a_draft_model_whose_state_grows_is_refused(
+    bundle: Bundle, opened: list[FakeBackend], tmp_path: Path
+) -> None:
+    growing = cached_bundle(tmp_path)
+    for act in (load, plan_bundle):
+        with pytest.raises(BadInput) as refusal:
+            act(bundle, draft=growing, budget="8GiB", device="cpu", backend="onnx")
+        assert str(refusal.value) == (
+            f"{tmp_path} was asked for as a draft model, and its state grows with what it reads. A "
+            "draft model's state must have a fixed size. Choose a bundle without attention to the "
+            "whole text."
+        )
     assert opened == []
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import fake_bundle, fake_draft, fake_runtime
+from bundles import VOCABULARY, cached_bundle, fake_bundle, fake_draft, fake_runtime
 from small_models import RandomDecoder, Recurrent, decoder_bundle, recurrent_bundle
+from tokenizers_ import byte_level
 
 from longspan.bundle import Bundle
 from longspan.errors import BadInput, BadMemory
 from longspan.runtime.backends import Backend
+from longspan.runtime.backends.fake import FakeBackend
 from longspan.runtime.drafting import MAX_DRAFTED
 from longspan.runtime.memory import Memory
 from longspan.runtime.speculative import MAX_WAITING
@@ -67,7 +69,7 @@ def test_the_answer_is_the_models_own(bundle: Bundle, noise: float, draft_tokens
         plain = answer_of(bundle, Recurrent(seed))
         drafted = answer_of(
             bundle, Recurrent(seed), Recurrent(seed, noise=noise),
-            chunk_tokens=(64, 3, 1, 20)[seed % 4], draft_tokens=draft_tokens,
+            chunk_tokens=(64, 3, 2, 20)[seed % 4], draft_tokens=draft_tokens,
             draft_reads=seed % 3 > 0,
         )  # fmt: skip
         assert_same(drafted, plain)
@@ -76,7 +78,19 @@ def test_the_answer_is_the_models_own(bundle: Bundle, noise: float, draft_tokens
         assert drafted.draft.accepted <= drafted.draft.proposed
         rates.append(drafted.draft.acceptance_rate)
     assert np.mean(bytes_said) > 20
-    assert (np.mean(rates) > 0.4) == (noise == 0.1 and draft_tokens < 40)
+    if draft_tokens < 40:
+        assert (np.mean(rates) > 0.4) == (noise == 0.1)
+
+
+def test_a_pass_is_never_longer_than_a_chunk(bundle: Bundle) -> None:
+    for seed in SEEDS:
+        for chunk_tokens in (1, 2, 3, 4, 9):
+            model, draft = Recurrent(seed), Recurrent(seed, noise=0.3)
+            drafted = answer_of(bundle, model, draft, chunk_tokens=chunk_tokens, draft_tokens=7)
+            assert_same(drafted, answer_of(bundle, Recurrent(seed)))
+            # The first pass is the document's, read in a runtime of its own.
+            assert max(model.passes[1:]) <= chunk_tokens
+            assert (drafted.draft.proposed == 0) == (chunk_tokens == 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -196,6 +210,29 @@ def test_a_vocabulary_that_is_padded_further(tmp_path: Path) -> None:
             with fake_runtime(target, backend=model, draft=fake_draft(helper, draft)) as runtime:
                 drafted = runtime.ask(memory, QUESTION, stop=[])
                 assert drafted.read() == plain.text
+
+
+@pytest.mark.parametrize("perfect", [True, False])
+def test_caches_that_fill_up_while_answering(tmp_path: Path, perfect: bool) -> None:
+    """The answer ends where it does without drafts, and no pass goes beyond the caches."""
+    bundle = cached_bundle(tmp_path)
+    text = "The key is four. The lock is five. " * 3
+    helper = fake_draft(fake_bundle(tmp_path), FakeBackend(VOCABULARY))
+    with fake_runtime(helper.bundle, backend=helper.backend) as runtime:
+        known = runtime.read(text if perfect else "It was a whale, and a white one.")
+    for more in range(1, 14):
+        capacity = sum(len(byte_level().encode(part).ids) for part in (text, "The key")) + more
+        found = []
+        for draft in (None, helper):
+            with fake_runtime(bundle, capacity=capacity, draft=draft) as runtime:
+                read = None if draft is None else known
+                answer = runtime.ask(runtime.read(text), "The key", draft_memory=read)
+                answer.read()
+                found.append(answer)
+        assert_same(*found)
+        assert (found[0].finish, found[0].tokens) == ("room", more + 1)
+        assert found[1].draft.proposed > 0 or more < 2
+        assert (found[1].draft.accepted > 0) == (perfect and more > 1) or not perfect
 
 
 def refused(bundle: Bundle, draft: Callable[[], Any] | None, **options: Any) -> str:

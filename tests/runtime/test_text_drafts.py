@@ -17,7 +17,7 @@ from longspan.bundle import TOKENIZER, WEIGHTS, Bundle, file_sha256
 from longspan.runtime.asking import Answer
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.backends.fake import FakeBackend
-from longspan.runtime.byte_tokens import ByteTokenizer, open_tokenizer
+from longspan.runtime.byte_tokens import ByteTokenizer, bundle_tokenizer
 from longspan.runtime.drafting import REREAD_CHARACTERS
 
 PLAIN = " Ahab, captain of the Pequod, who lost a leg to the whale and sails to find it again." * 3
@@ -35,7 +35,7 @@ class Script(FakeBackend):
 
     def __init__(self, bundle: Bundle, text: str) -> None:
         super().__init__(bundle.manifest.config.vocab_size)
-        self.text, self.tokenizer = text, open_tokenizer(bundle)
+        self.text, self.tokenizer = text, bundle_tokenizer(bundle)
         self.passes: list[int] = []
 
     def new_state(self) -> State:
@@ -88,7 +88,7 @@ def ask(
 
 
 def tokens_of(bundle: Bundle, text: str) -> int:
-    return len(open_tokenizer(bundle).encode(text, continues=True))
+    return len(bundle_tokenizer(bundle).encode(text, continues=True))
 
 
 PAIRS: dict[str, tuple[Callable[[Path], Bundle], Callable[[Path], Bundle], int]] = {

@@ -17,11 +17,12 @@ from typing import Any
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.attention import window_attention
+from longspan.export.activations.attention import full_attention, window_attention
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import (
+    FullAttentionConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -37,6 +38,7 @@ FORMULAS: Mapping[type[LayerConfig], Formula] = {
     MambaConfig: mamba,
     Mamba2Config: mamba2,
     WindowAttentionConfig: window_attention,
+    FullAttentionConfig: full_attention,
     MlpConfig: mlp,
 }
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from longspan.models.config.attention import WindowAttentionConfig
+from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig
 from longspan.tensors import DType, TensorSpec
 
 Norm = Literal["rms", "layer"]
-LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | MlpConfig
+LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | FullAttentionConfig | MlpConfig
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
-    kind.kind: kind for kind in (MambaConfig, Mamba2Config, WindowAttentionConfig, MlpConfig)
+    kind.kind: kind
+    for kind in (
+        MambaConfig,
+        Mamba2Config,
+        WindowAttentionConfig,
+        FullAttentionConfig,
+        MlpConfig,
+    )
 }
 
 
@@ -49,10 +56,20 @@ class ModelConfig:
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm {self.norm!r} is unknown; it is one of rms and layer")
 
-    def state_layout(self, dtype: DType) -> tuple[TensorSpec, ...]:
-        """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`."""
+    @property
+    def has_cache(self) -> bool:
+        """Whether a layer's state grows with what is read."""
+        return any(spec.counter for layer in self.layers for spec in layer.state("float32"))
+
+    def state_layout(self, dtype: DType, capacity: int = 0) -> tuple[TensorSpec, ...]:
+        """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`.
+
+        Args:
+            dtype: of convolution tails, keys and values.
+            capacity: entries of each cache.
+        """
         return tuple(
-            TensorSpec(name=f"layers.{i}.{spec.name}", shape=spec.shape, dtype=spec.dtype)
+            _prefixed(spec, f"layers.{i}.").with_capacity(capacity)
             for i, layer in enumerate(self.layers)
             for spec in layer.state(dtype)
         )
@@ -80,6 +97,11 @@ class ModelConfig:
             ValueError: a layer kind or a field is unknown.
         """
         return cls(**{**data, "layers": tuple(_layer(item) for item in data["layers"])})
+
+
+def _prefixed(spec: TensorSpec, prefix: str) -> TensorSpec:
+    counter = None if spec.counter is None else prefix + spec.counter
+    return replace(spec, name=prefix + spec.name, counter=counter)
 
 
 def _layer(item: dict[str, Any]) -> LayerConfig:
