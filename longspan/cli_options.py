@@ -85,8 +85,8 @@ DraftBundle = Annotated[
     typer.Option(
         "--draft",
         metavar="BUNDLE",
-        help="A smaller bundle that drafts answers: the same answers (greedy only), sooner. It "
-        "runs beside BUNDLE, under the same budget.",
+        help="A smaller bundle that drafts answers: the same answers (greedy only) in fewer passes "
+        "of BUNDLE. It runs beside it, under the same budget.",
     ),
 ]
 DraftMemory = Annotated[

@@ -35,7 +35,7 @@ class LoadedModel:
     Attributes:
         bundle: what was loaded.
         plan: where the budget's bytes go.
-        draft: the model that drafts answers, which then come sooner and are the same; or None.
+        draft: the model that drafts answers, which are the same in fewer passes; or None.
     """
 
     def __init__(

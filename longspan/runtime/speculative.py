@@ -23,9 +23,9 @@ from longspan.runtime.asking import Decoding, DraftReport
 from longspan.runtime.backends import State
 from longspan.runtime.drafting import MAX_DRAFTED, Drafter
 
-# Tokens that may go before a guess because their pass was rejected; more are read for good. A pass
-# over so many takes little more time than one over a single token.
-MAX_WAITING = 16
+# Tokens that may go before a guess because their pass was rejected; more are read for good, in a
+# pass of their own. Fewer would mean more passes, and more would make every pass longer.
+MAX_WAITING = 8
 NO_DRAFT = (
     "A draft model's memory was given, and no draft model is loaded. Load one with "
     "load(..., draft=BUNDLE) (--draft BUNDLE)."
