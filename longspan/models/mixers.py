@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from longspan.models.conba import Conba
 from longspan.models.config import (
+    ConbaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
+    MoeConfig,
     WindowAttentionConfig,
 )
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
+from longspan.models.moe import Moe
 from longspan.models.swiglu import SwiGlu
 from longspan.models.window_attention import WindowAttention
 
@@ -24,8 +28,10 @@ from longspan.models.window_attention import WindowAttention
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
+    ConbaConfig: Conba,
     WindowAttentionConfig: WindowAttention,
     MlpConfig: SwiGlu,
+    MoeConfig: Moe,
 }
 
 

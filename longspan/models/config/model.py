@@ -6,14 +6,25 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from longspan.models.config.attention import WindowAttentionConfig
+from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
-from longspan.models.config.mlp import MlpConfig
+from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.tensors import DType, TensorSpec
 
-LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | MlpConfig
+LayerConfig = (
+    MambaConfig | Mamba2Config | ConbaConfig | WindowAttentionConfig | MlpConfig | MoeConfig
+)
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
-    kind.kind: kind for kind in (MambaConfig, Mamba2Config, WindowAttentionConfig, MlpConfig)
+    kind.kind: kind
+    for kind in (
+        MambaConfig,
+        Mamba2Config,
+        ConbaConfig,
+        WindowAttentionConfig,
+        MlpConfig,
+        MoeConfig,
+    )
 }
 
 
