@@ -55,6 +55,9 @@ Weights = Annotated[
 TokenizerFile = Annotated[
     Path | None, typer.Option(help="A tokenizer.json, where the checkpoint has none.")
 ]
+SplitDigits = Annotated[
+    bool, typer.Option("--split-digits", help="Make every digit a token of its own.")
+]
 ConfigFile = Annotated[
     Path | None, typer.Option(help="A config.json, where the checkpoint has none.")
 ]

@@ -6,7 +6,6 @@ report = export_bundle("mamba-130m", "mamba-130m-bundle", weights="bfloat16")
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -31,7 +30,7 @@ from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
-from longspan.export.tokenizer import check_tokenizer
+from longspan.export.tokenizer import check_tokenizer, split_digits
 from longspan.export.weights import ByteRange, write_safetensors
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.families import open_checkpoint
@@ -81,6 +80,7 @@ def export_bundle(
     *,
     weights: str | None = None,
     tokenizer: str | Path | None = None,
+    split_digits: bool = False,
     config: str | Path | None = None,
     prompt_template: str | None = None,
     stop: tuple[str, ...] | None = None,
@@ -94,6 +94,7 @@ def export_bundle(
         bundle: the folder to write; it appears only when it is complete.
         weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None keeps the checkpoint's.
         tokenizer: a ``tokenizer.json``; None takes the one in the checkpoint's folder, if any.
+        split_digits: change the tokenizer so that every digit is a token of its own.
         config: the checkpoint's config; None takes the ``config.json`` beside its weights.
         prompt_template: how a question is put, with ``{question}``; None for the usual way.
         stop: texts that end an answer; None for the end of a line.
@@ -111,7 +112,7 @@ def export_bundle(
     check_free(Path(bundle), force=force)
     opened = open_checkpoint(checkpoint, config)
     dtype = dtype or opened.dtype
-    vocabulary = _tokenizer(opened, tokenizer)
+    vocabulary = _tokenizer(opened, tokenizer, split=split_digits)
     with new_folder(Path(bundle), force=force) as partial:
         specs = opened.specs(dtype)
         weight_bytes = sum(spec.nbytes for spec in specs)
@@ -119,7 +120,7 @@ def export_bundle(
         ranges = write_safetensors(partial / WEIGHTS, specs, opened.read)
         _write_graphs(partial, opened, dtype, ranges, progress)
         if vocabulary is not None:
-            shutil.copyfile(vocabulary, partial / TOKENIZER)
+            (partial / TOKENIZER).write_bytes(vocabulary)
         manifest = _manifest(partial, opened, dtype, prompt)
         write_manifest(partial, manifest)
         progress("verifying: chunks against one pass, ONNX Runtime against torch")
@@ -192,12 +193,18 @@ def _write_graph(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Path | None:
-    """The tokenizer's file, checked; None for a model without one."""
+def _tokenizer(checkpoint: Checkpoint, given: str | Path | None, *, split: bool) -> bytes | None:
+    """The content of the tokenizer's file, checked; None for a model without one."""
     source = Path(given) if given is not None else checkpoint.tokenizer
-    if source is not None:
-        check_tokenizer(source, vocab_size=checkpoint.config.vocab_size)
-    return source
+    if source is None:
+        if split:
+            raise BadInput(
+                f"split_digits was asked for, and {checkpoint.path} has no tokenizer. There must "
+                "be one to change. Give it with tokenizer=FILE (--tokenizer)."
+            )
+        return None
+    check_tokenizer(source, vocab_size=checkpoint.config.vocab_size)
+    return split_digits(source) if split else source.read_bytes()
 
 
 def _manifest(folder: Path, checkpoint: Checkpoint, dtype: DType, prompt: Prompt) -> Manifest:
