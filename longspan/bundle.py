@@ -35,15 +35,21 @@ GENAI_CONFIG = "genai_config.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkBytes:
-    """Bytes that a chunk of L tokens holds at its peak: fixed + per_token L + per_pair L^2."""
+    """Bytes that a chunk of L tokens holds at its peak, beside caches of C entries.
+
+    They are fixed + per_token L + per_pair L^2 + per_entry C + per_token_entry L C.
+    """
 
     fixed: int = 0
     per_token: int = 0
     per_pair: int = 0
+    per_entry: int = 0
+    per_token_entry: int = 0
 
-    def at(self, tokens: int) -> int:
-        """Bytes for a chunk of `tokens` tokens."""
-        return self.fixed + self.per_token * tokens + self.per_pair * tokens * tokens
+    def at(self, tokens: int, capacity: int = 0) -> int:
+        """Bytes for a chunk of `tokens` tokens, with caches of `capacity` entries."""
+        each_token = self.per_token + self.per_pair * tokens + self.per_token_entry * capacity
+        return self.fixed + each_token * tokens + self.per_entry * capacity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +78,7 @@ class Manifest:
         dtype: dtype of the weights, and of convolution tails, keys and values in the state.
         parameters: how many numbers the model has; a tied head counts once.
         weight_bytes: size of `model.safetensors`' tensors.
-        state: every state tensor, for one sequence.
+        state: every state tensor, for one sequence; caches without entries.
         chunk_bytes: for each engine, one entry a layer and one last for the residual and norms;
             a chunk's peak is the largest layer's plus the last.
         prompt: how `ask` puts a question.
@@ -94,13 +100,23 @@ class Manifest:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the whole state of one sequence."""
+        """Bytes of the state of one sequence that do not grow with what is read."""
         return sum(spec.nbytes for spec in self.state)
 
-    def chunk_peak_bytes(self, engine: Engine, tokens: int) -> int:
+    @property
+    def cache_entry_bytes(self) -> int:
+        """Bytes of one entry of every cache together; 0 for a state of fixed size."""
+        return sum(spec.entry_bytes for spec in self.state)
+
+    def state_at(self, capacity: int) -> tuple[TensorSpec, ...]:
+        """Every state tensor, with room for `capacity` entries in each cache."""
+        return tuple(spec.with_capacity(capacity) for spec in self.state)
+
+    def chunk_peak_bytes(self, engine: Engine, tokens: int, capacity: int = 0) -> int:
         """Bytes of activations at the peak of a chunk of `tokens` tokens on `engine`."""
         *layers, rest = self.chunk_bytes[engine]
-        return max((layer.at(tokens) for layer in layers), default=0) + rest.at(tokens)
+        largest = max((layer.at(tokens, capacity) for layer in layers), default=0)
+        return largest + rest.at(tokens, capacity)
 
     def model_fingerprint(self) -> str:
         """Hex SHA-256 of what decides the state: config, weights, dtype."""
@@ -124,6 +140,7 @@ class Manifest:
             "parameters": self.parameters,
             "weight_bytes": self.weight_bytes,
             "state_bytes": self.state_bytes,
+            "cache_entry_bytes": self.cache_entry_bytes,
             "state": [asdict(spec) for spec in self.state],
             "chunk_bytes": {
                 engine: [asdict(item) for item in items]
@@ -152,6 +169,7 @@ class Manifest:
                     name=item["name"],
                     shape=tuple(item["shape"]),
                     dtype=dtype_name(item["dtype"]),
+                    counter=item.get("counter"),
                 )
                 for item in data["state"]
             ),

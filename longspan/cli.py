@@ -83,9 +83,7 @@ def demo(
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
-    ],
+    checkpoint: opt.CheckpointArgument,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")],
     weights: opt.Weights = None,
     tokenizer: opt.TokenizerFile = None,

@@ -26,6 +26,9 @@ class BackendChoice(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
+]
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.")
 ]

@@ -127,6 +127,19 @@ HF_CONFIG = {
     "time_step_rank": RANK,
     "eos_token_id": 5,
 }
+LLAMA_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": WIDTH,
+    "intermediate_size": 20,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500.0,
+    "attention_bias": True,
+    "eos_token_id": 5,
+}
 SAMBA_CONFIG = {
     "name": "Samba_tiny",
     "n_layer": 2,
@@ -230,6 +243,38 @@ def write_hf_mamba2(folder: Path, **changes: Any) -> None:
 
 def write_falcon_mamba(folder: Path) -> None:
     write_hf(folder, model_type="falcon_mamba", mixer_rms_eps=1e-3)
+
+
+def llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width, d_ff = config["hidden_size"], config["intermediate_size"]
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    head = config.get("head_dim", width // heads)
+    rows = {"q": heads * head, "k": groups * head, "v": groups * head}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, width)}
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        attention = {f"{at}self_attn.{name}_proj": (count, width) for name, count in rows.items()}
+        attention[f"{at}self_attn.o_proj"] = (width, heads * head)
+        mlp = {f"{at}mlp.{name}_proj": (d_ff, width) for name in ("gate", "up")}
+        mlp[f"{at}mlp.down_proj"] = (width, d_ff)
+        for key, part in (("attention_bias", attention), ("mlp_bias", mlp)):
+            shapes |= {f"{name}.weight": shape for name, shape in part.items()}
+            if config.get(key):
+                shapes |= {f"{name}.bias": shape[:1] for name, shape in part.items()}
+        shapes |= {f"{at}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    shapes["model.norm.weight"] = (width,)
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (VOCABULARY, width)
+    return shapes
+
+
+def write_llama(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LLAMA_CONFIG | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = random_weights(llama_shapes(config))
+    save_file(weights, folder / "model.safetensors")
+    return weights
 
 
 def write_samba(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:

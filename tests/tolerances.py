@@ -62,12 +62,14 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
         relative=2e-3, absolute=1e-3, reason="as float32, then rounded to 2^-11"
     ),
     ("ssd", _BF16): Tolerance(
-        relative=8e-3, absolute=2e-3, reason="as its state, then rounded to 2^-8"
+        relative=1e-2,
+        absolute=1e-2,
+        reason="weights, state and output are rounded to 2^-9 each",
     ),
     ("ssd state of bfloat16", _F32): Tolerance(
-        relative=5e-4,
-        absolute=5e-4,
-        reason="products take the float32 side as two bfloat16 values, 2^-16 together",
+        relative=1e-2,
+        absolute=1e-2,
+        reason="every term of its sums is rounded to bfloat16, 2^-9, as in the papers' kernels",
     ),
     ("conba", _F32): Tolerance(
         relative=1e-4,
@@ -96,6 +98,15 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
         relative=2e-3, absolute=2e-3, reason="the weights are rounded to 2^-11 for the product"
     ),
     ("window_attention", _BF16): Tolerance(
+        relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
+    ),
+    ("full_attention", _F32): Tolerance(
+        relative=1e-5, absolute=5e-6, reason="sums over all keys, in another order"
+    ),
+    ("full_attention", _F16): Tolerance(
+        relative=2e-3, absolute=2e-3, reason="the weights are rounded to 2^-11 for the product"
+    ),
+    ("full_attention", _BF16): Tolerance(
         relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
     ),
     ("onnx selective_scan", _F32): Tolerance(

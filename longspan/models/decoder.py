@@ -98,16 +98,22 @@ class Decoder(nn.Module):
         return dtype_name(str(self.dtype).removeprefix("torch."))
 
     def new_state(
-        self, batch: int = 1, device: torch.device | str | None = None
+        self, batch: int = 1, device: torch.device | str | None = None, capacity: int = 0
     ) -> dict[str, torch.Tensor]:
-        """The state before the first token: zeros, `batch` sequences wide."""
+        """The state before the first token: zeros, `batch` sequences wide.
+
+        Args:
+            batch: sequences, B.
+            device: None for the weights'.
+            capacity: entries of each cache, C.
+        """
         return {
             spec.name: torch.zeros(
                 spec.shape if spec.dtype == "int64" else (batch, *spec.shape[1:]),
                 dtype=getattr(torch, spec.dtype),
                 device=device or self.embedding.device,
             )
-            for spec in self.config.state_layout(self.state_dtype())
+            for spec in self.config.state_layout(self.state_dtype(), capacity)
         }
 
     def forward(

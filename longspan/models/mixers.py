@@ -11,6 +11,7 @@ from torch import nn
 from longspan.models.conba import Conba
 from longspan.models.config import (
     ConbaConfig,
+    FullAttentionConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -18,6 +19,7 @@ from longspan.models.config import (
     MoeConfig,
     WindowAttentionConfig,
 )
+from longspan.models.full_attention import FullAttention
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
 from longspan.models.moe import Moe
@@ -30,6 +32,7 @@ MIXERS: Mapping[type[LayerConfig], Any] = {
     Mamba2Config: Mamba2,
     ConbaConfig: Conba,
     WindowAttentionConfig: WindowAttention,
+    FullAttentionConfig: FullAttention,
     MlpConfig: SwiGlu,
     MoeConfig: Moe,
 }

@@ -11,17 +11,24 @@ import math
 import torch
 
 
-def rotate(u: torch.Tensor, positions: torch.Tensor, *, base: float) -> torch.Tensor:
+def rotate(
+    u: torch.Tensor, positions: torch.Tensor, *, base: float, dims: int | None = None
+) -> torch.Tensor:
     """Rotate each head of u by its position.
 
     Args:
-        u: float [B, L, H, P], P even.
+        u: float [B, L, H, P].
         positions: int64 [L], absolute.
         base: of the frequencies, such as 10000.
+        dims: even; only the first `dims` channels of a head are rotated, as if P were so small
+            (partial RoPE). None for all P.
 
     Returns:
         dtype of `u` [B, L, H, P].
     """
+    if dims is not None and dims < u.shape[-1]:
+        turned, rest = u[..., :dims], u[..., dims:]
+        return torch.cat([rotate(turned, positions, base=base), rest], dim=-1)
     half = u.shape[-1] // 2
     turns_per_token = base ** (-torch.arange(half, dtype=torch.float64, device=u.device) / half)
     turns = positions.to(torch.float64)[:, None] * (turns_per_token / (2 * math.pi))

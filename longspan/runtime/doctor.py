@@ -18,7 +18,7 @@ from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
 
 OPS = (
-    "causal_conv", "conba", "linear", "moe", "rms_norm", "selective_scan", "ssd",
+    "causal_conv", "conba", "full_attention", "linear", "moe", "rms_norm", "selective_scan", "ssd",
     "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
@@ -37,6 +37,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
+        "full_attention": ("plain", _PLAIN_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
@@ -50,6 +51,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cuda": {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
+        "full_attention": ("plain", _PLAIN_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),

@@ -32,6 +32,8 @@ TOLERANCES: Mapping[tuple[DType, DType], float] = {
     ("bfloat16", "bfloat16"): 1e-1,  # some dozen times 2^-8
 }
 ODD_CHUNKS = (1, 7, 2, 31, 16, 3)
+# Entries of each cache that stay unused, so that a look at one shows.
+SPARE_ENTRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,9 @@ def _engines(bundle: Bundle, device: Device) -> Iterator[tuple[str, Engine, Bund
 
 def _runs(bundle: Bundle, engine: Engine, text: NDArray[np.int64]) -> tuple[_Run, list[_Run]]:
     """The text in one pass; and in odd chunks, and token by token."""
-    backend = open_backend(bundle, engine=engine, memory_limit_bytes=None)
+    backend = open_backend(
+        bundle, engine=engine, memory_limit_bytes=None, capacity=len(text) + SPARE_ENTRIES
+    )
     try:
         one_pass = _read(backend, text, [len(text)])
         return one_pass, [

@@ -10,6 +10,7 @@ from helpers_checkpoints import (
     write_falcon_mamba,
     write_hf,
     write_hf_mamba2,
+    write_llama,
     write_mamba,
     write_mamba2,
     write_samba,
@@ -25,6 +26,7 @@ WRITERS = {
     "hf_mamba": write_hf,
     "hf_mamba2": write_hf_mamba2,
     "falcon_mamba": write_falcon_mamba,
+    "llama": write_llama,
 }
 
 

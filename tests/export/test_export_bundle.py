@@ -35,9 +35,11 @@ CASES = [
     ("falcon_mamba", "float32"),
     ("mamba2", "float32"),
     ("hf_mamba2", "bfloat16"),
+    ("llama", "float32"),
+    ("llama", "float16"),
 ]
 # Their tiny configs name a token that ends a text.
-WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba")
+WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba", "llama")
 
 
 def names(folder: Path) -> list[str]:

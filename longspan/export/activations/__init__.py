@@ -20,13 +20,14 @@ from typing import Any
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.attention import window_attention
+from longspan.export.activations.attention import full_attention, window_attention
 from longspan.export.activations.conba import conba
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import (
     ConbaConfig,
+    FullAttentionConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -44,6 +45,7 @@ FORMULAS: Mapping[type[LayerConfig], Formula] = {
     Mamba2Config: mamba2,
     ConbaConfig: conba,
     WindowAttentionConfig: window_attention,
+    FullAttentionConfig: full_attention,
     MlpConfig: mlp,
     MoeConfig: moe,
 }

@@ -4,7 +4,12 @@ A layer is one residual block, ``x + mixer(norm(x))``: a Samba unit is four of t
 config tells the tensors it carries from token to token (`state`).
 """
 
-from longspan.models.config.attention import WindowAttentionConfig
+from longspan.models.config.attention import (
+    FullAttentionConfig,
+    HeadsConfig,
+    WindowAttentionConfig,
+)
+from longspan.models.config.cache_use import CacheUse
 from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
@@ -12,7 +17,10 @@ from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig
 
 __all__ = [
     "LAYER_KINDS",
+    "CacheUse",
     "ConbaConfig",
+    "FullAttentionConfig",
+    "HeadsConfig",
     "LayerConfig",
     "Mamba2Config",
     "MambaConfig",

@@ -14,6 +14,7 @@ class MlpConfig:
 
     kind: ClassVar[str] = "mlp"
     d_ff: int
+    bias: bool = False
 
     @classmethod
     def tiny(cls) -> MlpConfig:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from longspan.models.config.attention import WindowAttentionConfig
+from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
 from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.tensors import DType, TensorSpec
 
 LayerConfig = (
-    MambaConfig | Mamba2Config | ConbaConfig | WindowAttentionConfig | MlpConfig | MoeConfig
+    MambaConfig
+    | Mamba2Config
+    | ConbaConfig
+    | WindowAttentionConfig
+    | FullAttentionConfig
+    | MlpConfig
+    | MoeConfig
 )
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
@@ -22,6 +28,7 @@ LAYER_KINDS: dict[str, type[LayerConfig]] = {
         Mamba2Config,
         ConbaConfig,
         WindowAttentionConfig,
+        FullAttentionConfig,
         MlpConfig,
         MoeConfig,
     )
@@ -39,10 +46,20 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied: bool = True
 
-    def state_layout(self, dtype: DType) -> tuple[TensorSpec, ...]:
-        """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`."""
+    @property
+    def has_cache(self) -> bool:
+        """Whether a layer's state grows with what is read."""
+        return any(spec.counter for layer in self.layers for spec in layer.state("float32"))
+
+    def state_layout(self, dtype: DType, capacity: int = 0) -> tuple[TensorSpec, ...]:
+        """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`.
+
+        Args:
+            dtype: of convolution tails, keys and values.
+            capacity: entries of each cache.
+        """
         return tuple(
-            TensorSpec(name=f"layers.{i}.{spec.name}", shape=spec.shape, dtype=spec.dtype)
+            _prefixed(spec, f"layers.{i}.").with_capacity(capacity)
             for i, layer in enumerate(self.layers)
             for spec in layer.state(dtype)
         )
@@ -67,6 +84,11 @@ class ModelConfig:
             ValueError: a layer kind or a field is unknown.
         """
         return cls(**{**data, "layers": tuple(_layer(item) for item in data["layers"])})
+
+
+def _prefixed(spec: TensorSpec, prefix: str) -> TensorSpec:
+    counter = None if spec.counter is None else prefix + spec.counter
+    return replace(spec, name=prefix + spec.name, counter=counter)
 
 
 def _layer(item: dict[str, Any]) -> LayerConfig:

@@ -19,6 +19,7 @@ from longspan.models.families import (
     falcon_mamba,
     hf_mamba,
     hf_mamba2,
+    llama,
     mamba,
     mamba2,
     samba,
@@ -69,6 +70,12 @@ FAMILIES = (
         what="transformers' Mamba-2, model_type 'mamba2'",
         detect=hf_mamba2.detect,
         open_checkpoint=hf_mamba2.open_checkpoint,
+    ),
+    Family(
+        name=llama.NAME,
+        what="transformers' Llama, model_type 'llama'",
+        detect=llama.detect,
+        open_checkpoint=llama.open_checkpoint,
     ),
     Family(
         name=mamba2.NAME,
