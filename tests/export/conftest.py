@@ -13,6 +13,7 @@ from helpers_checkpoints import (
     write_llama,
     write_mamba,
     write_mamba2,
+    write_mixcon,
     write_samba,
     write_tokenizer,
 )
@@ -26,6 +27,7 @@ WRITERS = {
     "hf_mamba": write_hf,
     "hf_mamba2": write_hf_mamba2,
     "falcon_mamba": write_falcon_mamba,
+    "mixcon": write_mixcon,
     "llama": write_llama,
 }
 

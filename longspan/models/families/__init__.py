@@ -22,6 +22,7 @@ from longspan.models.families import (
     llama,
     mamba,
     mamba2,
+    mixcon,
     samba,
 )
 from longspan.models.foreign_config import load_config
@@ -76,6 +77,12 @@ FAMILIES = (
         what="transformers' Llama, model_type 'llama'",
         detect=llama.detect,
         open_checkpoint=llama.open_checkpoint,
+    ),
+    Family(
+        name=mixcon.NAME,
+        what="MixCon in longspan's own format, model_type 'mixcon'",
+        detect=mixcon.detect,
+        open_checkpoint=mixcon.open_checkpoint,
     ),
     Family(
         name=mamba2.NAME,
