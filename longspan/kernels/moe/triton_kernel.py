@@ -169,7 +169,7 @@ def moe(
     # Every expert may end with a tile that is not full; none has more tiles than pairs.
     tiles = min(count, count // rows + E)
     tile = _blocks(x.dtype, rows)
-    sizes = {"D": D, "F": F, "E": E, "EXPERTS": triton.next_power_of_2(E), **tile}
+    sizes = {"D": D, "F": F, "E": E, "EXPERTS": max(2, triton.next_power_of_2(E)), **tile}
     columns = int(tile["COLUMNS"])
     h = torch.empty((count, F), dtype=x.dtype, device=x.device)
     parts = torch.empty((count, D), dtype=x.dtype, device=x.device)
