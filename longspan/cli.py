@@ -105,7 +105,7 @@ def export(
         config=config,
         prompt_template=template,
         force=force,
-        on_progress=None if json else lambda step: render.err().print(step, markup=False),
+        on_progress=None if json else render.notice,
     )
     render.print_result(report, json=json)
 
@@ -177,25 +177,27 @@ def read(
 ) -> None:
     """Read documents and keep what was read as a small file. Interrupted, it resumes."""
     from longspan.runtime.checkpoint import partial_path
-    from longspan.runtime.runtime import load
+    from longspan.runtime.runtime import load_for
 
     try:
         with (
-            load(
-                _bundle(bundle), budget=budget, device=device.value, backend=backend.value
+            load_for(
+                _bundle(bundle),
+                document=documents,
+                budget=budget,
+                device=device.value,
+                backend=backend.value,
             ) as runtime,
             render.reading_progress(quiet=json) as show,
         ):
-            result = runtime.read_to(memory, documents, on_progress=show, on_notice=_notice)
+            result = runtime.read_to(memory, documents, on_progress=show, on_notice=render.notice)
     except KeyboardInterrupt:
         kept = f"What was read is kept beside {memory}; the same command goes on from it."
-        _notice(f"Stopped. {kept if partial_path(memory).exists() else 'Nothing was read yet.'}")
+        render.notice(
+            f"Stopped. {kept if partial_path(memory).exists() else 'Nothing was read yet.'}"
+        )
         raise typer.Exit(130) from None
     render.print_result(result, json=json)
-
-
-def _notice(message: str) -> None:
-    render.err().print(message, markup=False)
 
 
 @app.command()
@@ -219,15 +221,21 @@ def ask(
     json: opt.Json = False,
 ) -> None:
     """Ask about what was read; answers are streamed."""
-    from longspan.runtime.runtime import load
+    from longspan.runtime.runtime import load_for
 
     if (memory is None) == (document is None):
         found = "both" if memory else "neither"
         raise BadInput(
             f"Give what to ask about, either --memory FILE.span or --document FILE: found {found}."
         )
-    with load(
-        _bundle(bundle), budget=budget, device=device.value, backend=backend.value
+    with load_for(
+        _bundle(bundle),
+        document=document,
+        memory=memory,
+        answer_tokens=max_tokens,
+        budget=budget,
+        device=device.value,
+        backend=backend.value,
     ) as runtime:
         if document is not None:
             with render.reading_progress(quiet=json) as show:
@@ -274,7 +282,7 @@ def measure(
         budget=budget,
         device=device.value,
         backend=backend.value,
-        on_start=None if json else lambda line: render.err().print(line, markup=False),
+        on_start=None if json else render.notice,
     )
     if plot is not None:
         draw(measurement, plot)
@@ -317,17 +325,9 @@ def doctor(
     from longspan.runtime.doctor import examine
 
     report = examine(device=device.value, backend=backend.value)
+    render.print_result(report, json=json)
     if json:
-        render.print_json(report)
         return
-    memory = (
-        f"{format_bytes(report.device.free_bytes)} of {format_bytes(report.device.total_bytes)}"
-    )
-    render.out().print(
-        f"{report.device.name} ({report.device.kind}), {memory} free\n"
-        f"{report.engine}: {report.reason}",
-        markup=False,
-    )
     render.print_table(
         ("operation", "choice", "reason"), [(op.op, op.choice, op.reason) for op in report.ops]
     )
@@ -344,7 +344,7 @@ def main() -> None:
         render.err().print(str(error), style="red", markup=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        render.err().print("Interrupted.", markup=False)
+        render.notice("Interrupted.")
         sys.exit(130)
     except BrokenPipeError:
         os._exit(0)

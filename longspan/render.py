@@ -41,6 +41,11 @@ def err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def notice(line: str) -> None:
+    """Say something beside the result."""
+    err().print(line, markup=False)
+
+
 def print_json(result: Any) -> None:
     """Print one JSON object on stdout: a dict, or a dataclass with its fields as keys."""
     sys.stdout.write(dump_json(plain(result), indent=1) + "\n")
@@ -153,6 +158,8 @@ def stream_answer(question: str, answer: Answer, *, quiet: bool) -> None:
     for piece in answer:
         console.print(piece, end="", markup=False)
     console.print()
+    if answer.finish == "room":
+        notice("The answer ends here because the caches are full.")
 
 
 def answer_facts(question: str, answer: Answer) -> dict[str, Any]:

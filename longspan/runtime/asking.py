@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from longspan.errors import BadInput
 from longspan.runtime.backends import Backend, State
+from longspan.runtime.room import Room
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.tokens import Detokenizer
 
-Finish = Literal["stop", "eos", "length", "cancelled"]
+Finish = Literal["stop", "eos", "length", "room", "cancelled"]
 
 DEFAULT_MAX_TOKENS = 128
 
@@ -57,12 +58,14 @@ class Decoding:
         tokens: chosen so far, an `eos` not counted.
         steps: times that the model computed; the first token needs none.
         finish: why it ended, once it has.
+        room: that the caches have before the next step.
     """
 
     backend: Backend
     sampler: Sampler
     rng: np.random.Generator
     ending: Ending
+    room: Room
     seconds: float = 0.0
     tokens: int = 0
     steps: int = 0
@@ -82,8 +85,13 @@ class Decoding:
             if self.tokens == self.ending.max_tokens:
                 self.finish = "length"
                 return
+            step = np.array([token], np.int64)
+            self.room = self.room.after(step)
+            if not self.room.fits:
+                self.finish = "room"
+                return
             started = time.perf_counter()
-            kept, state = self.backend.forward(np.array([token], np.int64), state, keep=[-1])
+            kept, state = self.backend.forward(step, state, keep=[-1])
             logits = kept[-1]
             self.steps += 1
             self.seconds += time.perf_counter() - started
@@ -131,7 +139,7 @@ class Answer:
 
     Attributes:
         finish: why it ended: "stop" at a stop string, "eos", "length" after `max_tokens`,
-            "cancelled"; None before it has.
+            "room" where the caches are full, "cancelled"; None before it has.
         seconds: from the start of the iteration to its end, reading the question included.
         first_token_seconds: from the start to the first token; None before.
     """

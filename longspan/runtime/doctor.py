@@ -16,10 +16,11 @@ from longspan.engines import BackendName, Device, Engine
 from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
+from longspan.sizes import format_bytes
 
 OPS = (
-    "causal_conv", "conba", "full_attention", "linear", "moe", "rms_norm", "selective_scan", "ssd",
-    "window_attention",
+    "anchor_attention", "causal_conv", "conba", "full_attention", "linear", "moe", "rms_norm",
+    "selective_scan", "ssd", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
@@ -35,6 +36,7 @@ _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
@@ -49,6 +51,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "window_attention": ("plain", _PLAIN_REASON),
     },
     "cuda": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
@@ -101,6 +104,14 @@ class Report:
     engine: Engine
     reason: str
     ops: tuple[OpReport, ...]
+
+    def text(self) -> str:
+        """The device, and what computes on it; the ops and versions are tables."""
+        free, total = format_bytes(self.device.free_bytes), format_bytes(self.device.total_bytes)
+        return (
+            f"{self.device.name} ({self.device.kind}), {free} of {total} free\n"
+            f"{self.engine}: {self.reason}"
+        )
 
 
 def examine(

@@ -8,7 +8,7 @@ for piece in runtime.ask(memory, "Who is the captain?"):
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -37,9 +37,10 @@ from longspan.runtime.plan import Plan
 from longspan.runtime.reader import OnNotice, Reader, token_pieces
 from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, every_logits, feed
 from longspan.runtime.report import ReadReport
+from longspan.runtime.room import Room
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.span_file import require_writable
-from longspan.runtime.tokens import Detokenizer, Tokenizer, Tokens, load_tokenizer
+from longspan.runtime.tokens import Detokenizer, Tokenizer, Tokens, bundle_tokenizer
 
 
 class Runtime:
@@ -89,28 +90,12 @@ class Runtime:
         Raises:
             BadInput: the bundle has none.
         """
-        path = self.bundle.tokenizer_path
-        if path is None:
-            raise BadInput(
-                f"The bundle {self.bundle.path} has no tokenizer, so it can read tokens and no "
-                "text. Give it one with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
-            )
-        return load_tokenizer(path)
+        return bundle_tokenizer(self.bundle)
 
     @property
     def measured(self) -> Measured:
         """Memory beside the plan, and speed, since `load`."""
-        peak_bytes, peak_source = self._watch.peak()
-        return Measured(
-            peak_bytes=peak_bytes,
-            peak_source=peak_source,
-            planned_bytes=self.plan.total_bytes,
-            budget_bytes=self.plan.budget_bytes,
-            prefill_tokens=self._prefill.tokens,
-            prefill_seconds=self._prefill.seconds,
-            decode_tokens=self._decode.tokens,
-            decode_seconds=self._decode.seconds,
-        )
+        return Measured.of(self._watch, self.plan, prefill=self._prefill, decode=self._decode)
 
     def read(
         self,
@@ -138,10 +123,11 @@ class Runtime:
             BadInput: the bundle has no tokenizer, or the checkpoint cannot be written.
             BadMemory: `memory` is another model's.
             BudgetExceeded: the process holds more than the budget.
+            DoesNotFit: the caches have no room for the document.
         """
         document = open_document(source)
         keeper = self._keeper(checkpoint, checkpoint_seconds, memory) if checkpoint else None
-        after = self._read(document, self._reader(on_progress, keeper), memory, on_notice)
+        after = self._read(document, self._reader(on_progress, memory, keeper), memory, on_notice)
         if keeper is not None:
             keeper.remove()
         return after
@@ -167,22 +153,11 @@ class Runtime:
         path = Path(path)
         require_writable(path)
         keeper = self._keeper(partial_path(path), DEFAULT_SECONDS, None)
-        reader = self._reader(on_progress, keeper)
+        reader = self._reader(on_progress, None, keeper)
         memory = self._read(open_document(source), reader, None, on_notice)
         memory.save(path)
         keeper.remove()
-        return ReadReport(
-            memory=path,
-            memory_bytes=memory.nbytes,
-            tokens=memory.tokens,
-            chunk_tokens=self.plan.chunk_tokens,
-            seconds=reader.seconds,
-            tokens_per_second=reader.tokens / reader.seconds,
-            peak_bytes=self.measured.peak_bytes,
-            planned_bytes=self.plan.total_bytes,
-            budget_bytes=self.plan.budget_bytes,
-            engine=self.engine,
-        )
+        return ReadReport.of(path, memory, reader, self.plan, self.measured.peak_bytes)
 
     def read_tokens(
         self,
@@ -197,10 +172,11 @@ class Runtime:
             BadInput: an id is not in the vocabulary.
             BadMemory: `memory` is another model's.
             BudgetExceeded: the process holds more than the budget.
+            DoesNotFit: the caches have no room for the next chunk.
         """
-        reader = self._reader(on_progress)
+        reader = self._reader(on_progress, memory)
         checked = token_pieces(check_tokens(piece, self._vocab_size) for piece in pieces)
-        result = reader.read_pieces(checked, self._state(memory))
+        result = reader.read_pieces(checked, self._start(memory))
         return self._remember(reader, result, memory, "tokens")
 
     def ask(
@@ -235,6 +211,7 @@ class Runtime:
         Raises:
             BadInput: a value is out of its range, or the bundle has no tokenizer.
             BadMemory: the memory is another model's.
+            DoesNotFit: the caches have no room for the question.
         """
         prompt = self.bundle.manifest.prompt
         ending = Ending(
@@ -248,9 +225,11 @@ class Runtime:
         tokens = check_tokens(
             self.tokenizer.encode(text, continues=memory.tokens > 0), self._vocab_size
         )
+        room = self._room(memory).after(tokens)
+        room.require("The question")
         return Answer(
             lambda: self._after(memory, tokens),
-            self._decoding(sampler, ending, np.random.default_rng(seed)),
+            self._decoding(sampler, ending, np.random.default_rng(seed), room),
             Detokenizer(self.tokenizer),
             on_end=self._count,
         )
@@ -269,16 +248,24 @@ class Runtime:
 
         Raises:
             BadInput: there is no token, or an id is not in the vocabulary.
+            DoesNotFit: the caches have no room for them.
         """
         ids = check_tokens(np.asarray(tokens), self._vocab_size)
         if not len(ids):
             raise BadInput("There are no tokens to compute logits for. Give at least one id.")
+        self._room(None).after(ids).require(f"A text of {len(ids):,} tokens")
         return every_logits(self._backend, ids, self.plan.chunk_tokens)
 
     def decode_seconds(self, memory: Memory, tokens: int) -> float:
-        """Seconds that `tokens` >= 1 steps of the model take from `memory`, whatever it says."""
+        """Seconds that `tokens` >= 1 steps of the model take from `memory`, whatever it says.
+
+        Raises:
+            DoesNotFit: the caches have no room for them.
+        """
         ending = Ending(stop=(), eos=None, max_tokens=tokens + 1)
-        decoding = self._decoding(Sampler(), ending, np.random.default_rng(0))
+        room = self._room(memory)
+        room.after(np.zeros(tokens, np.int64)).require(f"An answer of {tokens:,} tokens")
+        decoding = self._decoding(Sampler(), ending, np.random.default_rng(0), room)
         for _ in decoding.run(memory.last_logits, self._backend.from_arrays(memory.state)):
             pass
         self._count(decoding)
@@ -288,14 +275,21 @@ class Runtime:
     def _origin(self) -> Origin:
         return Origin.of(self.bundle.manifest, self.engine)
 
-    def _state(self, memory: Memory | None) -> State:
+    def _start(self, memory: Memory | None) -> Callable[[], State]:
         if memory is None:
-            return self._backend.new_state()
+            return self._backend.new_state
         check_origin("This memory", memory.origin, self.bundle.manifest)
-        return self._backend.from_arrays(memory.state)
+        return lambda: self._backend.from_arrays(memory.state)
 
-    def _reader(self, on_progress: OnProgress | None, keeper: Keeper | None = None) -> Reader:
-        return Reader(self._backend, self._watch, self.plan.chunk_tokens, on_progress, keeper)
+    def _room(self, memory: Memory | None) -> Room:
+        state = None if memory is None else memory.state
+        return Room.of(self.bundle.manifest, self.plan.capacity, state)
+
+    def _reader(
+        self, on_progress: OnProgress | None, memory: Memory | None, keeper: Keeper | None = None
+    ) -> Reader:
+        room, chunk_tokens = self._room(memory), self.plan.chunk_tokens
+        return Reader(self._backend, self._watch, room, chunk_tokens, on_progress, keeper)
 
     def _keeper(self, path: str | Path, seconds: float, memory: Memory | None) -> Keeper:
         before = () if memory is None else memory.documents
@@ -308,7 +302,7 @@ class Runtime:
         result = reader.read(
             document,
             self.tokenizer,
-            self._state(memory),
+            self._start(memory),
             found=None if keeper is None else keeper.find(manifest, on_notice),
             continues=memory is not None,
             on_notice=on_notice,
@@ -335,15 +329,17 @@ class Runtime:
 
     def _after(self, memory: Memory, tokens: Tokens) -> tuple[NDArray[np.float32], State]:
         """Logits float32 [V] and the state after a prompt; it may be empty."""
-        state = self._state(memory)
+        start = self._start(memory)
         if not len(tokens):
-            return memory.last_logits, state
-        logits, state = feed(self._backend, state, tokens, self.plan.chunk_tokens)
+            return memory.last_logits, start()
+        logits, state = feed(self._backend, start, tokens, self.plan.chunk_tokens)
         self._watch.require()
         return logits, state
 
-    def _decoding(self, sampler: Sampler, ending: Ending, rng: np.random.Generator) -> Decoding:
-        return Decoding(backend=self._backend, sampler=sampler, rng=rng, ending=ending)
+    def _decoding(
+        self, sampler: Sampler, ending: Ending, rng: np.random.Generator, room: Room
+    ) -> Decoding:
+        return Decoding(backend=self._backend, sampler=sampler, rng=rng, ending=ending, room=room)
 
     def _count(self, decoding: Decoding) -> None:
         self._decode.add(decoding.steps, decoding.seconds)

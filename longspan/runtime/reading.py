@@ -2,7 +2,7 @@
 
 It knows a backend by its Protocol, and nothing of files or tokenizers.
 
-    result = read_chunks(backend, state, cut_chunks(pieces, 512), after_chunk=show)
+    result = read_chunks(backend, backend.new_state, cut_chunks(pieces, 512), after_chunk=show)
     result.logits      # float32 [V], for the token after the last
 """
 
@@ -153,7 +153,7 @@ class ReadResult:
 
 def read_chunks(
     backend: Backend,
-    state: State,
+    start: Callable[[], State],
     chunks: Iterable[Chunk],
     *,
     tokens_before: int = 0,
@@ -164,14 +164,14 @@ def read_chunks(
 
     Args:
         backend: what computes.
-        state: before the first chunk.
+        start: gives the state before the first chunk, which nobody else then holds.
         chunks: at least one, the last marked.
-        tokens_before: tokens of this document that are in `state`.
+        tokens_before: tokens of this document that are in that state.
         after_chunk: called with the state, the tokens read so far, and the chunk.
         on_interrupt: called with the state after the last whole chunk, if that was not the last
             one, when anything is raised; what was raised goes on.
     """
-    tokens, chunk = tokens_before, None
+    state, tokens, chunk = start(), tokens_before, None
     try:
         for following in chunks:
             keep = [-1] if following.last else []
@@ -197,13 +197,17 @@ def reached_by(chunk: Chunk, tokens: int) -> Reached:
 
 
 def feed(
-    backend: Backend, state: State, tokens: Tokens, chunk_tokens: int
+    backend: Backend, start: Callable[[], State], tokens: Tokens, chunk_tokens: int
 ) -> tuple[NDArray[np.float32], State]:
-    """Read `tokens` int64 [L], L >= 1, in chunks; the last one's logits float32 [V]."""
-    for start in range(0, len(tokens), chunk_tokens):
-        end = start + chunk_tokens
+    """Read `tokens` int64 [L], L >= 1, in chunks; the last one's logits float32 [V].
+
+    `start` gives the state before them, which nobody else then holds.
+    """
+    state = start()
+    for first in range(0, len(tokens), chunk_tokens):
+        end = first + chunk_tokens
         keep = [-1] if end >= len(tokens) else []
-        logits, state = backend.forward(tokens[start:end], state, keep=keep)
+        logits, state = backend.forward(tokens[first:end], state, keep=keep)
     return logits[-1], state
 
 

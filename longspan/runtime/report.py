@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longspan.engines import Engine
+from longspan.runtime.memory import Memory
+from longspan.runtime.plan import Plan
+from longspan.runtime.reader import Reader
 from longspan.sizes import format_bytes
 
 
@@ -36,6 +39,24 @@ class ReadReport:
     planned_bytes: int
     budget_bytes: int
     engine: Engine
+
+    @classmethod
+    def of(
+        cls, path: Path, memory: Memory, reader: Reader, plan: Plan, peak_bytes: int
+    ) -> ReadReport:
+        """The report of `reader`, whose memory was saved at `path`."""
+        return cls(
+            memory=path,
+            memory_bytes=memory.nbytes,
+            tokens=memory.tokens,
+            chunk_tokens=plan.chunk_tokens,
+            seconds=reader.seconds,
+            tokens_per_second=reader.tokens / reader.seconds,
+            peak_bytes=peak_bytes,
+            planned_bytes=plan.total_bytes,
+            budget_bytes=plan.budget_bytes,
+            engine=plan.engine,
+        )
 
     def text(self) -> str:
         """Two lines for people."""

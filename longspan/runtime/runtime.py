@@ -17,9 +17,13 @@ from longspan.runtime.backends import open_backend
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget
+from longspan.runtime.documents import Source, open_document
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
+from longspan.runtime.memory import entries_of
 from longspan.runtime.plan import Plan, make_plan, require_fit
+from longspan.runtime.room import Room
+from longspan.runtime.tokens import bundle_tokenizer
 
 __all__ = ["Runtime", "load", "plan_bundle"]
 
@@ -29,6 +33,7 @@ def plan_bundle(
     *,
     budget: str | int | Budget | None = None,
     tokens: int | None = None,
+    cache_entries: int | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
@@ -39,6 +44,7 @@ def plan_bundle(
         bundle: its folder.
         budget: bytes that the whole process may hold; None for nine tenths of what is free.
         tokens: length of the document; None for any.
+        cache_entries: entries that it takes in each cache; None for one a token.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens of a chunk; None for the most that fits.
@@ -48,13 +54,15 @@ def plan_bundle(
         BadInput: a value is out of its range, or the device is not there.
     """
     choice = choose_engine(device=device, backend=backend)
-    return _plan(_opened(bundle), choice, budget, chunk_tokens, tokens=tokens)
+    return _plan(_opened(bundle), choice, budget, chunk_tokens, tokens, cache_entries)
 
 
 def load(
     bundle: str | Path | Bundle,
     *,
     budget: str | int | Budget | None = None,
+    tokens: int | None = None,
+    cache_entries: int | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
@@ -62,10 +70,15 @@ def load(
 ) -> Runtime:
     """Load a bundle, if its plan fits the budget.
 
+    A model whose state grows gets caches for a document of `tokens`, and for a question and its
+    answer; where no length is given, the largest that the budget holds (`longspan.runtime.plan`).
+
     Args:
         bundle: its folder.
         budget: bytes that the whole process may hold on the device, as ``"2GiB"``; None for nine
             tenths of what is free.
+        tokens: length of the document that will be read; None for any.
+        cache_entries: entries that it takes in each cache; None for one a token.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens that go through the model together; None for the most that fits.
@@ -79,15 +92,57 @@ def load(
     """
     found = _opened(bundle)
     choice = choose_engine(device=device, backend=backend)
-    plan = _plan(found, choice, budget, chunk_tokens)
+    plan = _plan(found, choice, budget, chunk_tokens, tokens, cache_entries)
     require_fit(plan)
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
         model = open_backend(
-            found, engine=plan.engine, memory_limit_bytes=plan.budget_bytes, threads=threads
+            found,
+            engine=plan.engine,
+            memory_limit_bytes=plan.budget_bytes,
+            threads=threads,
+            capacity=plan.capacity,
         )
         stack.callback(model.close)
         return Runtime(found, plan, model, watch, stack.pop_all())
+
+
+def load_for(
+    bundle: str | Path,
+    *,
+    document: Source | None = None,
+    memory: Path | None = None,
+    answer_tokens: int = 0,
+    budget: str | None = None,
+    device: Literal["auto"] | Device = "auto",
+    backend: Literal["auto"] | BackendName = "auto",
+) -> Runtime:
+    """Load a bundle with caches for what is known to come; others need no such knowledge.
+
+    Args:
+        bundle: its folder.
+        document: will be read; if it can be read again, its tokens are counted.
+        memory: a `.span` file that will be asked.
+        answer_tokens: most tokens of an answer.
+        budget, device, backend: as for `load`.
+
+    Raises:
+        BadDocument: the document cannot be read.
+        BadMemory: the memory cannot be used with this bundle.
+        BadBundle, BadInput, DoesNotFit, MissingExtra: as `load` does.
+    """
+    found, tokens, entries = open_bundle(bundle), None, None
+    if found.manifest.cache_entry_bytes and memory is not None:
+        entries = entries_of(memory, found.manifest) + answer_tokens
+    elif found.manifest.cache_entry_bytes and document is not None:
+        opened = open_document(document)
+        if opened.again:
+            nothing, tokenizer = Room.of(found.manifest, 0), bundle_tokenizer(found)
+            room, tokens = nothing.after_document(opened, tokenizer, continues=False)
+            entries = room.use.entries + answer_tokens
+    return load(
+        found, budget=budget, tokens=tokens, cache_entries=entries, device=device, backend=backend
+    )
 
 
 def _opened(bundle: str | Path | Bundle) -> Bundle:
@@ -99,8 +154,8 @@ def _plan(
     choice: EngineChoice,
     budget: str | int | Budget | None,
     chunk_tokens: int | None,
-    *,
-    tokens: int | None = None,
+    tokens: int | None,
+    cache_entries: int | None,
 ) -> Plan:
     tokenizer = bundle.tokenizer_path
     if budget is None:
@@ -113,6 +168,7 @@ def _plan(
         budget_bytes=budget.bytes,
         baseline_bytes=measure_baseline(choice.engine),
         tokens=tokens,
+        cache_entries=cache_entries,
         chunk_tokens=chunk_tokens,
         tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
     )

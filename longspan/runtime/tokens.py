@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-from longspan.errors import BadBundle
+from longspan.bundle import Bundle
+from longspan.errors import BadBundle, BadInput
 
 Tokens = NDArray[np.int64]
 
@@ -116,6 +117,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
             "Export the checkpoint again with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
         ) from error
     return Tokenizer(inner)
+
+
+def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle.
+
+    Raises:
+        BadInput: the bundle has none.
+        BadBundle: it cannot be read.
+    """
+    if bundle.tokenizer_path is None:
+        raise BadInput(
+            f"The bundle {bundle.path} has no tokenizer, so it can read tokens and no "
+            "text. Give it one with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
+        )
+    return load_tokenizer(bundle.tokenizer_path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 
 from longspan.kernels.full_attention import full_attention
+from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
 
 pytestmark = [
@@ -20,7 +20,6 @@ pytestmark = [
 ]
 
 H, G, P = 4, 2, 12
-NAMES = ("q", "k", "v", "past_k", "past_v", "position")
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -53,7 +52,7 @@ def exported(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
         (*inputs(7, dtype, kept), *empty(11, kept)),
         dynamo=True,
         dynamic_shapes=((*[{1: length}] * 3, {1: capacity}, {1: capacity}, None),),
-        input_names=list(NAMES),
+        input_names=["q", "k", "v", "past_k", "past_v", "position"],
         output_names=["y", "new_k", "new_v", "next"],
         opset_version=23,
         verbose=False,
@@ -63,22 +62,15 @@ def exported(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
     return model
 
 
-def run(session: onnxruntime.InferenceSession, tensors: Tensors) -> Tensors:
-    feed = {name: tensor.numpy() for name, tensor in zip(NAMES, tensors, strict=True)}
-    return tuple(torch.from_numpy(np.array(output)) for output in session.run(None, feed))
-
-
 def compare_in_a_chain(
     dtype: torch.dtype, kept: torch.dtype, provider: str, capacity: int, lengths: list[int]
 ) -> None:
     """Run lengths one after another, each side with the state it made itself."""
-    session = onnxruntime.InferenceSession(
-        exported(dtype, kept).SerializeToString(), providers=[provider]
-    )
+    session = open_session(exported(dtype, kept), provider)
     found_state = expected_state = empty(capacity, kept)
     for length in lengths:
         new = inputs(length, dtype, kept)
-        y, *found = run(session, (*new, *found_state))
+        y, *found = run_session(session, (*new, *found_state))
         expected_y, *expected = Attend()(*new, *expected_state)
         assert_close("onnx", y, expected_y)
         for one, other in zip(found, expected, strict=True):

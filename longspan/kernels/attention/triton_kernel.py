@@ -1,8 +1,8 @@
 """Sliding-window attention in Triton: online softmax over the past's keys, then the new ones.
 
 A program owns a block of rows of one key head; row m is query m // R of query head m % R, with
-R = H / G query heads to a key head, so a key is read once for all of them. Columns count the past
-and the new keys as if they lay in one buffer (see `reference.py`); each buffer has its own loop.
+R = H / G query heads to a key head, so a key is read once for all of them. The past's keys and the
+new ones stay in their two buffers; each has its own loop.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.attention.triton_math import LOG2_E, block_shape, contiguous_rows, fold_keys
+from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
 
 
 @triton.jit(do_not_specialize=["length", "window"])
@@ -73,13 +73,13 @@ def _window_attention(
     last_query = tl.minimum((first_row + ROWS - 1) // REPEATS, length - 1)
     # Of the past only the last `position` entries were ever written.
     read = tl.minimum(tl.load(position_ptr), past.to(tl.int64)).to(tl.int32)
-    total, row_sum, row_max = fold_keys(
+    total, row_sum, row_max = fold_rows(
         total,
         row_sum,
         row_max,
         q,
         query,
-        query + past,
+        query + window,
         past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head,
         past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
         stride_past_k,
@@ -92,13 +92,13 @@ def _window_attention(
         KEYS,
         PRECISION,
     )
-    total, row_sum, row_max = fold_keys(
+    total, row_sum, row_max = fold_rows(
         total,
         row_sum,
         row_max,
         q,
         query - past,
-        query,
+        query + 1,
         k_ptr + batch * stride_k_batch + group * stride_k_head,
         v_ptr + batch * stride_v_batch + group * stride_v_head,
         stride_k,
@@ -143,7 +143,7 @@ def window_attention(
     q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     padded = max(16, triton.next_power_of_2(width))
-    rows, keys, warps, stages = block_shape(q.dtype, length * repeats, padded)
+    rows, keys, warps, stages = blocks(q.dtype, length * repeats, padded)
     _window_attention[(triton.cdiv(length * repeats, rows), groups, batch)](
         q,
         k,

@@ -1,4 +1,4 @@
-"""What the attention kernels share: the online softmax over one buffer of keys, block shapes."""
+"""What the attention kernels share: rows of keys folded into an online softmax, block shapes."""
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -12,13 +12,13 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def fold_keys(
+def fold_rows(
     total,
     row_sum,
     row_max,
     q,
-    lowest,
-    highest,
+    low,
+    high,
     k_ptr,
     v_ptr,
     stride_k,
@@ -31,8 +31,9 @@ def fold_keys(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Fold rows first .. last-1 of a buffer in; query m sees its rows lowest[m] .. highest[m]."""
+    """Fold keys and values first .. last-1 of one buffer in; query i sees low[i] .. high[i]-1."""
     p = tl.arange(0, WIDTH)
+    high = tl.minimum(high, last)
     for start in range(first, last, KEYS):
         row = start + tl.arange(0, KEYS)
         wide = row.to(tl.int64)
@@ -43,8 +44,7 @@ def fold_keys(
             other=0.0,
         )
         scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
-        above = row[None, :] >= lowest[:, None]
-        seen = real[None, :] & above & (row[None, :] <= highest[:, None])
+        seen = (row[None, :] >= low[:, None]) & (row[None, :] < high[:, None])
         scores = tl.where(seen, scores, float("-inf"))
 
         new_max = tl.maximum(row_max, tl.max(scores, axis=1))
@@ -64,7 +64,7 @@ def fold_keys(
     return total, row_sum, row_max
 
 
-def block_shape(dtype: torch.dtype, rows: int, width: int) -> tuple[int, int, int, int]:
+def blocks(dtype: torch.dtype, rows: int, width: int) -> tuple[int, int, int, int]:
     """Rows and keys of a block, warps, and stages of the pipeline."""
     if dtype == torch.float32:
         # No tensor cores at full float32 precision: the tile is held down by registers.
@@ -75,5 +75,5 @@ def block_shape(dtype: torch.dtype, rows: int, width: int) -> tuple[int, int, in
 
 
 def contiguous_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last dimension is contiguous, as the kernel needs it."""
+    """The tensor itself where its last dimension is contiguous, as the kernels need it."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.attention.onnx_op import masked_attention
+
 
 def _appended(past: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The cache [B, C, G, P] with the new entries [B, L, G, P] at `places` int64 [L]."""
@@ -21,11 +23,6 @@ def _appended(past: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> to
     return rows.view(past.shape)
 
 
-def _heads_first(tensor: torch.Tensor) -> torch.Tensor:
-    """[B, M, G, P] as [B, G, 1, M, P]."""
-    return tensor.transpose(1, 2).unsqueeze(2)
-
-
 def full_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -35,15 +32,9 @@ def full_attention(
     position: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.full_attention.full_attention`."""
-    batch, length, heads, width = q.shape
-    groups, capacity = k.shape[2], past_k.shape[1]
+    length, capacity = q.shape[1], past_k.shape[1]
     places = position + torch.arange(length, device=q.device)
     new_k, new_v = _appended(past_k, k, places), _appended(past_v, v, places)
-    unseen = torch.arange(capacity, device=q.device)[None, :] > places[:, None]
-
-    scaled = q * width**-0.5
-    queries = scaled.reshape(batch, length, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
-    scores = queries @ _heads_first(new_k.to(q.dtype)).transpose(-1, -2)
-    weights = scores.masked_fill(unseen, float("-inf")).softmax(-1)
-    y = (weights @ _heads_first(new_v.to(q.dtype))).permute(0, 3, 1, 2, 4)
-    return y.reshape(batch, length, heads, width), new_k, new_v
+    seen = torch.arange(capacity, device=q.device)[None, :] <= places[:, None]
+    y = masked_attention(q, new_k.to(q.dtype), new_v.to(q.dtype), seen)
+    return y, new_k, new_v

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.attention.reference import masked_attention
+
 
 def full_attention(
     q: torch.Tensor,
@@ -18,25 +20,13 @@ def full_attention(
     position: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.full_attention.full_attention`."""
-    batch, length, heads, width = q.shape
-    groups, used = k.shape[2], int(position)
+    length, used = q.shape[1], int(position)
     keys = torch.cat([past_k[:, :used].to(k.dtype), k], dim=1)
     values = torch.cat([past_v[:, :used].to(v.dtype), v], dim=1)
-
     row = torch.arange(length, device=q.device)[:, None]
     column = torch.arange(used + length, device=q.device)[None, :]
-    seen = column <= used + row
-
-    wide = torch.promote_types(q.dtype, torch.float32)
-    grouped = q.view(batch, length, groups, heads // groups, width)
-    scores = torch.einsum("blgqp,bmgp->bgqlm", grouped.to(wide), keys.to(wide)) / width**0.5
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    y = torch.einsum("bgqlm,bmgp->blgqp", weights, values.to(wide))
-    return (
-        y.reshape(batch, length, heads, width).to(q.dtype),
-        _appended(past_k, k, used),
-        _appended(past_v, v, used),
-    )
+    y = masked_attention(q, keys, values, column <= used + row)
+    return y, _appended(past_k, k, used), _appended(past_v, v, used)
 
 
 def _appended(past: torch.Tensor, new: torch.Tensor, used: int) -> torch.Tensor:

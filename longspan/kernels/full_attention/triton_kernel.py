@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.attention.triton_math import LOG2_E, block_shape, contiguous_rows, fold_keys
+from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
 from longspan.kernels.full_attention.scratch import count_splits
 
 COPY_VALUES = 4096
@@ -76,20 +76,21 @@ def _full_attention(
     used = tl.load(position_ptr).to(tl.int32)
     span = tl.cdiv(tl.cdiv(used, SPLITS), KEYS) * KEYS
     first = split * span
-    everything = tl.full([ROWS], 2147483647, dtype=tl.int32)
-    total, row_sum, row_max = fold_keys(
+    last = tl.minimum(first + span, used)
+    none = tl.zeros([ROWS], dtype=tl.int32)
+    total, row_sum, row_max = fold_rows(
         total,
         row_sum,
         row_max,
         q,
-        query * 0,
-        everything,
+        none,
+        none + last,
         past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head,
         past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
         stride_past_k,
         stride_past_v,
         first,
-        tl.minimum(first + span, used),
+        last,
         scale,
         P,
         WIDTH,
@@ -97,13 +98,13 @@ def _full_attention(
         PRECISION,
     )
     last_query = tl.minimum((first_row + ROWS - 1) // REPEATS, length - 1)
-    total, row_sum, row_max = fold_keys(
+    total, row_sum, row_max = fold_rows(
         total,
         row_sum,
         row_max,
         q,
-        query * 0,
-        query,
+        none,
+        query + 1,
         k_ptr + batch * stride_k_batch + group * stride_k_head,
         v_ptr + batch * stride_v_batch + group * stride_v_head,
         stride_k,
@@ -228,11 +229,11 @@ def full_attention(
     q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     padded = max(16, triton.next_power_of_2(width))
-    rows, keys, warps, stages = block_shape(q.dtype, length * repeats, padded)
-    blocks = triton.cdiv(length * repeats, rows)
-    splits = count_splits(blocks * groups * batch, past_k.shape[1])
+    rows, keys, warps, stages = blocks(q.dtype, length * repeats, padded)
+    row_blocks = triton.cdiv(length * repeats, rows)
+    splits = count_splits(row_blocks * groups * batch, past_k.shape[1])
     parts, sums, maxima = (y, y, y) if splits == 1 else _scratch(q, splits)
-    _full_attention[(blocks, groups * splits, batch)](
+    _full_attention[(row_blocks, groups * splits, batch)](
         q,
         k,
         v,
