@@ -13,8 +13,6 @@ import numpy as np
 
 from longspan.export.scans.body import Body
 
-CARRIED_WITH_GAIN = 4
-
 
 def conba_body(body: Body, attributes: Mapping[str, Any]) -> list[str]:
     """Fill `body`, and name x, the delay, the gain and the error after the token, and C x.
@@ -65,7 +63,6 @@ def _updated(body: Body, gain: str, error: str, descent: str, attributes: Mappin
     square = body.add("MatMul", row, error)
     step = body.add("Mul", descent, body.add("Div", eta, body.add("Add", square, one)))
     moved = body.add("Add", gain, body.add("MatMul", step, row))
-    # Not ReduceL2, whose kernels for CUDA are fewer.
     squares = body.add("ReduceSum", body.add("Mul", moved, moved), body.axes(1, 2), keepdims=1)
     norm = body.add("Sqrt", squares)
     return body.add("Mul", moved, body.add("Div", k_max, body.add("Max", norm, k_max)))
