@@ -38,7 +38,7 @@ CASES = [
     ("llama", "float32"),
     ("llama", "float16"),
     ("mixcon", "float32"),
-    ("mixcon", "bfloat16"),
+    ("mixcon", "float16"),
 ]
 # Their tiny configs name a token that ends a text.
 WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba", "llama", "mixcon")

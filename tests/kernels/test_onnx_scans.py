@@ -174,10 +174,14 @@ def _compare_in_a_chain(name: str, dtype: torch.dtype, provider: str) -> None:
         found_state, expected_state = tuple(found), tuple(expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_on_the_cpu(name: str, dtype: torch.dtype) -> None:
-    _compare_in_a_chain(name, dtype, "CPUExecutionProvider")
+def test_float32_on_the_cpu(name: str) -> None:
+    _compare_in_a_chain(name, torch.float32, "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize("name", ["conba", "moe"])
+def test_float16_on_the_cpu(name: str) -> None:
+    _compare_in_a_chain(name, torch.float16, "CPUExecutionProvider")
 
 
 @pytest.mark.parametrize("name", CASES)
