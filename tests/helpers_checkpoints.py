@@ -158,6 +158,18 @@ LLAMA_CONFIG = {
     "attention_bias": True,
     "eos_token_id": 5,
 }
+MIXCON_CONFIG = {
+    "model_type": "mixcon",
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "intermediate_size": 20,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "conba": {"head_dim": HEAD_DIM, "d_state": STATES, "d_select": 12, "tau": 2, "eta": 0.2},
+    "eos_token_id": 5,
+}
 SAMBA_CONFIG = {
     "name": "Samba_tiny",
     "n_layer": 2,
@@ -353,6 +365,66 @@ def write_llama(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     config = LLAMA_CONFIG | changes
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = random_weights(llama_shapes(config))
+    save_file(weights, folder / "model.safetensors")
+    return weights
+
+
+def conba_shapes(prefix: str, conba: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    heads, states, inner = WIDTH // conba["head_dim"], conba["d_state"], conba["d_select"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "select_gate_proj.weight": (inner, WIDTH),
+        "select_up_proj.weight": (inner, WIDTH),
+        "select_down_proj.weight": (heads * states, inner),
+        "scale_proj.weight": (heads * states, WIDTH),
+        "scale_proj.bias": (heads * states,),
+        "A_log": (heads, states),
+        "w_tau": (heads, states),
+        "C": (heads, conba["head_dim"], states),
+        "D": (heads, conba["head_dim"]),
+        "gate_proj.weight": (WIDTH, WIDTH),
+        "norm.weight": (WIDTH,),
+        "out_proj.weight": (WIDTH, WIDTH),
+    }
+    if conba.get("gain") != "off":
+        shapes["desired_proj.weight"] = (WIDTH, WIDTH)
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def mixcon_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    d_ff, experts = config["intermediate_size"], config["num_experts"]
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    head = WIDTH // heads
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        shapes |= {f"{at}{name}_layernorm.weight": (WIDTH,) for name in ("input", "pre_ff")}
+        if i % config.get("attn_layer_period", 4) == config.get("attn_layer_offset", 2):
+            rows = {"q": heads * head, "k": groups * head, "v": groups * head}
+            shapes |= {f"{at}self_attn.{n}_proj.weight": (r, WIDTH) for n, r in rows.items()}
+            shapes[f"{at}self_attn.o_proj.weight"] = (WIDTH, heads * head)
+        else:
+            shapes |= conba_shapes(f"{at}conba.", config["conba"])
+        if i % 2:
+            shapes[f"{at}feed_forward.router.weight"] = (experts, WIDTH)
+            shapes[f"{at}feed_forward.experts.gate_up_proj"] = (experts, 2 * d_ff, WIDTH)
+            shapes[f"{at}feed_forward.experts.down_proj"] = (experts, WIDTH, d_ff)
+        else:
+            shapes |= {f"{at}feed_forward.{n}_proj.weight": (d_ff, WIDTH) for n in ("gate", "up")}
+            shapes[f"{at}feed_forward.down_proj.weight"] = (WIDTH, d_ff)
+    shapes["model.final_layernorm.weight"] = (WIDTH,)
+    tied = config.get("tie_word_embeddings", False)
+    return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
+
+
+def write_mixcon(
+    folder: Path, *, conba: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, torch.Tensor]:
+    """A MixCon folder, with changes to its config and to the config's ``conba``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = MIXCON_CONFIG | changes
+    config["conba"] = MIXCON_CONFIG["conba"] | (conba or {})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = random_weights(mixcon_shapes(config))
     save_file(weights, folder / "model.safetensors")
     return weights
 
