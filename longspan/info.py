@@ -87,7 +87,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "what": family_of(checkpoint).what,
         "layers": config.layers_by_kind(),
         "vocabulary": config.vocab_size,
-        "tokenizer": checkpoint.tokenizer is not None,
+        "tokenizer": checkpoint.tokenizer is not None or checkpoint.byte_tokens,
         "parameters": sum(prod(spec.shape) for spec in checkpoint.specs(dtype)),
         "dtype": dtype,
         "stored_bytes": checkpoint.stored_bytes(),

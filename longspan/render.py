@@ -180,10 +180,13 @@ def stream_answer(question: str, answer: Answer, *, quiet: bool) -> None:
     console.print()
     if answer.finish == "room":
         notice("The answer ends here because the caches are full.")
+    if answer.draft is not None:
+        notice(answer.draft.text())
 
 
 def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
     """An answer as data."""
+    drafts = {} if answer.draft is None else {"draft": answer.draft.to_json()}
     return {
         "question": question,
         "answer": answer.text,
@@ -191,4 +194,5 @@ def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
         "seconds": answer.seconds,
         "first_token_seconds": answer.first_token_seconds,
         "finish": answer.finish,
+        **drafts,
     }

@@ -18,6 +18,7 @@ from helpers_checkpoints import (
     write_llama,
     write_mamba,
     write_mamba2,
+    write_mambabyte,
     write_samba,
 )
 
@@ -29,6 +30,7 @@ from longspan.models.families import (
     llama,
     mamba,
     mamba2,
+    mambabyte,
     samba,
     samba_config,
 )
@@ -36,6 +38,9 @@ from longspan.models.tensor_files import TensorFiles
 
 EVERY = "tests/models/test_every_family.py"
 EXPORTED = "tests/export/test_export_bundle.py::test_every_engine_agrees"
+LAYER_NORM = (
+    "tests/models/test_mambabyte.py::test_logits_equal_mamba_with_torchs_layer_norm[own head]"
+)
 BLOCKS = "tests/models/test_mamba_ssm_blocks.py::test_decoder_equals_the_equations"
 GOLDEN = "tests/models/test_golden_logits.py::test_golden_logits"
 
@@ -233,6 +238,19 @@ ROWS = (
             f"{BLOCKS}[as mamba2attn is]",
         ),
         onnx=(f"{EXPORTED}[mamba2-float32]",),
+    ),
+    Row(
+        family="mambabyte",
+        write=write_mambabyte,
+        published="JunxiongWang/MambaByte_PG19_972M",
+        state_bytes=lambda tokens: 48 * 3584 * (4 * 16 + 2 * 3),
+        config=_sizes(mambabyte.model_config, d_model=1792, n_layer=48, vocab_size=256),
+        names=(
+            LAYER_NORM,
+            "tests/models/test_mambabyte.py::test_the_training_classs_names",
+        ),
+        one_pass=(LAYER_NORM,),
+        onnx=(f"{EXPORTED}[mambabyte-float32]", f"{EXPORTED}[mambabyte-bfloat16]"),
     ),
     Row(
         family="mamba",

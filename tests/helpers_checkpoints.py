@@ -74,14 +74,16 @@ def backbone_shapes(
     embedding: str,
     tied: bool = True,
     mixer: Callable[..., dict[str, tuple[int, ...]]] = mixer_shapes,
+    vocabulary: int = VOCABULARY,
+    norms: tuple[str, ...] = ("weight",),
     **more: Any,
 ) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (VOCABULARY, WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (vocabulary, WIDTH)}
     for i in range(LAYERS):
-        shapes[f"backbone.layers.{i}.norm.weight"] = (WIDTH,)
+        shapes |= {f"backbone.layers.{i}.norm.{name}": (WIDTH,) for name in norms}
         shapes |= mixer(f"backbone.layers.{i}.mixer.", **more)
-    shapes["backbone.norm_f.weight"] = (WIDTH,)
-    return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
+    shapes |= {f"backbone.norm_f.{name}": (WIDTH,) for name in norms}
+    return shapes if tied else shapes | {"lm_head.weight": (vocabulary, WIDTH)}
 
 
 MAMBA_CONFIG = {
@@ -103,6 +105,8 @@ MAMBA2_CONFIG = MAMBA_CONFIG | {
     "attn_cfg": {},
     "d_intermediate": 0,
 }
+# As published: it says RMSNorm over weights of LayerNorm, and nothing of a head of its own.
+MAMBABYTE_CONFIG = MAMBA_CONFIG | {"vocab_size": 256, "pad_id": 0}
 HF_MAMBA2_CONFIG = {
     "model_type": "mamba2",
     "hidden_size": WIDTH,
@@ -193,6 +197,17 @@ def write_mamba(folder: Path, *, kind: str = "bin", **changes: Any) -> dict[str,
     if tied:
         weights["lm_head.weight"] = weights["backbone.embedding.weight"].clone()
     write_weights(folder, weights, kind)
+    return weights
+
+
+def write_mambabyte(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A MambaByte folder: LayerNorm, and a head that is not the embedding."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(MAMBABYTE_CONFIG | changes), encoding="utf-8")
+    weights = random_weights(
+        backbone_shapes(embedding="embedding", tied=False, vocabulary=256, norms=("weight", "bias"))
+    )
+    write_weights(folder, weights, "bin")
     return weights
 
 

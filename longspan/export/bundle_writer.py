@@ -16,6 +16,7 @@ import onnx
 import torch
 
 from longspan.bundle import (
+    BYTES,
     GENAI_CONFIG,
     GRAPHS,
     TOKENIZER,
@@ -32,7 +33,7 @@ from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
-from longspan.export.tokenizer import check_tokenizer
+from longspan.export.tokenizer import choose_tokenizer
 from longspan.export.weights import ByteRange, write_safetensors
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.families import open_checkpoint
@@ -94,7 +95,9 @@ def export_bundle(
         checkpoint: a folder, or a file of weights with its config beside it.
         bundle: the folder to write; it appears only when it is complete.
         weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None keeps the checkpoint's.
-        tokenizer: a ``tokenizer.json``; None takes the one in the checkpoint's folder, if any.
+        tokenizer: a ``tokenizer.json``, or ``"bytes"`` for a model whose tokens are bytes, id =
+            value (a file of that name is ``"./bytes"``). None takes the file in the checkpoint's
+            folder; where there is none, bytes if the family's tokens are.
         config: the checkpoint's config; None takes the ``config.json`` beside its weights.
         prompt_template: how a question is put, with ``{question}``; None for the usual way.
         stop: texts that end an answer; None for the end of a line.
@@ -115,7 +118,7 @@ def export_bundle(
     check_free(Path(bundle), force=force)
     opened = open_checkpoint(checkpoint, config)
     dtype = dtype or opened.dtype
-    vocabulary = _tokenizer(opened, tokenizer)
+    vocabulary = choose_tokenizer(opened, tokenizer)
     with new_folder(Path(bundle), force=force) as partial:
         specs = opened.specs(dtype)
         weight_bytes = sum(spec.nbytes for spec in specs)
@@ -123,9 +126,16 @@ def export_bundle(
         weights_read = _WeightsRead(opened, allow_nonfinite=allow_nonfinite)
         ranges = write_safetensors(partial / WEIGHTS, specs, weights_read)
         _write_graphs(partial, opened, dtype, ranges, progress)
-        if vocabulary is not None:
+        if isinstance(vocabulary, Path):
             shutil.copyfile(vocabulary, partial / TOKENIZER)
-        manifest = _manifest(partial, opened, dtype, prompt, nonfinite=weights_read.nonfinite)
+        manifest = _manifest(
+            partial,
+            opened,
+            dtype,
+            prompt,
+            byte_tokens=vocabulary == BYTES,
+            nonfinite=weights_read.nonfinite,
+        )
         write_manifest(partial, manifest)
         progress("verifying: chunks against one pass, ONNX Runtime against torch")
         checks = _verified(partial)
@@ -212,20 +222,13 @@ def _write_graph(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Path | None:
-    """The tokenizer's file, checked; None for a model without one."""
-    source = Path(given) if given is not None else checkpoint.tokenizer
-    if source is not None:
-        check_tokenizer(source, vocab_size=checkpoint.config.vocab_size)
-    return source
-
-
 def _manifest(
     folder: Path,
     checkpoint: Checkpoint,
     dtype: DType,
     prompt: Prompt,
     *,
+    byte_tokens: bool,
     nonfinite: Sequence[str],
 ) -> Manifest:
     config, specs = checkpoint.config, checkpoint.specs(dtype)
@@ -241,6 +244,7 @@ def _manifest(
         state=config.state_layout(dtype),
         chunk_bytes=chunk_bytes(config, dtype),
         prompt=prompt,
+        tokenizer=BYTES if byte_tokens else None,
         eos=checkpoint.eos,
         files={name: file_sha256(folder / name) for name in files},
         source={

@@ -1,12 +1,45 @@
-"""A check that a ``tokenizer.json`` can be read and fits the model's vocabulary."""
+"""The tokenizer of a bundle: a ``tokenizer.json`` that fits the model's vocabulary, or bytes."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
 
+from longspan.bundle import BYTES
 from longspan.errors import BadInput
+from longspan.models.checkpoint import Checkpoint
+
+BYTE_VALUES = 256
+
+
+def choose_tokenizer(
+    checkpoint: Checkpoint, given: str | Path | None
+) -> Path | Literal["bytes"] | None:
+    """The tokenizer's file, checked; "bytes" where tokens are bytes; None for a model without one.
+
+    Args:
+        checkpoint: it may have a file, or be of a family whose tokens are bytes.
+        given: a file or "bytes", which goes before what the checkpoint has.
+
+    Raises:
+        BadInput: the tokenizer does not fit the model, or cannot be read.
+    """
+    vocab_size = checkpoint.config.vocab_size
+    if given == BYTES:
+        if vocab_size < BYTE_VALUES:
+            raise BadInput(
+                f"tokenizer={BYTES!r} was asked for, and the model's vocabulary has {vocab_size} "
+                f"tokens. A byte has {BYTE_VALUES} values, and each must have its token. Give the "
+                "model's own with tokenizer=FILE (--tokenizer)."
+            )
+        return BYTES
+    source = Path(given) if given is not None else checkpoint.tokenizer
+    if source is not None:
+        check_tokenizer(source, vocab_size=vocab_size)
+        return source
+    return BYTES if checkpoint.byte_tokens else None
 
 
 def check_tokenizer(path: Path, *, vocab_size: int) -> None:

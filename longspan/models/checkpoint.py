@@ -64,6 +64,7 @@ class Checkpoint:
         files: its tensors.
         weights: how each parameter is made, by name.
         tokenizer: its ``tokenizer.json``, if it has one.
+        byte_tokens: whether a token is a byte where there is no tokenizer.
         eos: id of the token that ends a text, if its config names one.
     """
 
@@ -72,6 +73,7 @@ class Checkpoint:
     files: TensorFiles
     weights: Mapping[str, Weight]
     tokenizer: Path | None = None
+    byte_tokens: bool = False
     eos: int | None = None
 
     @property
@@ -159,6 +161,7 @@ def build(
     optional: Mapping[str, tuple[int, ...]] | None = None,
     copies: tuple[str, str] | None = None,
     tokenizer: Path | None = None,
+    byte_tokens: bool = False,
     eos: int | None = None,
 ) -> Checkpoint:
     """Check names and shapes of all tensors, and make the checkpoint.
@@ -171,6 +174,7 @@ def build(
         optional: tensors that may be there beside those of `weights`, with their shapes.
         copies: two tensors that must be equal if both are there: a tied head and its embedding.
         tokenizer: the tokenizer's file.
+        byte_tokens: whether a token is a byte where there is no tokenizer.
         eos: id of the token that ends a text.
 
     Raises:
@@ -187,7 +191,13 @@ def build(
     if copies is not None and set(copies) <= files.names:
         _check_copies(files, *copies)
     return Checkpoint(
-        path=path, config=config, files=files, weights=by_name, tokenizer=tokenizer, eos=eos
+        path=path,
+        config=config,
+        files=files,
+        weights=by_name,
+        tokenizer=tokenizer,
+        byte_tokens=byte_tokens,
+        eos=eos,
     )
 
 

@@ -35,6 +35,9 @@ CASES = [
     ("falcon_mamba", "float32"),
     ("mamba2", "float32"),
     ("hf_mamba2", "bfloat16"),
+    ("mambabyte", "float32"),
+    ("mambabyte", "float16"),
+    ("mambabyte", "bfloat16"),
     ("llama", "float32"),
     ("llama", "float16"),
 ]

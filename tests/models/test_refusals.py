@@ -55,7 +55,6 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "key", "value", "supported"),
     [
-        ("mamba", "rms_norm", False, "only true"),
         ("hf_mamba", "hidden_act", "gelu", 'only "silu"'),
         ("samba", "bias", True, "only false"),
         ("samba", "rotary_percentage", 0.25, "only 1.0"),

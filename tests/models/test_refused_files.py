@@ -185,7 +185,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        ({"model_type": "gpt2"}, "its config says model_type 'gpt2'"),
+        ({"model_type": "bert"}, "its config says model_type 'bert'"),
         ({"b": 1, "a": 2}, "its config has the keys a, b"),
         (None, "has no config.json"),
     ],

@@ -12,7 +12,7 @@ from longspan.models.config.attention import (
 from longspan.models.config.cache_use import CacheUse
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig
-from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig
+from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, Norm
 
 __all__ = [
     "LAYER_KINDS",
@@ -24,5 +24,6 @@ __all__ = [
     "MambaConfig",
     "MlpConfig",
     "ModelConfig",
+    "Norm",
     "WindowAttentionConfig",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig
 from longspan.tensors import DType, TensorSpec
 
+Norm = Literal["rms", "layer"]
 LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | FullAttentionConfig | MlpConfig
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
@@ -26,14 +27,34 @@ LAYER_KINDS: dict[str, type[LayerConfig]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder: embedding, residual layers, final norm, head."""
+    """A decoder: embedding, residual layers, final norm, head.
+
+    Attributes:
+        family: of the checkpoint, for people.
+        vocab_size: V.
+        d_model: D.
+        layers: in order.
+        norm_eps: of the norms before each mixer and before the head.
+        norm: what these are: "rms" for RMSNorm, "layer" for LayerNorm with a bias.
+        tied: whether the head is the embedding.
+    """
 
     family: str
     vocab_size: int
     d_model: int
     layers: tuple[LayerConfig, ...]
     norm_eps: float = 1e-5
+    norm: Norm = "rms"
     tied: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the kind of norm.
+
+        Raises:
+            ValueError: there is no such norm.
+        """
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm {self.norm!r} is unknown; it is one of rms and layer")
 
     @property
     def has_cache(self) -> bool:
@@ -63,6 +84,9 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
+        if self.norm == "rms":
+            # Not written before there was a choice; a model's fingerprint must not change for it.
+            del plain["norm"]
         return plain | {"layers": [{"kind": x.kind} | asdict(x) for x in self.layers]}
 
     @classmethod

@@ -23,6 +23,7 @@ from longspan.models.families import (
     mamba,
     mamba2,
     mamba_ssm,
+    mambabyte,
     samba,
     samba_config,
 )
@@ -118,6 +119,15 @@ FAMILIES = (
         traps=mamba2.TRAPS,
         detect=mamba2.detect,
         open_checkpoint=mamba2.open_checkpoint,
+    ),
+    Family(
+        name=mambabyte.NAME,
+        what="MambaByte, a mamba_ssm config with a vocabulary of 256",
+        files=WEIGHT_FILES,
+        keys={CONFIG: mambabyte.FIELDS, SSM_CONFIG: mamba.SSM_FIELDS},
+        traps=mambabyte.TRAPS,
+        detect=mambabyte.detect,
+        open_checkpoint=mambabyte.open_checkpoint,
     ),
     Family(
         name=mamba.NAME,

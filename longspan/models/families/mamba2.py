@@ -13,7 +13,7 @@ from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import Mamba2Config, ModelConfig
 from longspan.models.families import mamba
-from longspan.models.families.backbone import open_backbone
+from longspan.models.families.backbone import layer_norm_by_name, open_backbone
 from longspan.models.families.mamba2_config import MAMBA2_TRAPS, check_groups, step_limit
 from longspan.models.families.mamba_ssm import block_layers
 from longspan.models.foreign_config import Field, count, ignored, read_fields
@@ -64,7 +64,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     Raises:
         BadCheckpoint: config or weights are not what longspan supports.
     """
-    return open_backbone(path, config, model_config)
+    return open_backbone(path, config, model_config, decide=layer_norm_by_name)
 
 
 def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
@@ -82,6 +82,7 @@ def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
         d_model=values["d_model"],
         layers=block_layers(values, mixer, where=where, family=NAME),
         norm_eps=NORM_EPS,
+        norm="rms" if values["rms_norm"] else "layer",
         tied=values["tie_embeddings"],
     )
 
