@@ -24,6 +24,7 @@ from helpers_checkpoints import (
 from longspan.models.checkpoint import load_decoder
 from longspan.models.config import ModelConfig
 from longspan.models.families import open_checkpoint
+from longspan.models.norm import LayerNorm
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle here")
 
@@ -94,13 +95,12 @@ def test_steps_equal_its_own_steps(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, out.logits, atol=LOGITS_ATOL, rtol=0)
 
 
-def test_layer_norm_is_the_papers_in_every_dtype() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_layer_norm_is_the_papers_in_every_dtype(device: str) -> None:
     """(x - mean) / sqrt(variance + eps) * weight + bias, statistics in float32."""
-    from longspan.models.norm import LayerNorm
-
-    x = torch.randn(2, 5, WIDTH) * 100 + 30
+    x = (torch.randn(2, 5, WIDTH) * 100 + 30).to(device)
     for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)):
-        norm = LayerNorm(WIDTH, eps=1e-5, dtype=dtype).requires_grad_(False)
+        norm = LayerNorm(WIDTH, eps=1e-5, dtype=dtype).requires_grad_(False).to(device)
         norm.weight.copy_(torch.randn(WIDTH))
         norm.bias.copy_(torch.randn(WIDTH))
         wide = x.double()
