@@ -87,7 +87,8 @@ class Manifest:
         tokenizer: "bytes" where a token is a byte; None where `tokenizer.json` tells, or nothing.
         eos: id of the token that ends an answer, if the model has one.
         files: SHA-256 of every other file of the bundle, by name.
-        source: what was exported: path's last name, longspan's version, verification errors.
+        source: what was exported: path's last name, longspan's version, verification errors, and
+            under ``nonfinite`` the parameters that hold NaN or infinities, if any do.
     """
 
     config: ModelConfig
@@ -106,6 +107,11 @@ class Manifest:
     def state_bytes(self) -> int:
         """Bytes of the state of one sequence that do not grow with what is read."""
         return sum(spec.nbytes for spec in self.state)
+
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """Names of the parameters that hold NaN or infinities, which export was told to allow."""
+        return tuple(self.source.get("nonfinite", ()))
 
     @property
     def cache_entry_bytes(self) -> int:

@@ -86,6 +86,7 @@ def export(
     config: opt.ConfigFile = None,
     template: opt.Template = None,
     force: opt.Force = False,
+    allow_nonfinite: opt.AllowNonfinite = False,
     json: opt.Json = False,
 ) -> None:
     """Turn a trained checkpoint into a bundle, and verify it."""
@@ -99,6 +100,7 @@ def export(
         config=config,
         prompt_template=template,
         force=force,
+        allow_nonfinite=allow_nonfinite,
         on_progress=None if json else render.notice,
     )
     render.print_result(report, json=json)
@@ -116,7 +118,7 @@ def info(
     if json:
         render.print_json(facts)
     else:
-        render.print_table(("what", "value"), facts.items())
+        render.print_table(("what", "value"), render.fact_rows(facts))
 
 
 @app.command()

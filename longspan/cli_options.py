@@ -60,6 +60,11 @@ MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")
 ]
+Force = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
+AllowNonfinite = Annotated[
+    bool,
+    typer.Option("--allow-nonfinite", help="Take weights with NaN or infinities as they are."),
+]
 Weights = Annotated[
     str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the checkpoint.")
 ]
@@ -73,7 +78,6 @@ TokenizerFile = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option(help="A config.json, where the checkpoint has none.")
 ]
-Force = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
 Length = Annotated[str | None, typer.Option(help="Length of the document, as 256K; default: any.")]
 Lengths = Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")]
 Fit = Annotated[bool, typer.Option("--fit", help="Show the least budget and the longest document.")]

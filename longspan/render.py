@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from json import dumps as dump_json
 from pathlib import Path
@@ -90,6 +90,26 @@ def print_table(
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     out().print(table)
+
+
+def fact_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts by name as rows for people; a name with ``bytes`` in it counts bytes."""
+    for name, value in facts.items():
+        yield name.replace("_", " "), _fact(value, is_bytes="bytes" in name)
+
+
+def _fact(value: Any, *, is_bytes: bool) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}" + (f" ({format_bytes(value)})" if is_bytes else "")
+    if isinstance(value, Mapping):
+        parts = [f"{name}: {_fact(item, is_bytes=is_bytes)}" for name, item in value.items()]
+        of_lists = any(isinstance(item, list | tuple) for item in value.values())
+        return ("\n" if of_lists else ", ").join(parts)
+    if isinstance(value, list | tuple):
+        return ", ".join(_fact(item, is_bytes=is_bytes) for item in value)
+    return str(value)
 
 
 class _Rate(ProgressColumn):

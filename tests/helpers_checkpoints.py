@@ -105,6 +105,20 @@ MAMBA2_CONFIG = MAMBA_CONFIG | {
     "attn_cfg": {},
     "d_intermediate": 0,
 }
+# The second of three blocks attends; each block has an MLP of 100, rounded up to 128.
+HYBRID_CONFIG = MAMBA2_CONFIG | {
+    "n_layer": 3,
+    "d_intermediate": 100,
+    "attn_layer_idx": [1],
+    "attn_cfg": {
+        "causal": True,
+        "num_heads": 4,
+        "num_heads_kv": 2,
+        "head_dim": 6,
+        "d_conv": 4,
+        "rotary_emb_dim": 4,
+    },
+}
 # As published: it says RMSNorm over weights of LayerNorm, and nothing of a head of its own.
 MAMBABYTE_CONFIG = MAMBA_CONFIG | {"vocab_size": 256, "pad_id": 0}
 HF_MAMBA2_CONFIG = {
@@ -212,7 +226,11 @@ def write_mambabyte(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor], kind: str) -> None:
-    save = {"bin": torch.save, "safetensors": save_file}[kind.removeprefix("sharded ")]
+    savers: dict[str, Callable[[dict[str, torch.Tensor], Path], object]] = {
+        "bin": torch.save,
+        "safetensors": save_file,
+    }
+    save = savers[kind.removeprefix("sharded ")]
     name = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}[kind.split()[-1]]
     if not kind.startswith("sharded "):
         save(weights, folder / name)
@@ -246,6 +264,53 @@ def write_mamba2(folder: Path, **ssm: Any) -> dict[str, torch.Tensor]:
     )
     weights = random_weights(shapes)
     write_weights(folder, weights, "bin")
+    return weights
+
+
+def hybrid_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of mamba_ssm's blocks: mixers or attention, and gated MLPs."""
+    mixer = mixer2_shapes if config["ssm_cfg"].get("layer") == "Mamba2" else mixer_shapes
+    d_ff, attention = -(-config["d_intermediate"] // 128) * 128, config["attn_cfg"]
+    shapes: dict[str, tuple[int, ...]] = {"backbone.embedding.weight": (VOCABULARY, WIDTH)}
+    for i in range(config["n_layer"]):
+        at = f"backbone.layers.{i}."
+        shapes[f"{at}norm.weight"] = (WIDTH,)
+        attends = i in config["attn_layer_idx"]
+        shapes |= mha_shapes(f"{at}mixer.", attention) if attends else mixer(f"{at}mixer.")
+        if d_ff:
+            shapes |= {
+                f"{at}norm2.weight": (WIDTH,),
+                f"{at}mlp.fc1.weight": (2 * d_ff, WIDTH),
+                f"{at}mlp.fc2.weight": (WIDTH, d_ff),
+            }
+    return shapes | {"backbone.norm_f.weight": (WIDTH,)}
+
+
+def mha_shapes(prefix: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """An attention layer's tensors, as an ``attn_cfg`` has them."""
+    heads = config["num_heads"]
+    head = config.get("head_dim", WIDTH // heads)
+    rows = (heads + 2 * config.get("num_heads_kv", heads)) * head
+    shapes: dict[str, tuple[int, ...]] = {
+        "in_proj.weight": (rows, WIDTH),
+        "out_proj.weight": (WIDTH, heads * head),
+    }
+    if config.get("qkv_proj_bias", True):
+        shapes["in_proj.bias"] = (rows,)
+    if config.get("out_proj_bias", True):
+        shapes["out_proj.bias"] = (WIDTH,)
+    if config.get("d_conv"):
+        shapes |= {"conv1d.weight": (rows, 1, config["d_conv"]), "conv1d.bias": (rows,)}
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def write_hybrid(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A mamba_ssm folder whose blocks are not all of one kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = HYBRID_CONFIG | changes
+    write_config(folder, config)
+    weights = random_weights(hybrid_shapes(config))
+    write_weights(folder, weights, "safetensors")
     return weights
 
 

@@ -89,6 +89,21 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("full_attention", _BF16): Tolerance(
         relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
     ),
+    ("anchor_attention", _F32): Tolerance(
+        relative=1e-5, absolute=5e-6, reason="sums over anchors and a segment, in another order"
+    ),
+    ("anchor_attention", _F16): Tolerance(
+        relative=2e-3, absolute=2e-3, reason="the weights are rounded to 2^-11 for the product"
+    ),
+    ("anchor_attention", _BF16): Tolerance(
+        relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
+    ),
+    ("anchor_attention", torch.float64): Tolerance(
+        relative=1e-12, absolute=1e-12, reason="masked or dropped, the same sums in another order"
+    ),
+    ("decoder", _F32): Tolerance(
+        relative=1e-3, absolute=5e-4, reason="a few layers of the above; logits are near 4"
+    ),
     ("onnx selective_scan", _F32): Tolerance(
         relative=1e-4, absolute=1e-5, reason="ONNX Runtime's own exp, over 63 tokens and a state"
     ),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -31,6 +31,7 @@ _FOLDERS: Mapping[str, str] = MappingProxyType({"window_attention": "attention"}
 _overrides: ContextVar[Mapping[str, Name | Implementation]] = ContextVar(
     "longspan_overrides", default=MappingProxyType({})
 )
+_recorded: ContextVar[set[str] | None] = ContextVar("longspan_recorded", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +87,34 @@ def override(op: str, implementation: Name | Implementation) -> Iterator[None]:
         _overrides.reset(token)
 
 
+@contextmanager
+def recorded() -> Iterator[set[str]]:
+    """Collect the names of the ops that are called inside the ``with`` block."""
+    names: set[str] = set()
+    token = _recorded.set(names)
+    try:
+        yield names
+    finally:
+        _recorded.reset(token)
+
+
+def implementations(op: str) -> tuple[Name, ...]:
+    """The implementations of `op` that longspan has, whether or not they run on this machine."""
+    folder = f"longspan.kernels.{_FOLDERS.get(op, op)}"
+    return tuple(
+        name for name in get_args(Name) if importlib.util.find_spec(f"{folder}.{_MODULES[name]}")
+    )
+
+
 def implementation(op: str, tensor: torch.Tensor) -> Implementation:
     """The function that computes `op` for tensors like `tensor`: an override, or the choice.
 
     Raises:
         RuntimeError: the Triton kernel was asked for on a CPU tensor without the interpreter.
     """
+    names = _recorded.get()
+    if names is not None:
+        names.add(op)
     chosen = _overrides.get().get(op)
     if chosen is None:
         exporting = torch.onnx.is_in_onnx_export()

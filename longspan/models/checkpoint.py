@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ class Checkpoint:
         (source,) = self.weights["embedding"].sources
         return dtype_name(str(self.files.dtype(source)).removeprefix("torch."))
 
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of the tensors that are used, by dtype, as the files hold them."""
+        counts: dict[str, int] = {}
+        sources = {
+            source: shape
+            for weight in self.weights.values()
+            for source, shape in weight.sources.items()
+        }
+        for source, shape in sources.items():
+            dtype = self.files.dtype(source)
+            assert dtype is not None, f"{source} was checked to be floating point"
+            name = str(dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + prod(shape) * dtype.itemsize
+        return counts
+
     def specs(self, dtype: DType | None = None) -> tuple[TensorSpec, ...]:
         """Every parameter once, in `dtype` (None: the checkpoint's); A, D, dt_bias in float32."""
         return tuple(
@@ -97,20 +113,25 @@ class Checkpoint:
             for name, parameter in empty_decoder(self.config).state_dict().items()
         )
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, *, allow_nonfinite: bool = False) -> torch.Tensor:
         """One parameter, in the dtype of its source; A, D and dt_bias in float32.
 
+        Args:
+            name: as `weights` has it.
+            allow_nonfinite: whether it may hold NaN and infinities.
+
         Raises:
-            BadCheckpoint: a value is not finite.
+            BadCheckpoint: a value is not finite, and that is not allowed.
         """
         weight = self.weights[name]
         tensor = weight.make(*(self.files.read(source) for source in weight.sources))
         tensor = tensor.float() if is_float32(name) else tensor
-        if not bool(torch.isfinite(tensor).all()):
+        if not allow_nonfinite and not bool(torch.isfinite(tensor).all()):
             raise BadCheckpoint(
                 f"{self.files.path} holds values that are not finite in "
-                f"{', '.join(weight.sources)}. A model with such weights answers nothing but NaN. "
-                "Use an earlier checkpoint of this training."
+                f"{', '.join(weight.sources)}. A model with such weights may answer nothing but "
+                "NaN. Use an earlier checkpoint of this training, or take the weights as they are "
+                "with allow_nonfinite=True (--allow-nonfinite)."
             )
         return tensor
 
@@ -262,7 +283,9 @@ def _check_tensor(files: TensorFiles, name: str, shape: tuple[int, ...]) -> None
 
 
 def _check_copies(files: TensorFiles, name: str, other: str) -> None:
-    if not torch.equal(files.read(name), files.read(other)):
+    ours, theirs = files.read(name).float(), files.read(other).float()
+    # Not torch.equal: a NaN in both is no difference.
+    if not torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True):
         raise BadCheckpoint(
             f"{files.path} has a tensor {name!r} that differs from {other!r}, but its config says "
             "that they are tied. Tied tensors must be equal. "

@@ -19,8 +19,8 @@ from longspan.runtime.nvidia import find_cuda
 from longspan.sizes import format_bytes
 
 OPS = (
-    "causal_conv", "full_attention", "linear", "rms_norm", "selective_scan", "ssd",
-    "window_attention",
+    "anchor_attention", "causal_conv", "full_attention", "linear", "rms_norm", "selective_scan",
+    "ssd", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
@@ -34,6 +34,7 @@ _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
@@ -46,6 +47,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "window_attention": ("plain", _PLAIN_REASON),
     },
     "cuda": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),

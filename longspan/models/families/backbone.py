@@ -1,8 +1,11 @@
-"""A stack of Mamba mixers under ``backbone.*``, as mamba_ssm and transformers both name it."""
+"""A stack of Mamba mixers under ``backbone.*``, as mamba_ssm and transformers both name it.
+
+mamba_ssm's blocks may hold attention in place of the mixer, and an MLP after it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,25 @@ from longspan.models.checkpoint import (
     end_token,
     tokenizer_beside,
 )
-from longspan.models.config import Mamba2Config, MambaConfig, ModelConfig
+from longspan.models.config import (
+    FullAttentionConfig,
+    LayerConfig,
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+)
+from longspan.models.families.mamba_ssm import attention_weights, mlp_weights
 from longspan.models.families.mixer import mamba2_weights, mamba_weights
 from longspan.models.tensor_files import TensorFiles, open_tensors
 
+BACKBONE_TRAPS = """\
+- The embedding is `backbone.embedding.weight` (mamba_ssm) or `backbone.embeddings.weight`
+  (transformers); either is read, whoever wrote the config.
+- A is stored as `A_log`; -exp of it is taken once, in float32. A, D and dt's bias are float32 in a
+  bundle of any dtype.
+- The bias of dt is added inside softplus.
+"""
 HEAD = "lm_head.weight"
 
 
@@ -95,17 +113,35 @@ def layer_norm_by_name(config: ModelConfig, files: TensorFiles, names: Names) ->
 def _weights(config: ModelConfig, names: Names) -> Iterator[Weight]:
     width, vocabulary = config.d_model, config.vocab_size
     yield copied("embedding", names.embedding, vocabulary, width)
-    for i, layer in enumerate(config.layers):
-        ours, theirs = f"layers.{i}.", f"{names.layers}{i}."
-        yield from _norm(f"{ours}norm", f"{theirs}norm", config)
-        if isinstance(layer, Mamba2Config):
-            yield from mamba2_weights(f"{ours}mixer.", f"{theirs}mixer.", layer, width)
-        else:
-            assert isinstance(layer, MambaConfig), "a backbone holds Mamba layers only"
-            yield from mamba_weights(f"{ours}mixer.", f"{theirs}mixer.", layer, width)
+    blocks = _block_numbers(config.layers)
+    for i, (layer, block) in enumerate(zip(config.layers, blocks, strict=True)):
+        ours, theirs = f"layers.{i}.", f"{names.layers}{block}."
+        norm = "norm2" if isinstance(layer, MlpConfig) else "norm"
+        yield from _norm(f"{ours}norm", f"{theirs}{norm}", config)
+        yield from _layer_weights(f"{ours}mixer.", theirs, layer, width)
     yield from _norm("norm", names.final_norm, config)
     if not config.tied:
         yield copied("head", HEAD, vocabulary, width)
+
+
+def _block_numbers(layers: tuple[LayerConfig, ...]) -> Iterator[int]:
+    """The checkpoint's block of each layer: an MLP belongs to the block of the layer before it."""
+    block = -1
+    for layer in layers:
+        block += not isinstance(layer, MlpConfig)
+        yield block
+
+
+def _layer_weights(ours: str, theirs: str, layer: LayerConfig, width: int) -> Iterable[Weight]:
+    if isinstance(layer, MlpConfig):
+        return mlp_weights(ours, f"{theirs}mlp.", layer, width)
+    theirs = f"{theirs}mixer."
+    if isinstance(layer, FullAttentionConfig):
+        return attention_weights(ours, theirs, layer, width)
+    if isinstance(layer, Mamba2Config):
+        return mamba2_weights(ours, theirs, layer, width)
+    assert isinstance(layer, MambaConfig), "a backbone has no other mixer"
+    return mamba_weights(ours, theirs, layer, width)
 
 
 def _norm(ours: str, theirs: str, config: ModelConfig) -> Iterator[Weight]:

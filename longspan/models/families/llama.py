@@ -28,6 +28,16 @@ from longspan.models.foreign_config import Field, count, ignored, read_fields
 from longspan.models.tensor_files import open_tensors
 
 NAME = "llama"
+TRAPS = """\
+- `q_proj`, `k_proj` and `v_proj` become one matrix, their rows in this order; `gate_proj` and
+  `up_proj` another.
+- RoPE's base is `rope_theta`, or, as transformers 5 writes it, `rope_parameters.rope_theta`; where
+  both are given they must agree. Scaled RoPE is refused.
+- `num_key_value_heads` that is absent means as many as query heads; `head_dim` may differ from
+  `hidden_size` / `num_attention_heads`.
+- Older checkpoints hold `rotary_emb.inv_freq`, which nothing reads.
+- The cache of keys and values grows with every token: the plan gives it its capacity.
+"""
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FIELDS = {

@@ -1,7 +1,8 @@
 """state-spaces Mamba as mamba_ssm saves it: config with ``d_model``, names ``backbone.*``.
 
-Mamba-1 without attention, after RMSNorm or LayerNorm. A residual kept in the weights' dtype
-(`residual_in_fp32` false) is computed in float32 all the same; the difference is rounding.
+Mamba-1, after RMSNorm or LayerNorm, with attention layers and gated MLPs where the config says so.
+A residual kept in the weights' dtype (`residual_in_fp32` false) is computed in float32 all the
+same; the difference is rounding.
 """
 
 from __future__ import annotations
@@ -13,10 +14,28 @@ from typing import Any
 
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import MambaConfig, ModelConfig
-from longspan.models.families.backbone import layer_norm_by_name, open_backbone
+from longspan.models.families.backbone import BACKBONE_TRAPS, layer_norm_by_name, open_backbone
+from longspan.models.families.mamba_ssm import BLOCK_TRAPS, block_layers
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 
 NAME = "mamba"
+MAMBA_SSM_TRAPS = (
+    BACKBONE_TRAPS
+    + BLOCK_TRAPS
+    + """\
+- The vocabulary is padded to a multiple of `pad_vocab_size_multiple`.
+- `tie_embeddings` is true where it is absent, and `lm_head.weight` may be stored all the same: then
+  it must equal the embedding.
+- The norms' eps stands in no config: 1e-5.
+- The residual is float32 whatever `residual_in_fp32` says.
+"""
+)
+TRAPS = (
+    MAMBA_SSM_TRAPS
+    + """\
+- `dt_rank` may be `"auto"`: `d_model` / 16, rounded up.
+"""
+)
 FIELDS = {
     "d_model": count(),
     "n_layer": count(),
@@ -25,9 +44,9 @@ FIELDS = {
     "ssm_cfg": Field(dict, {}),
     "rms_norm": Field(bool, True),
     "tie_embeddings": Field(bool, True),
-    "d_intermediate": Field(int, 0, only=(0,)),
-    "attn_layer_idx": Field(list, [], only=([],)),
-    "attn_cfg": Field(dict, {}, only=({},)),
+    "d_intermediate": Field(int, 0),
+    "attn_layer_idx": Field(list, []),
+    "attn_cfg": Field(dict, {}),
     **ignored("residual_in_fp32", "fused_add_norm", "eos_token_id", "bos_token_id", "pad_token_id"),
 }
 SSM_FIELDS = {
@@ -92,7 +111,7 @@ def model_config(
         family=family,
         vocab_size=-(-values["vocab_size"] // multiple) * multiple,
         d_model=width,
-        layers=(mixer,) * values["n_layer"],
+        layers=block_layers(values, mixer, where=where, family=NAME),
         norm_eps=1e-5,
         norm="rms" if values["rms_norm"] else "layer",
         tied=values["tie_embeddings"],

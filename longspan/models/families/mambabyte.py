@@ -19,6 +19,7 @@ from longspan.models.config import ModelConfig
 from longspan.models.families import mamba
 from longspan.models.families.backbone import (
     BACKBONE,
+    BACKBONE_TRAPS,
     HEAD,
     Names,
     layer_norm_by_name,
@@ -34,6 +35,16 @@ TRAINED = Names(
     embedding="mambabyte.token_embedding.weight",
     layers="mambabyte.layers.",
     final_norm="mambabyte.final_norm",
+)
+
+TRAPS = (
+    BACKBONE_TRAPS
+    + """\
+- The published configs say `rms_norm: true` over weights of LayerNorm: a norm with a bias decides.
+- The head is untied wherever `lm_head.weight` is there and is not the embedding, whatever
+  `tie_embeddings` says.
+- Token ids are byte values: no tokenizer, no first or last token.
+"""
 )
 
 
