@@ -22,7 +22,7 @@ from helpers_checkpoints import (
 )
 
 from longspan.models.checkpoint import load_decoder
-from longspan.models.config import ModelConfig
+from longspan.models.config import MambaConfig, ModelConfig
 from longspan.models.families import open_checkpoint
 from longspan.models.norm import LayerNorm
 
@@ -176,11 +176,22 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_the_norm_is_in_the_manifest_and_old_ones_stay_as_they_were() -> None:
-    old = ModelConfig(family="mamba", vocab_size=8, d_model=4, layers=())
-    assert "norm" not in old.to_json()
-    assert ModelConfig.from_json(json.loads(json.dumps(old.to_json()))) == old
-    new = replace(old, norm="layer")
+def test_the_norm_is_in_the_manifest_and_old_ones_open() -> None:
+    layer = MambaConfig(d_inner=8, d_state=4, d_conv=4, dt_rank=1)
+    old = ModelConfig(family="mamba", vocab_size=8, d_model=4, layers=(layer,))
+    data = json.loads(json.dumps(old.to_json()))
+    assert ModelConfig.from_json(data) == old
+    del data["norm"], data["layers"][0]["bcdt_norm_eps"]
+    assert ModelConfig.from_json(data) == old
+    assert old.identity() == {
+        "family": "mamba",
+        "vocab_size": 8,
+        "d_model": 4,
+        "layers": [{"kind": "mamba", "d_inner": 8, "d_state": 4, "d_conv": 4, "dt_rank": 1}],
+    }
+    new = replace(old, norm="layer", layers=(replace(layer, conv_bias=False),))
     assert ModelConfig.from_json(json.loads(json.dumps(new.to_json()))) == new
+    assert new.identity()["norm"] == "layer"
+    assert new.identity()["layers"][0]["conv_bias"] is False
     with pytest.raises(ValueError, match="norm 'batch' is unknown; it is one of rms and layer"):
         ModelConfig.from_json(old.to_json() | {"norm": "batch"})
