@@ -131,7 +131,7 @@ class Manifest:
     def model_fingerprint(self) -> str:
         """Hex SHA-256 of what decides the state: config, weights, dtype."""
         facts = {
-            "config": self.config.to_json(),
+            "config": self.config.identity(),
             "dtype": self.dtype,
             "weights": self.files[WEIGHTS],
         }

@@ -14,6 +14,7 @@ from longspan.export.tokenizer import choose_tokenizer
 from longspan.info import describe
 from longspan.models.families import open_checkpoint
 from longspan.runtime.runtime import load
+from longspan.runtime.verify import verify_bundle
 
 TEXT = "Zoë saw 東京 😀, and it rained on the quay all day.\n" * 30
 
@@ -42,6 +43,15 @@ def test_read_on_one_backend_and_asked_on_another(exported: Exported, tmp_path: 
         np.testing.assert_allclose(both.last_logits / scale, logits[-1] / scale, atol=1e-4)
         assert runtime.ask(both, "Who?", stop=[], max_tokens=24).read() == expected
     assert len(expected.encode(errors="replace")) >= 8
+
+
+@pytest.mark.gpu
+@pytest.mark.onnx_cuda
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_engines_agree_on_cuda(exported: Exported, dtype: str) -> None:
+    bundle = open_bundle(exported("mambabyte", dtype).bundle)
+    checks = verify_bundle(bundle, device="cuda")
+    assert [(check.skipped, check.passed) for check in checks] == [(None, True)] * 3
 
 
 def test_which_tokenizer_is_chosen(tmp_path: Path) -> None:

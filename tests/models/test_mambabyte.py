@@ -22,8 +22,9 @@ from helpers_checkpoints import (
 )
 
 from longspan.models.checkpoint import load_decoder
-from longspan.models.config import ModelConfig
+from longspan.models.config import MambaConfig, ModelConfig
 from longspan.models.families import open_checkpoint
+from longspan.models.norm import LayerNorm
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle here")
 
@@ -94,13 +95,12 @@ def test_steps_equal_its_own_steps(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, out.logits, atol=LOGITS_ATOL, rtol=0)
 
 
-def test_layer_norm_is_the_papers_in_every_dtype() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_layer_norm_is_the_papers_in_every_dtype(device: str) -> None:
     """(x - mean) / sqrt(variance + eps) * weight + bias, statistics in float32."""
-    from longspan.models.norm import LayerNorm
-
-    x = torch.randn(2, 5, WIDTH) * 100 + 30
+    x = (torch.randn(2, 5, WIDTH) * 100 + 30).to(device)
     for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)):
-        norm = LayerNorm(WIDTH, eps=1e-5, dtype=dtype).requires_grad_(False)
+        norm = LayerNorm(WIDTH, eps=1e-5, dtype=dtype).requires_grad_(False).to(device)
         norm.weight.copy_(torch.randn(WIDTH))
         norm.bias.copy_(torch.randn(WIDTH))
         wide = x.double()
@@ -176,11 +176,22 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_the_norm_is_in_the_manifest_and_old_ones_stay_as_they_were() -> None:
-    old = ModelConfig(family="mamba", vocab_size=8, d_model=4, layers=())
-    assert "norm" not in old.to_json()
-    assert ModelConfig.from_json(json.loads(json.dumps(old.to_json()))) == old
-    new = replace(old, norm="layer")
+def test_the_norm_is_in_the_manifest_and_old_ones_open() -> None:
+    layer = MambaConfig(d_inner=8, d_state=4, d_conv=4, dt_rank=1)
+    old = ModelConfig(family="mamba", vocab_size=8, d_model=4, layers=(layer,))
+    data = json.loads(json.dumps(old.to_json()))
+    assert ModelConfig.from_json(data) == old
+    del data["norm"], data["layers"][0]["bcdt_norm_eps"]
+    assert ModelConfig.from_json(data) == old
+    assert old.identity() == {
+        "family": "mamba",
+        "vocab_size": 8,
+        "d_model": 4,
+        "layers": [{"kind": "mamba", "d_inner": 8, "d_state": 4, "d_conv": 4, "dt_rank": 1}],
+    }
+    new = replace(old, norm="layer", layers=(replace(layer, conv_bias=False),))
     assert ModelConfig.from_json(json.loads(json.dumps(new.to_json()))) == new
+    assert new.identity()["norm"] == "layer"
+    assert new.identity()["layers"][0]["conv_bias"] is False
     with pytest.raises(ValueError, match="norm 'batch' is unknown; it is one of rms and layer"):
         ModelConfig.from_json(old.to_json() | {"norm": "batch"})

@@ -95,10 +95,15 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
-        if self.norm == "rms":
-            # Not written before there was a choice; a model's fingerprint must not change for it.
-            del plain["norm"]
         return plain | {"layers": [{"kind": x.kind} | asdict(x) for x in self.layers]}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from others: `to_json` without the fields at their defaults.
+
+        It stays the same when a later version adds a field whose default is what was there before.
+        """
+        layers = [{"kind": layer.kind} | _changed(layer) for layer in self.layers]
+        return _changed(self) | {"layers": layers}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
@@ -108,6 +113,12 @@ class ModelConfig:
             ValueError: a layer kind or a field is unknown.
         """
         return cls(**{**data, "layers": tuple(_layer(item) for item in data["layers"])})
+
+
+def _changed(config: ModelConfig | LayerConfig) -> dict[str, Any]:
+    """The fields that are not at their defaults."""
+    plain = asdict(config)
+    return {f.name: plain[f.name] for f in fields(config) if getattr(config, f.name) != f.default}
 
 
 def _prefixed(spec: TensorSpec, prefix: str) -> TensorSpec:
