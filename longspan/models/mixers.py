@@ -9,18 +9,22 @@ import torch
 from torch import nn
 
 from longspan.models.anchor_attention import AnchorAttention
+from longspan.models.conba import Conba
 from longspan.models.config import (
     AnchorAttentionConfig,
+    ConbaConfig,
     FullAttentionConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
+    MoeConfig,
     WindowAttentionConfig,
 )
 from longspan.models.full_attention import FullAttention
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
+from longspan.models.moe import Moe
 from longspan.models.swiglu import SwiGlu
 from longspan.models.window_attention import WindowAttention
 
@@ -29,10 +33,12 @@ from longspan.models.window_attention import WindowAttention
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
+    ConbaConfig: Conba,
     WindowAttentionConfig: WindowAttention,
     FullAttentionConfig: FullAttention,
     AnchorAttentionConfig: AnchorAttention,
     MlpConfig: SwiGlu,
+    MoeConfig: Moe,
 }
 
 

@@ -13,14 +13,16 @@ from longspan.models.config.attention import (
     WindowAttentionConfig,
 )
 from longspan.models.config.cache_use import CacheUse
+from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
-from longspan.models.config.mlp import MlpConfig
-from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig
+from longspan.models.config.mlp import MlpConfig, MoeConfig
+from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, Norm
 
 __all__ = [
     "LAYER_KINDS",
     "AnchorAttentionConfig",
     "CacheUse",
+    "ConbaConfig",
     "FullAttentionConfig",
     "HeadsConfig",
     "LayerConfig",
@@ -28,6 +30,8 @@ __all__ = [
     "MambaConfig",
     "MlpConfig",
     "ModelConfig",
+    "MoeConfig",
+    "Norm",
     "Positions",
     "WindowAttentionConfig",
     "with_anchors",
