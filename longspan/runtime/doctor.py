@@ -17,7 +17,7 @@ from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
 
-OPS = ("causal_conv", "linear", "rms_norm", "selective_scan", "ssd", "window_attention")
+OPS = ("causal_conv", "gla", "linear", "rms_norm", "selective_scan", "ssd", "window_attention")
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
     "longspan", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "safetensors", "tokenizers",
@@ -26,11 +26,13 @@ _PACKAGES = (
 _LINEAR_REASON = "it reads weights as they lie in the file; Transpose and MatMul would copy them"
 _CONV_REASON = "ONNX Runtime's own kernel: one node for the window of inputs and the activation"
 _SSD_REASON = "ONNX Runtime's recurrent kernel: a decay a head is the shape that it was made for"
+_GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
 _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
+        "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "selective_scan": (
@@ -42,6 +44,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     },
     "cuda": {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
+        "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "selective_scan": (

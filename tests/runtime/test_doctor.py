@@ -21,6 +21,7 @@ def test_the_cpu_report() -> None:
     assert [op.op for op in report.ops] == list(OPS)
     assert {op.op: op.choice for op in report.ops} == {
         "causal_conv": "CausalConvWithState",
+        "gla": "LinearAttention",
         "linear": "FusedMatMul",
         "rms_norm": "plain",
         "selective_scan": "Scan",
@@ -31,7 +32,7 @@ def test_the_cpu_report() -> None:
 
 def test_torch_tells_its_own_choices() -> None:
     report = examine(device="cpu", backend="torch")
-    assert report.ops[3] == OpReport(
+    assert report.ops[4] == OpReport(
         op="selective_scan", choice="reference", reason="the tensors are on cpu: plain torch"
     )
 
