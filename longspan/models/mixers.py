@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from longspan.models.config import (
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
     WindowAttentionConfig,
 )
+from longspan.models.gla import GatedLinearAttention
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
 from longspan.models.swiglu import SwiGlu
@@ -24,6 +26,7 @@ from longspan.models.window_attention import WindowAttention
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
+    GlaConfig: GatedLinearAttention,
     WindowAttentionConfig: WindowAttention,
     MlpConfig: SwiGlu,
 }

@@ -18,10 +18,12 @@ from typing import Any
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.attention import window_attention
+from longspan.export.activations.gla import gla
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import (
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -36,6 +38,7 @@ Formula = Callable[[Any, int, DType], Mapping[Engine, ChunkBytes]]
 FORMULAS: Mapping[type[LayerConfig], Formula] = {
     MambaConfig: mamba,
     Mamba2Config: mamba2,
+    GlaConfig: gla,
     WindowAttentionConfig: window_attention,
     MlpConfig: mlp,
 }

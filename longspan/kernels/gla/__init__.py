@@ -35,7 +35,8 @@ def gla(
         state: float32 [B, H, K, V], S before the first token; None for zeros.
 
     Returns:
-        y, dtype of `q` [B, L, H, V], and S after the last token, float32 [B, H, K, V].
+        y, float32 [B, L, H, V], since a norm that rounds it follows, and S after the last token,
+        float32 [B, H, K, V].
 
     Raises:
         ValueError: a shape or a dtype does not fit.

@@ -70,7 +70,7 @@ def gla(
         shapes=((batch, length, heads * v.shape[3]), cut.shape),
         version=1,
     )
-    return y.reshape(v.shape).to(q.dtype), _joined(new_state, parts)
+    return y.reshape(v.shape), _joined(new_state, parts)
 
 
 def _cut(state: torch.Tensor, parts: int) -> torch.Tensor:

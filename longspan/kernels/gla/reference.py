@@ -4,7 +4,7 @@ Paper          here
 alpha_t        exp(log_decay[:, t])    a number a key channel; with log decays [H] one a head
 S_t            state                   [B, H, K, V]
 k_t^T v_t      keys values^T           an outer product [K, V]
-o_t            outputs                 scale q_t S_t, [B, H, V]
+o_t            y[:, t]                 scale q_t S_t, [B, H, V]
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ def gla(
     """See `longspan.kernels.gla.gla`."""
     wide = log_decay.dtype
     queries, keys, values = q.to(wide), k.to(wide), v.to(wide)
-    fixed = log_decay.exp()[:, None, None] if log_decay.dim() == 1 else None
-    outputs = []
+    decay = log_decay.exp()
+    # In place, and no list of rows: a new state for each token would take longer than its products.
+    state = state.clone()
+    y = torch.empty(v.shape, dtype=wide, device=q.device)
     for t in range(q.shape[1]):
-        decay = log_decay[:, t].exp()[..., None] if fixed is None else fixed
-        state = decay * state + keys[:, t, :, :, None] * values[:, t, :, None, :]
-        outputs.append(scale * (queries[:, t, :, :, None] * state).sum(-2))
-    return torch.stack(outputs, dim=1).to(q.dtype), state
+        state *= decay[:, None, None] if decay.dim() == 1 else decay[:, t, :, :, None]
+        state.addcmul_(keys[:, t, :, :, None], values[:, t, :, None, :])
+        y[:, t] = scale * (queries[:, t, :, None, :] @ state)[:, :, 0]
+    return y, state

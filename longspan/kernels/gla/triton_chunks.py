@@ -314,4 +314,4 @@ def chunk_outputs(
         v = tl.load(source, mask=(j < tokens)[:, None] & columns, other=0.0).to(tl.float32)
         y = tl.dot(scores, v, acc=y, input_precision=PRECISION)
     target = y_ptr + wide * stride_y + p[None, :]
-    tl.store(target, (y * scale).to(y_ptr.dtype.element_ty), mask=rows & columns)
+    tl.store(target, y * scale, mask=rows & columns)

@@ -90,7 +90,7 @@ def _walk_tokens(
         state += k[:, None] * v[None, :]
         y = scale * tl.sum(state * q[:, None], axis=0)
         target = y_ptr + ((batch * length + t) * H + head) * V + p
-        tl.store(target, y.to(y_ptr.dtype.element_ty), mask=p < V)
+        tl.store(target, y, mask=p < V)
     target = new_state_ptr + (batch * H + head) * (K * V) + c[:, None] * V + p[None, :]
     tl.store(target, state, mask=real)
 
@@ -219,7 +219,7 @@ def gla(
     q, k, v = _rows(q), _rows(k), _rows(v)
     fixed = log_decay.dim() == 1
     log_decay = log_decay if fixed else _rows(log_decay)
-    y = torch.empty(v.shape, dtype=q.dtype, device=q.device)
+    y = torch.empty(v.shape, dtype=torch.float32, device=q.device)
     new_state = torch.empty(state.shape, dtype=torch.float32, device=q.device)
     shapes = scratch_shapes(batch, length, heads=H, key_width=K, value_width=V)
     if shapes[0][1] > 0:

@@ -5,12 +5,14 @@ config tells the tensors it carries from token to token (`state`).
 """
 
 from longspan.models.config.attention import WindowAttentionConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig
 from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig
 
 __all__ = [
     "LAYER_KINDS",
+    "GlaConfig",
     "LayerConfig",
     "Mamba2Config",
     "MambaConfig",

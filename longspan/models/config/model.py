@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from longspan.models.config.attention import WindowAttentionConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig
 from longspan.tensors import DType, TensorSpec
 
-LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | MlpConfig
+LayerConfig = MambaConfig | Mamba2Config | GlaConfig | WindowAttentionConfig | MlpConfig
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
-    kind.kind: kind for kind in (MambaConfig, Mamba2Config, WindowAttentionConfig, MlpConfig)
+    kind.kind: kind
+    for kind in (MambaConfig, Mamba2Config, GlaConfig, WindowAttentionConfig, MlpConfig)
 }
 
 
