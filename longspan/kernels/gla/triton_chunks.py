@@ -27,7 +27,7 @@ MIN_LOG2_DECAY = tl.constexpr(-150.0)
 
 @triton.jit
 def log2_decays(log_decay):
-    """Log2 decays that are finite, so that zeros that mask them stay zeros."""
+    """Log2 decays, none of them infinite: over no tokens at all their sum must be 0."""
     wide = log_decay.to(tl.float32) * LOG2_E
     # Not a maximum: it would make a number of a NaN.
     return tl.where(wide < MIN_LOG2_DECAY, MIN_LOG2_DECAY, wide)
