@@ -26,11 +26,11 @@ class BackendChoice(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.")
-]
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
+]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.")
 ]
 NewBundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")]
 AnyPath = Annotated[
@@ -74,6 +74,9 @@ TokenizerFile = Annotated[
         metavar="FILE",
         help="A tokenizer.json, where the checkpoint has none; 'bytes' where a token is a byte.",
     ),
+]
+SplitDigits = Annotated[
+    bool, typer.Option("--split-digits", help="Make every digit a token of its own.")
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option(help="A config.json, where the checkpoint has none.")

@@ -19,6 +19,7 @@ from helpers_checkpoints import (
     write_mamba,
     write_mamba2,
     write_mambabyte,
+    write_mixcon,
     write_samba,
 )
 
@@ -31,6 +32,7 @@ from longspan.models.families import (
     mamba,
     mamba2,
     mambabyte,
+    mixcon_config,
     samba,
     samba_config,
 )
@@ -218,6 +220,28 @@ ROWS = (
             f"{GOLDEN}[torch.float64-llama]",
         ),
         onnx=(f"{EXPORTED}[llama-float32]", f"{EXPORTED}[llama-float16]"),
+    ),
+    Row(
+        family="mixcon",
+        write=write_mixcon,
+        published="four blocks of width 4096 (docs/mixcon.md; no size is public)",
+        # 24 Conbas of 64 heads with 64 states and outputs; 8 attentions, 8 keys and values of 128.
+        state_bytes=lambda tokens: (
+            24 * 4 * 64 * (64 * (1 + 1 + 64) + 64) + 8 * (2 * 2 * 8 * 128 * tokens + 8)
+        ),
+        config=_sizes(
+            mixcon_config.model_config,
+            model_type="mixcon",
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            vocab_size=256_000,
+        ),
+        names=("tests/models/test_mixcon.py::test_every_parameter_is_found",),
+        one_pass=("tests/models/test_mixcon.py::test_decoder_equals_the_equations[usual]",),
+        onnx=(f"{EXPORTED}[mixcon-float32]", f"{EXPORTED}[mixcon-float16]"),
     ),
     Row(
         family="mamba2",

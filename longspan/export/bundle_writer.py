@@ -6,7 +6,6 @@ report = export_bundle("mamba-130m", "mamba-130m-bundle", weights="bfloat16")
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -33,7 +32,7 @@ from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
-from longspan.export.tokenizer import choose_tokenizer
+from longspan.export.tokenizer import choose_tokenizer, tokenizer_content
 from longspan.export.weights import ByteRange, write_safetensors
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.families import open_checkpoint
@@ -82,6 +81,7 @@ def export_bundle(
     *,
     weights: str | None = None,
     tokenizer: str | Path | None = None,
+    split_digits: bool = False,
     config: str | Path | None = None,
     prompt_template: str | None = None,
     stop: tuple[str, ...] | None = None,
@@ -98,6 +98,7 @@ def export_bundle(
         tokenizer: a ``tokenizer.json``, or ``"bytes"`` for a model whose tokens are bytes, id =
             value (a file of that name is ``"./bytes"``). None takes the file in the checkpoint's
             folder; where there is none, bytes if the family's tokens are.
+        split_digits: change the tokenizer so that every digit is a token of its own.
         config: the checkpoint's config; None takes the ``config.json`` beside its weights.
         prompt_template: how a question is put, with ``{question}``; None for the usual way.
         stop: texts that end an answer; None for the end of a line.
@@ -119,6 +120,7 @@ def export_bundle(
     opened = open_checkpoint(checkpoint, config)
     dtype = dtype or opened.dtype
     vocabulary = choose_tokenizer(opened, tokenizer)
+    content = tokenizer_content(vocabulary, checkpoint=opened.path, split=split_digits)
     with new_folder(Path(bundle), force=force) as partial:
         specs = opened.specs(dtype)
         weight_bytes = sum(spec.nbytes for spec in specs)
@@ -126,8 +128,8 @@ def export_bundle(
         weights_read = _WeightsRead(opened, allow_nonfinite=allow_nonfinite)
         ranges = write_safetensors(partial / WEIGHTS, specs, weights_read)
         _write_graphs(partial, opened, dtype, ranges, progress)
-        if isinstance(vocabulary, Path):
-            shutil.copyfile(vocabulary, partial / TOKENIZER)
+        if content is not None:
+            (partial / TOKENIZER).write_bytes(content)
         manifest = _manifest(
             partial,
             opened,

@@ -21,13 +21,20 @@ from typing import Any, Literal, get_args
 
 import torch
 
-Name = Literal["reference", "triton", "onnx"]
+Name = Literal["reference", "grouped", "triton", "onnx"]
 Implementation = Callable[..., Any]
 
 _MODULES: Mapping[str, str] = MappingProxyType(
-    {"reference": "reference", "triton": "triton_kernel", "onnx": "onnx_op"}
+    {
+        "reference": "reference",
+        "grouped": "grouped",
+        "triton": "triton_kernel",
+        "onnx": "onnx_op",
+    }
 )
 _FOLDERS: Mapping[str, str] = MappingProxyType({"window_attention": "attention"})
+# Ops whose oracle does needless work, so that plain torch has a second way.
+_PLAIN: Mapping[str, Name] = MappingProxyType({"moe": "grouped"})
 _overrides: ContextVar[Mapping[str, Name | Implementation]] = ContextVar(
     "longspan_overrides", default=MappingProxyType({})
 )
@@ -62,13 +69,14 @@ def choose(
         return Choice(name="onnx", reason="a graph is being exported")
     if op == "linear":
         return Choice(name="reference", reason="torch's own matrix product, on every device")
+    plain = _PLAIN.get(op, "reference")
     if dtype == torch.float64:
-        return Choice(name="reference", reason="float64 is computed in float64: plain torch")
+        return Choice(name=plain, reason="float64 is computed in float64: plain torch")
     if device_type == "cuda" and _has_triton():
         return Choice(name="triton", reason="the tensors are on CUDA and Triton is installed")
     if device_type == "cuda":
-        return Choice(name="reference", reason="the tensors are on CUDA, but Triton is missing")
-    return Choice(name="reference", reason=f"the tensors are on {device_type}: plain torch")
+        return Choice(name=plain, reason="the tensors are on CUDA, but Triton is missing")
+    return Choice(name=plain, reason=f"the tensors are on {device_type}: plain torch")
 
 
 @contextmanager
@@ -77,8 +85,9 @@ def override(op: str, implementation: Name | Implementation) -> Iterator[None]:
 
     Args:
         op: name of the op's public function.
-        implementation: ``"reference"``, ``"triton"`` (on CPU tensors it needs
-            ``TRITON_INTERPRET=1``), ``"onnx"``, or a callable with the op's signature.
+        implementation: ``"reference"``, ``"grouped"`` (of ``moe`` alone), ``"triton"`` (on CPU
+            tensors it needs ``TRITON_INTERPRET=1``), ``"onnx"``, or a callable with the op's
+            signature.
     """
     token = _overrides.set(MappingProxyType({**_overrides.get(), op: implementation}))
     try:

@@ -54,6 +54,22 @@ def copied(name: str, source: str, *shape: int) -> Weight:
     return Weight(name=name, sources={source: shape}, make=same)
 
 
+def joined(
+    name: str, prefix: str, rows: Mapping[str, int], *columns: int, kind: str = "weight"
+) -> Weight:
+    """Several projections of one input as one, their rows in this order.
+
+    Args:
+        name: of the parameter.
+        prefix: of the modules' names.
+        rows: how many rows each module has, by its name.
+        columns: the width of the input; nothing for a bias.
+        kind: ``"weight"`` or ``"bias"``.
+    """
+    sources = {f"{prefix}{module}.{kind}": (count, *columns) for module, count in rows.items()}
+    return Weight(name=name, sources=sources, make=lambda *parts: torch.cat(parts))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """An opened checkpoint, checked by name and shape.

@@ -14,6 +14,7 @@ from helpers_checkpoints import (
     write_mamba,
     write_mamba2,
     write_mambabyte,
+    write_mixcon,
     write_samba,
     write_tokenizer,
 )
@@ -28,6 +29,7 @@ WRITERS = {
     "hf_mamba": write_hf,
     "hf_mamba2": write_hf_mamba2,
     "falcon_mamba": write_falcon_mamba,
+    "mixcon": write_mixcon,
     "llama": write_llama,
 }
 

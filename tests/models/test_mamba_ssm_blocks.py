@@ -16,13 +16,17 @@ from typing import Any
 import pytest
 import torch
 from helpers_checkpoints import (
-    HYBRID_CONFIG,
+    MAMBA2_CONFIG,
     RANK,
     STATES,
     VOCABULARY,
+    WIDTH,
+    mixer2_shapes,
+    mixer_shapes,
+    random_weights,
     refusal,
     write_config,
-    write_hybrid,
+    write_weights,
 )
 from torch.nn.functional import silu
 
@@ -37,7 +41,21 @@ TOKENS = 21
 CUTS = ([TOKENS], [1] * TOKENS, [4, 1, 2, 9, 3, 2])
 # The decoder computes in float64 from float32 weights; A is rounded to float32 once.
 ATOL = 1e-5
-ATTENTION: dict[str, Any] = HYBRID_CONFIG["attn_cfg"]  # type: ignore[assignment]
+ATTENTION = {
+    "causal": True,
+    "num_heads": 4,
+    "num_heads_kv": 2,
+    "head_dim": 6,
+    "d_conv": 4,
+    "rotary_emb_dim": 4,
+}
+# The second of three blocks attends; each block has an MLP of 100, rounded up to 128.
+HYBRID_CONFIG: dict[str, Any] = MAMBA2_CONFIG | {
+    "n_layer": 3,
+    "d_intermediate": 100,
+    "attn_layer_idx": [1],
+    "attn_cfg": ATTENTION,
+}
 MAMBA1 = {"d_state": STATES, "dt_rank": RANK}
 CASES: dict[str, dict[str, Any]] = {
     "usual": {},
@@ -55,6 +73,53 @@ CASES: dict[str, dict[str, Any]] = {
     "an MLP after each Mamba": {"ssm_cfg": MAMBA1, "attn_layer_idx": [], "d_intermediate": 256},
     "Mamba and attention": {"ssm_cfg": MAMBA1},
 }
+
+
+def hybrid_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of mamba_ssm's blocks: mixers or attention, and gated MLPs."""
+    mixer = mixer2_shapes if config["ssm_cfg"].get("layer") == "Mamba2" else mixer_shapes
+    d_ff, attention = -(-config["d_intermediate"] // 128) * 128, config["attn_cfg"]
+    shapes: dict[str, tuple[int, ...]] = {"backbone.embedding.weight": (VOCABULARY, WIDTH)}
+    for i in range(config["n_layer"]):
+        at = f"backbone.layers.{i}."
+        shapes[f"{at}norm.weight"] = (WIDTH,)
+        attends = i in config["attn_layer_idx"]
+        shapes |= mha_shapes(f"{at}mixer.", attention) if attends else mixer(f"{at}mixer.")
+        if d_ff:
+            shapes |= {
+                f"{at}norm2.weight": (WIDTH,),
+                f"{at}mlp.fc1.weight": (2 * d_ff, WIDTH),
+                f"{at}mlp.fc2.weight": (WIDTH, d_ff),
+            }
+    return shapes | {"backbone.norm_f.weight": (WIDTH,)}
+
+
+def mha_shapes(prefix: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """An attention layer's tensors, as an ``attn_cfg`` has them."""
+    heads = config["num_heads"]
+    head = config.get("head_dim", WIDTH // heads)
+    rows = (heads + 2 * config.get("num_heads_kv", heads)) * head
+    shapes: dict[str, tuple[int, ...]] = {
+        "in_proj.weight": (rows, WIDTH),
+        "out_proj.weight": (WIDTH, heads * head),
+    }
+    if config.get("qkv_proj_bias", True):
+        shapes["in_proj.bias"] = (rows,)
+    if config.get("out_proj_bias", True):
+        shapes["out_proj.bias"] = (WIDTH,)
+    if config.get("d_conv"):
+        shapes |= {"conv1d.weight": (rows, 1, config["d_conv"]), "conv1d.bias": (rows,)}
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def write_hybrid(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A mamba_ssm folder whose blocks are not all of one kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = HYBRID_CONFIG | changes
+    write_config(folder, config)
+    weights = random_weights(hybrid_shapes(config))
+    write_weights(folder, weights, "safetensors")
+    return weights
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,11 @@ def test_the_cpu_report() -> None:
     assert {op.op: op.choice for op in report.ops} == {
         "anchor_attention": "plain",
         "causal_conv": "CausalConvWithState",
+        "conba": "Scan",
         "full_attention": "plain",
+        "gla": "LinearAttention",
         "linear": "FusedMatMul",
+        "moe": "Scan",
         "rms_norm": "plain",
         "selective_scan": "Scan",
         "ssd": "LinearAttention",

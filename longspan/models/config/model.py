@@ -6,21 +6,35 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
+from longspan.models.config.conba import ConbaConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
-from longspan.models.config.mlp import MlpConfig
+from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.tensors import DType, TensorSpec
 
 Norm = Literal["rms", "layer"]
-LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | FullAttentionConfig | MlpConfig
+LayerConfig = (
+    MambaConfig
+    | Mamba2Config
+    | ConbaConfig
+    | GlaConfig
+    | WindowAttentionConfig
+    | FullAttentionConfig
+    | MlpConfig
+    | MoeConfig
+)
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
     kind.kind: kind
     for kind in (
         MambaConfig,
         Mamba2Config,
+        ConbaConfig,
+        GlaConfig,
         WindowAttentionConfig,
         FullAttentionConfig,
         MlpConfig,
+        MoeConfig,
     )
 }
 

@@ -24,6 +24,8 @@ from longspan.models.families import (
     mamba2,
     mamba_ssm,
     mambabyte,
+    mixcon,
+    mixcon_config,
     samba,
     samba_config,
 )
@@ -106,6 +108,15 @@ FAMILIES = (
         traps=llama.TRAPS,
         detect=llama.detect,
         open_checkpoint=llama.open_checkpoint,
+    ),
+    Family(
+        name=mixcon.NAME,
+        what="MixCon in longspan's own format, model_type 'mixcon'",
+        files=WEIGHT_FILES,
+        keys={CONFIG: mixcon_config.FIELDS, f"{CONFIG}, conba": mixcon_config.CONBA_FIELDS},
+        traps=mixcon.TRAPS,
+        detect=mixcon.detect,
+        open_checkpoint=mixcon.open_checkpoint,
     ),
     Family(
         name=mamba2.NAME,
