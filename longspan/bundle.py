@@ -5,7 +5,7 @@
       model.safetensors  the only copy of the weights
       model.onnx         the graph for CUDA, and for any ONNX Runtime that has the weights' dtype
       model.cpu.onnx     the same function for CPUs: float32 arithmetic, scans as ONNX `Scan`
-      tokenizer.json     absent when the checkpoint has none
+      tokenizer.json     absent when the checkpoint has none, and where tokens are bytes
       genai_config.json  so that onnxruntime-genai finds its way
 
 `export` and `runtime` meet only here. Hashes in the manifest are SHA-256 of whole files.
@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
@@ -31,19 +31,27 @@ WEIGHTS = "model.safetensors"
 GRAPHS: dict[Device, str] = {"cuda": "model.onnx", "cpu": "model.cpu.onnx"}
 TOKENIZER = "tokenizer.json"
 GENAI_CONFIG = "genai_config.json"
+# A tokenizer that needs no file: a token is a byte, its id the byte's value.
+BYTES: Literal["bytes"] = "bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkBytes:
-    """Bytes that a chunk of L tokens holds at its peak: fixed + per_token L + per_pair L^2."""
+    """Bytes that a chunk of L tokens holds at its peak, beside caches of C entries.
+
+    They are fixed + per_token L + per_pair L^2 + per_entry C + per_token_entry L C.
+    """
 
     fixed: int = 0
     per_token: int = 0
     per_pair: int = 0
+    per_entry: int = 0
+    per_token_entry: int = 0
 
-    def at(self, tokens: int) -> int:
-        """Bytes for a chunk of `tokens` tokens."""
-        return self.fixed + self.per_token * tokens + self.per_pair * tokens * tokens
+    def at(self, tokens: int, capacity: int = 0) -> int:
+        """Bytes for a chunk of `tokens` tokens, with caches of `capacity` entries."""
+        each_token = self.per_token + self.per_pair * tokens + self.per_token_entry * capacity
+        return self.fixed + each_token * tokens + self.per_entry * capacity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +80,15 @@ class Manifest:
         dtype: dtype of the weights, and of convolution tails, keys and values in the state.
         parameters: how many numbers the model has; a tied head counts once.
         weight_bytes: size of `model.safetensors`' tensors.
-        state: every state tensor, for one sequence.
+        state: every state tensor, for one sequence; caches without entries.
         chunk_bytes: for each engine, one entry a layer and one last for the residual and norms;
             a chunk's peak is the largest layer's plus the last.
         prompt: how `ask` puts a question.
+        tokenizer: "bytes" where a token is a byte; None where `tokenizer.json` tells, or nothing.
         eos: id of the token that ends an answer, if the model has one.
         files: SHA-256 of every other file of the bundle, by name.
-        source: what was exported: path's last name, longspan's version, verification errors.
+        source: what was exported: path's last name, longspan's version, verification errors, and
+            under ``nonfinite`` the parameters that hold NaN or infinities, if any do.
     """
 
     config: ModelConfig
@@ -88,32 +98,48 @@ class Manifest:
     state: tuple[TensorSpec, ...]
     chunk_bytes: Mapping[Engine, tuple[ChunkBytes, ...]]
     prompt: Prompt = field(default_factory=Prompt)
+    tokenizer: Literal["bytes"] | None = None
     eos: int | None = None
     files: Mapping[str, str]
     source: Mapping[str, Any]
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the whole state of one sequence."""
+        """Bytes of the state of one sequence that do not grow with what is read."""
         return sum(spec.nbytes for spec in self.state)
 
-    def chunk_peak_bytes(self, engine: Engine, tokens: int) -> int:
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """Names of the parameters that hold NaN or infinities, which export was told to allow."""
+        return tuple(self.source.get("nonfinite", ()))
+
+    @property
+    def cache_entry_bytes(self) -> int:
+        """Bytes of one entry of every cache together; 0 for a state of fixed size."""
+        return sum(spec.entry_bytes for spec in self.state)
+
+    def state_at(self, capacity: int) -> tuple[TensorSpec, ...]:
+        """Every state tensor, with room for `capacity` entries in each cache."""
+        return tuple(spec.with_capacity(capacity) for spec in self.state)
+
+    def chunk_peak_bytes(self, engine: Engine, tokens: int, capacity: int = 0) -> int:
         """Bytes of activations at the peak of a chunk of `tokens` tokens on `engine`."""
         *layers, rest = self.chunk_bytes[engine]
-        return max((layer.at(tokens) for layer in layers), default=0) + rest.at(tokens)
+        largest = max((layer.at(tokens, capacity) for layer in layers), default=0)
+        return largest + rest.at(tokens, capacity)
 
     def model_fingerprint(self) -> str:
         """Hex SHA-256 of what decides the state: config, weights, dtype."""
         facts = {
-            "config": self.config.to_json(),
+            "config": self.config.identity(),
             "dtype": self.dtype,
             "weights": self.files[WEIGHTS],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def tokenizer_fingerprint(self) -> str | None:
-        """Hex SHA-256 of the tokenizer, or None for a bundle without one."""
-        return self.files.get(TOKENIZER)
+        """Hex SHA-256 of the tokenizer's file, "bytes", or None for a bundle without tokenizer."""
+        return self.tokenizer or self.files.get(TOKENIZER)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
@@ -124,12 +150,14 @@ class Manifest:
             "parameters": self.parameters,
             "weight_bytes": self.weight_bytes,
             "state_bytes": self.state_bytes,
+            "cache_entry_bytes": self.cache_entry_bytes,
             "state": [asdict(spec) for spec in self.state],
             "chunk_bytes": {
                 engine: [asdict(item) for item in items]
                 for engine, items in self.chunk_bytes.items()
             },
             "prompt": asdict(self.prompt),
+            "tokenizer": self.tokenizer,
             "eos": self.eos,
             "files": dict(self.files),
             "source": dict(self.source),
@@ -152,6 +180,7 @@ class Manifest:
                     name=item["name"],
                     shape=tuple(item["shape"]),
                     dtype=dtype_name(item["dtype"]),
+                    counter=item.get("counter"),
                 )
                 for item in data["state"]
             ),
@@ -160,6 +189,7 @@ class Manifest:
                 for engine, items in data["chunk_bytes"].items()
             },
             prompt=Prompt(template=data["prompt"]["template"], stop=tuple(data["prompt"]["stop"])),
+            tokenizer=_tokenizer(data.get("tokenizer")),
             eos=data["eos"],
             files=dict(data["files"]),
             source=dict(data["source"]),
@@ -186,6 +216,13 @@ class Bundle:
     def graph_path(self, device: Device) -> Path:
         """The graph that ONNX Runtime runs on `device`."""
         return self.path / GRAPHS[device]
+
+
+def _tokenizer(name: str | None) -> Literal["bytes"] | None:
+    """The manifest's word for a tokenizer without a file; before there was one, it had none."""
+    if name not in (BYTES, None):
+        raise ValueError(f"tokenizer {name!r} is unknown; it is {BYTES!r} or null")
+    return BYTES if name == BYTES else None
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from json import dumps as dump_json
 from pathlib import Path
@@ -39,6 +39,11 @@ def out() -> Console:
 def err() -> Console:
     """Where progress and errors go."""
     return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def notice(line: str) -> None:
+    """Say something beside the result."""
+    err().print(line, markup=False)
 
 
 def print_json(result: Any) -> None:
@@ -85,6 +90,26 @@ def print_table(
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     out().print(table)
+
+
+def fact_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts by name as rows for people; a name with ``bytes`` in it counts bytes."""
+    for name, value in facts.items():
+        yield name.replace("_", " "), _fact(value, is_bytes="bytes" in name)
+
+
+def _fact(value: Any, *, is_bytes: bool) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}" + (f" ({format_bytes(value)})" if is_bytes else "")
+    if isinstance(value, Mapping):
+        parts = [f"{name}: {_fact(item, is_bytes=is_bytes)}" for name, item in value.items()]
+        of_lists = any(isinstance(item, list | tuple) for item in value.values())
+        return ("\n" if of_lists else ", ").join(parts)
+    if isinstance(value, list | tuple):
+        return ", ".join(_fact(item, is_bytes=is_bytes) for item in value)
+    return str(value)
 
 
 class _Rate(ProgressColumn):
@@ -153,10 +178,15 @@ def stream_answer(question: str, answer: Answer, *, quiet: bool) -> None:
     for piece in answer:
         console.print(piece, end="", markup=False)
     console.print()
+    if answer.finish == "room":
+        notice("The answer ends here because the caches are full.")
+    if answer.draft is not None:
+        notice(answer.draft.text())
 
 
 def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
     """An answer as data."""
+    drafts = {} if answer.draft is None else {"draft": answer.draft.to_json()}
     return {
         "question": question,
         "answer": answer.text,
@@ -164,4 +194,5 @@ def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
         "seconds": answer.seconds,
         "first_token_seconds": answer.first_token_seconds,
         "finish": answer.finish,
+        **drafts,
     }

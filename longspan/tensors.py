@@ -7,11 +7,13 @@ The bundle's manifest, the planner and every backend describe state with the sam
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 DType = Literal["float32", "float16", "bfloat16", "int64"]
 
+# What weights are stored in.
+WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 
@@ -28,13 +30,34 @@ def dtype_name(name: str) -> DType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One named tensor of fixed shape. The first dimension of a state tensor is the batch, 1."""
+    """One named tensor. The first dimension of a state tensor is the batch, 1.
+
+    Attributes:
+        name: within the model or the layer.
+        shape: of a cache, axis 1 is its capacity: 0 here until `with_capacity`.
+        dtype: of its numbers.
+        counter: None for a tensor of fixed size; a cache has the name of the int64 [1] state
+            tensor that tells how many of its entries are in use, the first ones.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: DType
+    counter: str | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's data."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry of a cache; 0 for a tensor of fixed size."""
+        return 0 if self.counter is None else self.with_capacity(1).nbytes
+
+    def with_capacity(self, entries: int) -> TensorSpec:
+        """A cache with room for `entries`; a tensor of fixed size as it is."""
+        if self.counter is None:
+            return self
+        batch, _, *rest = self.shape
+        return replace(self, shape=(batch, entries, *rest))

@@ -74,14 +74,16 @@ def backbone_shapes(
     embedding: str,
     tied: bool = True,
     mixer: Callable[..., dict[str, tuple[int, ...]]] = mixer_shapes,
+    vocabulary: int = VOCABULARY,
+    norms: tuple[str, ...] = ("weight",),
     **more: Any,
 ) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (VOCABULARY, WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (vocabulary, WIDTH)}
     for i in range(LAYERS):
-        shapes[f"backbone.layers.{i}.norm.weight"] = (WIDTH,)
+        shapes |= {f"backbone.layers.{i}.norm.{name}": (WIDTH,) for name in norms}
         shapes |= mixer(f"backbone.layers.{i}.mixer.", **more)
-    shapes["backbone.norm_f.weight"] = (WIDTH,)
-    return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
+    shapes |= {f"backbone.norm_f.{name}": (WIDTH,) for name in norms}
+    return shapes if tied else shapes | {"lm_head.weight": (vocabulary, WIDTH)}
 
 
 MAMBA_CONFIG = {
@@ -103,6 +105,8 @@ MAMBA2_CONFIG = MAMBA_CONFIG | {
     "attn_cfg": {},
     "d_intermediate": 0,
 }
+# As published: it says RMSNorm over weights of LayerNorm, and nothing of a head of its own.
+MAMBABYTE_CONFIG = MAMBA_CONFIG | {"vocab_size": 256, "pad_id": 0}
 HF_MAMBA2_CONFIG = {
     "model_type": "mamba2",
     "hidden_size": WIDTH,
@@ -125,6 +129,31 @@ HF_CONFIG = {
     "conv_kernel": 4,
     "expand": 2,
     "time_step_rank": RANK,
+    "eos_token_id": 5,
+}
+LLAMA_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": WIDTH,
+    "intermediate_size": 20,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500.0,
+    "attention_bias": True,
+    "eos_token_id": 5,
+}
+MIXCON_CONFIG = {
+    "model_type": "mixcon",
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "intermediate_size": 20,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "conba": {"head_dim": HEAD_DIM, "d_state": STATES, "d_select": 12, "tau": 2, "eta": 0.2},
     "eos_token_id": 5,
 }
 SAMBA_CONFIG = {
@@ -239,8 +268,23 @@ def write_mamba(folder: Path, *, kind: str = "bin", **changes: Any) -> dict[str,
     return weights
 
 
+def write_mambabyte(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A MambaByte folder: LayerNorm, and a head that is not the embedding."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(MAMBABYTE_CONFIG | changes), encoding="utf-8")
+    weights = random_weights(
+        backbone_shapes(embedding="embedding", tied=False, vocabulary=256, norms=("weight", "bias"))
+    )
+    write_weights(folder, weights, "bin")
+    return weights
+
+
 def write_weights(folder: Path, weights: dict[str, torch.Tensor], kind: str) -> None:
-    save = {"bin": torch.save, "safetensors": save_file}[kind.removeprefix("sharded ")]
+    savers: dict[str, Callable[[dict[str, torch.Tensor], Path], object]] = {
+        "bin": torch.save,
+        "safetensors": save_file,
+    }
+    save = savers[kind.removeprefix("sharded ")]
     name = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}[kind.split()[-1]]
     if not kind.startswith("sharded "):
         save(weights, folder / name)
@@ -286,6 +330,98 @@ def write_hf_mamba2(folder: Path, **changes: Any) -> None:
 
 def write_falcon_mamba(folder: Path) -> None:
     write_hf(folder, model_type="falcon_mamba", mixer_rms_eps=1e-3)
+
+
+def llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width, d_ff = config["hidden_size"], config["intermediate_size"]
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    head = config.get("head_dim", width // heads)
+    rows = {"q": heads * head, "k": groups * head, "v": groups * head}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, width)}
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        attention = {f"{at}self_attn.{name}_proj": (count, width) for name, count in rows.items()}
+        attention[f"{at}self_attn.o_proj"] = (width, heads * head)
+        mlp = {f"{at}mlp.{name}_proj": (d_ff, width) for name in ("gate", "up")}
+        mlp[f"{at}mlp.down_proj"] = (width, d_ff)
+        for key, part in (("attention_bias", attention), ("mlp_bias", mlp)):
+            shapes |= {f"{name}.weight": shape for name, shape in part.items()}
+            if config.get(key):
+                shapes |= {f"{name}.bias": shape[:1] for name, shape in part.items()}
+        shapes |= {f"{at}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    shapes["model.norm.weight"] = (width,)
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (VOCABULARY, width)
+    return shapes
+
+
+def write_llama(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LLAMA_CONFIG | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = random_weights(llama_shapes(config))
+    save_file(weights, folder / "model.safetensors")
+    return weights
+
+
+def conba_shapes(prefix: str, conba: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    heads, states, inner = WIDTH // conba["head_dim"], conba["d_state"], conba["d_select"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "select_gate_proj.weight": (inner, WIDTH),
+        "select_up_proj.weight": (inner, WIDTH),
+        "select_down_proj.weight": (heads * states, inner),
+        "scale_proj.weight": (heads * states, WIDTH),
+        "scale_proj.bias": (heads * states,),
+        "A_log": (heads, states),
+        "w_tau": (heads, states),
+        "C": (heads, conba["head_dim"], states),
+        "D": (heads, conba["head_dim"]),
+        "gate_proj.weight": (WIDTH, WIDTH),
+        "norm.weight": (WIDTH,),
+        "out_proj.weight": (WIDTH, WIDTH),
+    }
+    if conba.get("gain") != "off":
+        shapes["desired_proj.weight"] = (WIDTH, WIDTH)
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def mixcon_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    d_ff, experts = config["intermediate_size"], config["num_experts"]
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    head = WIDTH // heads
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        shapes |= {f"{at}{name}_layernorm.weight": (WIDTH,) for name in ("input", "pre_ff")}
+        if i % config.get("attn_layer_period", 4) == config.get("attn_layer_offset", 2):
+            rows = {"q": heads * head, "k": groups * head, "v": groups * head}
+            shapes |= {f"{at}self_attn.{n}_proj.weight": (r, WIDTH) for n, r in rows.items()}
+            shapes[f"{at}self_attn.o_proj.weight"] = (WIDTH, heads * head)
+        else:
+            shapes |= conba_shapes(f"{at}conba.", config["conba"])
+        if i % 2:
+            shapes[f"{at}feed_forward.router.weight"] = (experts, WIDTH)
+            shapes[f"{at}feed_forward.experts.gate_up_proj"] = (experts, 2 * d_ff, WIDTH)
+            shapes[f"{at}feed_forward.experts.down_proj"] = (experts, WIDTH, d_ff)
+        else:
+            shapes |= {f"{at}feed_forward.{n}_proj.weight": (d_ff, WIDTH) for n in ("gate", "up")}
+            shapes[f"{at}feed_forward.down_proj.weight"] = (WIDTH, d_ff)
+    shapes["model.final_layernorm.weight"] = (WIDTH,)
+    tied = config.get("tie_word_embeddings", False)
+    return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
+
+
+def write_mixcon(
+    folder: Path, *, conba: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, torch.Tensor]:
+    """A MixCon folder, with changes to its config and to the config's ``conba``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = MIXCON_CONFIG | changes
+    config["conba"] = MIXCON_CONFIG["conba"] | (conba or {})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = random_weights(mixcon_shapes(config))
+    save_file(weights, folder / "model.safetensors")
+    return weights
 
 
 def write_samba(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from longspan.bundle import WEIGHTS
+from longspan.export.scans import expand_scans
 from longspan.export.weights import ByteRange
 from longspan.models.checkpoint import empty_decoder
 from longspan.models.config import ModelConfig
@@ -29,6 +30,8 @@ from longspan.tensors import DType
 OPSET = 23
 MICROSOFT = "com.microsoft"
 PAST, PRESENT = "past.", "present."
+# More than the traced call's tokens, and like no other size.
+TRACED_CAPACITY = 11
 # torch names values as it likes, "embedding" among them, but never with a slash.
 TRACED_WEIGHT = "weight/"
 
@@ -67,7 +70,8 @@ def decoder_graph(
 
     Returns:
         A model with inputs ``tokens`` int64 [1, L], ``keep`` int64 [n] (default [-1]) and
-        ``past.*``, outputs ``logits`` float32 [1, n, V] and ``present.*``. It holds no weights.
+        ``past.*``, outputs ``logits`` float32 [1, n, V] and ``present.*``. Caches have the dynamic
+        dimension ``capacity``, one for all. It holds no weights.
     """
     decoder = empty_decoder(
         config, dtype=getattr(torch, dtype), compute=getattr(torch, compute)
@@ -77,6 +81,7 @@ def decoder_graph(
     _default_keep(model)
     _name_dimensions(model)
     _drop_notes(model)
+    expand_scans(model)
     if not any(opset.domain == MICROSOFT for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     return model
@@ -88,7 +93,9 @@ def _trace(decoder: Decoder) -> onnx.ModelProto:
         name: torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
         for name, parameter in decoder.state_dict().items()
     }
-    state = decoder.new_state(device="cpu")
+    layout = decoder.config.state_layout(decoder.state_dtype())
+    state = decoder.new_state(device="cpu", capacity=TRACED_CAPACITY)
+    capacity = torch.export.Dim("capacity")
     inputs = {
         "tokens": torch.zeros(1, 7, dtype=torch.int64),
         "keep": torch.zeros(3, dtype=torch.int64),
@@ -106,7 +113,7 @@ def _trace(decoder: Decoder) -> onnx.ModelProto:
             dynamic_shapes={
                 "tokens": {1: torch.export.Dim("length")},
                 "keep": {0: torch.export.Dim("kept")},
-                "state": dict.fromkeys(state),
+                "state": {spec.name: {1: capacity} if spec.counter else None for spec in layout},
                 "weights": dict.fromkeys(weights),
             },
             input_names=["tokens", "keep", *(PAST + name for name in state)]
@@ -184,6 +191,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for kind in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", kind)
+            # All caches share one capacity, which is what is meant.
+            warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
             yield
     finally:
         log.setLevel(level)

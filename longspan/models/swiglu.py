@@ -15,8 +15,8 @@ class SwiGlu(nn.Module):
 
     def __init__(self, config: MlpConfig, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(d_model, 2 * config.d_ff, dtype=dtype)
-        self.down_proj = Linear(config.d_ff, d_model, dtype=dtype)
+        self.gate_up_proj = Linear(d_model, 2 * config.d_ff, bias=config.bias, dtype=dtype)
+        self.down_proj = Linear(config.d_ff, d_model, bias=config.bias, dtype=dtype)
 
     def forward(
         self, x: torch.Tensor, state: dict[str, torch.Tensor]

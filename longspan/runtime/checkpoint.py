@@ -20,6 +20,7 @@ from longspan.errors import BadInput, BadMemory
 from longspan.runtime.memory import (
     DocumentRead,
     Origin,
+    check_counters,
     check_origin,
     check_shapes,
     documents_of,
@@ -124,13 +125,15 @@ class Keeper:
             origin = Origin.from_facts(header.facts)
             check_origin("It", origin, manifest)
             check_shapes(header, manifest, extra={})
+            state = read_arrays(header)
+            check_counters(self.path, state, manifest)
         except BadMemory as error:
             on_notice(not_used(self.path, str(error)))
             return None
         if documents_of(header.facts) != self.before:
             on_notice(not_used(self.path, "It goes on from another memory."))
             return None
-        return Checkpoint(state=read_arrays(header), reached=_reached(header.facts))
+        return Checkpoint(state=state, reached=_reached(header.facts))
 
     def remove(self) -> None:
         """Remove it: the reading is done."""

@@ -16,8 +16,12 @@ from longspan.engines import BackendName, Device, Engine
 from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
+from longspan.sizes import format_bytes
 
-OPS = ("causal_conv", "gla", "linear", "rms_norm", "selective_scan", "ssd", "window_attention")
+OPS = (
+    "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear", "moe",
+    "rms_norm", "selective_scan", "ssd", "window_attention",
+)  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
     "longspan", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "safetensors", "tokenizers",
@@ -27,13 +31,19 @@ _LINEAR_REASON = "it reads weights as they lie in the file; Transpose and MatMul
 _CONV_REASON = "ONNX Runtime's own kernel: one node for the window of inputs and the activation"
 _SSD_REASON = "ONNX Runtime's recurrent kernel: a decay a head is the shape that it was made for"
 _GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
+_CONBA_REASON = "ONNX Runtime has no operator for it: one token at a time"
+_MOE_REASON = "one expert at a time, for the tokens that were sent to it; of standard operations"
 _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
+        "conba": ("Scan", _CONBA_REASON),
+        "full_attention": ("plain", _PLAIN_REASON),
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
+        "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "selective_scan": (
             "Scan",
@@ -43,9 +53,13 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "window_attention": ("plain", _PLAIN_REASON),
     },
     "cuda": {
+        "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
+        "conba": ("Scan", _CONBA_REASON),
+        "full_attention": ("plain", _PLAIN_REASON),
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
+        "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "selective_scan": (
             "LinearAttention",
@@ -93,6 +107,14 @@ class Report:
     engine: Engine
     reason: str
     ops: tuple[OpReport, ...]
+
+    def text(self) -> str:
+        """The device, and what computes on it; the ops and versions are tables."""
+        free, total = format_bytes(self.device.free_bytes), format_bytes(self.device.total_bytes)
+        return (
+            f"{self.device.name} ({self.device.kind}), {free} of {total} free\n"
+            f"{self.engine}: {self.reason}"
+        )
 
 
 def examine(

@@ -137,7 +137,11 @@ class _Options:
 def _run(options: _Options, tokens: int) -> tuple[int, Run]:
     """Measure one length, in this process; give the budget too."""
     with load(
-        options.bundle, budget=options.budget, device=options.device, backend=options.backend
+        options.bundle,
+        budget=options.budget,
+        tokens=tokens,
+        device=options.device,
+        backend=options.backend,
     ) as runtime:
         vocabulary = runtime.bundle.manifest.config.vocab_size
         rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from types import TracebackType
 from longspan.engines import Device
 from longspan.errors import BudgetExceeded
 from longspan.runtime.device_memory import PeakWatch, memory_now
+from longspan.runtime.plan import Plan
 from longspan.sizes import format_bytes
 
 
@@ -38,6 +39,21 @@ class Measured:
     prefill_seconds: float
     decode_tokens: int
     decode_seconds: float
+
+    @classmethod
+    def of(cls, watch: BudgetWatch, plan: Plan, *, prefill: Tally, decode: Tally) -> Measured:
+        """What `watch` saw, beside `plan`, and how fast it went."""
+        peak_bytes, peak_source = watch.peak()
+        return cls(
+            peak_bytes=peak_bytes,
+            peak_source=peak_source,
+            planned_bytes=plan.total_bytes,
+            budget_bytes=plan.budget_bytes,
+            prefill_tokens=prefill.tokens,
+            prefill_seconds=prefill.seconds,
+            decode_tokens=decode.tokens,
+            decode_seconds=decode.seconds,
+        )
 
     @property
     def prefill_tokens_per_second(self) -> float:

@@ -16,9 +16,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Manifest
+from longspan.bundle import BYTES, Manifest
 from longspan.engines import Engine
 from longspan.errors import BadMemory
+from longspan.runtime.documents import DocumentRange
 from longspan.runtime.span_file import SpanHeader, read_arrays, read_header, write_span
 from longspan.tensors import DType
 from longspan.version import __version__
@@ -35,12 +36,27 @@ _HOST_DTYPES: dict[DType, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentRead:
-    """A document that was read: its name, the SHA-256 and bytes of its text, its tokens."""
+    """A document that was read.
+
+    Attributes:
+        name: what messages call it.
+        sha256: hex SHA-256 of its text.
+        bytes: UTF-8 bytes of its text; `tokens`, where a token is a byte.
+        tokens: how many it is.
+        parts: where each document stands in it that was read as a part of it.
+    """
 
     name: str
     sha256: str
     bytes: int
     tokens: int
+    parts: tuple[DocumentRange, ...] = ()
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> DocumentRead:
+        """Read what `asdict` made of one, or of one before there were parts."""
+        parts = tuple(DocumentRange(**part) for part in facts.get("parts", ()))
+        return cls(**{**facts, "parts": parts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +124,26 @@ class Memory:
         return sum(document.tokens for document in self.documents)
 
     @property
+    def byte_tokens(self) -> bool:
+        """Whether a token is a byte, and so a position a byte offset."""
+        return self.origin.tokenizer == BYTES
+
+    @property
+    def ranges(self) -> tuple[DocumentRange, ...]:
+        """Where each document stands in all the text that was read, one after another.
+
+        Of token ids that were read as such, the text is the ids: 8 bytes each, or the bytes
+        themselves where all of the model's tokens are bytes.
+        """
+        found: list[DocumentRange] = []
+        start = 0
+        for read in self.documents:
+            whole = DocumentRange(name=read.name, first_byte=0, end_byte=read.bytes)
+            found += [part.moved(start) for part in read.parts or (whole,)]
+            start += read.bytes
+        return tuple(found)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the state and the logits."""
         return sum(array.nbytes for array in self.state.values()) + self.last_logits.nbytes
@@ -133,23 +169,29 @@ def load_memory(path: str | Path, manifest: Manifest) -> Memory:
         BadMemory: the file is missing, no memory, damaged, newer, or of another model or
             tokenizer.
     """
+    header = _checked_header(path, manifest)
+    arrays = read_arrays(header)
+    check_counters(header.path, arrays, manifest)
+    return Memory(
+        last_logits=arrays.pop(LOGITS),
+        state=arrays,
+        documents=documents_of(header.facts),
+        origin=Origin.from_facts(header.facts),
+        created=header.facts["created"],
+    )
+
+
+def _checked_header(path: str | Path, manifest: Manifest) -> SpanHeader:
+    """The header of a memory for the model of `manifest`, checked."""
     header = read_header(Path(path))
     if header.facts["kind"] != KIND:
         raise BadMemory(
             f"{path} is no memory but the {header.facts['kind']} of a reading that was "
             "interrupted. Read the same document again to finish it: it goes on from there."
         )
-    origin = Origin.from_facts(header.facts)
-    check_origin(f"The memory {path}", origin, manifest)
+    check_origin(f"The memory {path}", Origin.from_facts(header.facts), manifest)
     check_shapes(header, manifest, extra={LOGITS: (manifest.config.vocab_size,)})
-    arrays = read_arrays(header)
-    return Memory(
-        last_logits=arrays.pop(LOGITS),
-        state=arrays,
-        documents=documents_of(header.facts),
-        origin=origin,
-        created=header.facts["created"],
-    )
+    return header
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -190,7 +232,7 @@ def span_facts(origin: Origin, documents: tuple[DocumentRead, ...]) -> dict[str,
 
 def documents_of(facts: Mapping[str, str]) -> tuple[DocumentRead, ...]:
     """The documents that `span_facts` wrote down."""
-    return tuple(DocumentRead(**item) for item in json.loads(facts["documents"]))
+    return tuple(DocumentRead.from_facts(item) for item in json.loads(facts["documents"]))
 
 
 def check_origin(what: str, origin: Origin, manifest: Manifest) -> None:
@@ -229,12 +271,18 @@ def check_shapes(
 ) -> None:
     """Check that a file holds the state of `manifest` and the float32 tensors `extra`, no more.
 
+    Caches may have any number of entries, those with the same counter the same number.
+
     Raises:
         BadMemory: a tensor is missing, unknown, or has another shape or dtype.
     """
-    wanted = {spec.name: (_HOST_DTYPES[spec.dtype], spec.shape) for spec in manifest.state}
-    wanted |= {name: ("float32", shape) for name, shape in extra.items()}
     found = {name: (dtype.name, shape) for name, (dtype, shape) in header.table.items()}
+    in_use = _entries(header, manifest)
+    wanted = {
+        spec.name: (_HOST_DTYPES[spec.dtype], spec.with_capacity(in_use.get(spec.name, 0)).shape)
+        for spec in manifest.state
+    }
+    wanted |= {name: ("float32", shape) for name, shape in extra.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise BadMemory(
@@ -243,6 +291,44 @@ def check_shapes(
                 f"{_tensor(wanted.get(name), 'no such tensor')}. "
                 "Read the document again with this bundle."
             )
+
+
+def _entries(header: SpanHeader, manifest: Manifest) -> dict[str, int]:
+    """Entries of each cache: as many as the first one with its counter has in the file."""
+    found: dict[str, int] = {}
+    caches = [(spec.name, spec.counter) for spec in manifest.state if spec.counter is not None]
+    for name, counter in caches:
+        _, shape = header.table.get(name, (None, ()))
+        if len(shape) > 1:
+            found.setdefault(counter, shape[1])
+    return {name: found.get(counter, 0) for name, counter in caches}
+
+
+def check_counters(path: Path, state: Mapping[str, NDArray[Any]], manifest: Manifest) -> None:
+    """Check that each cache of a file that was read has as many entries as its counter says.
+
+    Raises:
+        BadMemory: one has not.
+    """
+    for spec in manifest.state:
+        if spec.counter is None:
+            continue
+        entries, said = state[spec.name].shape[1], int(state[spec.counter][0])
+        if entries != said:
+            raise BadMemory(
+                f"The memory {path} contradicts itself: {spec.name} has {entries:,} entries, and "
+                f"{spec.counter} says {said:,}. Read the document again with this bundle."
+            )
+
+
+def entries_of(path: str | Path, manifest: Manifest) -> int:
+    """Entries that a memory takes in each cache, without reading its arrays.
+
+    Raises:
+        BadMemory: as `load_memory` does.
+    """
+    header = _checked_header(path, manifest)
+    return max(_entries(header, manifest).values(), default=0)
 
 
 def _tensor(facts: tuple[str, tuple[int, ...]] | None, absent: str) -> str:

@@ -1,7 +1,8 @@
 """One reading of one document: chunks, progress, budget, checkpoints.
 
-reader = Reader(backend, watch, chunk_tokens=512, on_progress=None)
-result = reader.read(document, tokenizer, state, keeper=None)
+reader = Reader(backend, watch, room, chunk_tokens=512, on_progress=None)
+result = reader.read(document, tokenizer, backend.new_state, found=None, continues=False,
+                     on_notice=print)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from longspan.runtime.reading import (
     read_chunks,
     tokens_sha256,
 )
+from longspan.runtime.room import Room
 from longspan.runtime.tokens import (
     Place,
     TextDiffersError,
@@ -44,12 +46,14 @@ class Reader:
     """Reads one document on `backend`, and watches the budget after each chunk.
 
     Attributes:
+        room: that the caches have before the document.
         tokens: tokens that were computed; those before an interruption do not count.
         seconds: since the reading began.
     """
 
     backend: Backend
     watch: BudgetWatch
+    room: Room
     chunk_tokens: int
     on_progress: OnProgress | None
     keeper: Keeper | None = None
@@ -66,28 +70,33 @@ class Reader:
         self,
         document: Document,
         tokenizer: Tokenizer,
-        state: State,
+        start: Callable[[], State],
         *,
         found: Checkpoint | None,
         continues: bool,
         on_notice: OnNotice,
     ) -> ReadResult:
-        """Read a document from `state`, or from a checkpoint of an earlier reading of it.
+        """Read a document from a state, or from a checkpoint of an earlier reading of it.
 
         Args:
             document: what to read.
             tokenizer: of the model.
-            state: before the document.
-            found: the checkpoint, if there is one that goes on from `state`.
-            continues: whether other text is in `state`.
+            start: gives the state before the document.
+            found: the checkpoint, if there is one that goes on from that state.
+            continues: whether other text is in that state.
             on_notice: told whether the checkpoint is used.
 
         Raises:
+            DoesNotFit: the caches have no room for the document; nothing was read if that could be
+                known, and what was read is kept in a checkpoint otherwise.
             BadDocument: the document is empty, or not UTF-8 text.
             BadMemory: the checkpoint is of another text, and the document can be read only once.
             BudgetExceeded: the process holds more than the budget.
         """
         self.bytes_total = document.bytes_total
+        if self.room.limited and document.again:
+            room, tokens = self.room.after_document(document, tokenizer, continues=continues)
+            room.require(f"The document {document.name}, of {tokens:,} tokens,")
 
         def pieces(after: Place | None) -> Iterator[TokenPiece]:
             return tokenize(document.pieces(), tokenizer, after=after, continues=continues)
@@ -96,8 +105,12 @@ class Reader:
             resumed = resume(pieces(found.reached.place), found.reached)
             if resumed is not None:
                 on_notice(f"Reading goes on after {found.reached.tokens:,} tokens.")
-                state = self.backend.from_arrays(found.state)
-                return self.read_pieces(resumed, state, reached=found.reached)
+                reached, states = found.reached, [found.state]
+                self.room = self.room.beside(found.state)
+                del found  # or its arrays would stay beside the state that is made of them
+                return self.read_pieces(
+                    resumed, lambda: self.backend.from_arrays(states.pop()), reached=reached
+                )
             refused = not_used(self.keeper.path, "It is of another text.")
             if not document.again:
                 raise BadMemory(
@@ -105,22 +118,28 @@ class Reader:
                     "gone. Remove the checkpoint, and give the text again."
                 )
             on_notice(refused)
-        return self.read_pieces(pieces(None), state)
+        return self.read_pieces(pieces(None), start)
 
     def read_pieces(
-        self, pieces: Iterable[TokenPiece], state: State, *, reached: Reached | None = None
+        self,
+        pieces: Iterable[TokenPiece],
+        start: Callable[[], State],
+        *,
+        reached: Reached | None = None,
     ) -> ReadResult:
-        """Read tokens from `state`, of which `reached` are in it.
+        """Read tokens from the state that `start` gives, of which `reached` are in it.
 
         Raises:
             BadDocument: there is no token.
             BudgetExceeded: the process holds more than the budget.
+            DoesNotFit: the caches have no room for the next chunk.
         """
         begun, before = (reached.begun, reached.tokens) if reached else (0, 0)
+        chunks = cut_chunks(pieces, self.chunk_tokens, begun=begun)
         return read_chunks(
             self.backend,
-            state,
-            cut_chunks(pieces, self.chunk_tokens, begun=begun),
+            start,
+            self.room.checked(chunks, before),
             tokens_before=before,
             after_chunk=self._after_chunk,
             on_interrupt=self._save if self.keeper else None,
@@ -161,12 +180,12 @@ def resume(pieces: Iterator[TokenPiece], reached: Reached) -> Iterator[TokenPiec
     return chain([first], pieces)
 
 
-def token_pieces(arrays: Iterable[Tokens]) -> Iterator[TokenPiece]:
-    """Token ids int64 [n] as pieces of a text whose bytes are the ids', little-endian int64."""
+def token_pieces(arrays: Iterable[Tokens], *, dtype: str = "<i8") -> Iterator[TokenPiece]:
+    """Token ids int64 [n] as pieces of a text whose bytes are the ids', as numpy's `dtype`."""
     hasher = hashlib.sha256()
     place = Place(text_bytes=0, text_sha256=hasher.hexdigest())
     for tokens in arrays:
-        data = tokens.astype("<i8").tobytes()
+        data = tokens.astype(dtype).tobytes()
         hasher.update(data)
         start, done = place, place.text_bytes + len(data)
         place = Place(text_bytes=done, text_sha256=hasher.hexdigest())

@@ -2,7 +2,7 @@
 
 It knows a backend by its Protocol, and nothing of files or tokenizers.
 
-    result = read_chunks(backend, state, cut_chunks(pieces, 512), after_chunk=show)
+    result = read_chunks(backend, backend.new_state, cut_chunks(pieces, 512), after_chunk=show)
     result.logits      # float32 [V], for the token after the last
 """
 
@@ -29,7 +29,7 @@ class Progress:
 
     Attributes:
         tokens: tokens of this document read so far.
-        bytes_done: UTF-8 bytes of its text read so far, about.
+        bytes_done: UTF-8 bytes of its text read so far: exact where a token is a byte, else about.
         bytes_total: bytes of the whole text, or None where only the end will tell.
         seconds: since the reading began.
         tokens_per_second: in this reading; tokens read before an interruption do not count.
@@ -58,7 +58,7 @@ class Chunk:
         last: whether the document ends here.
         place: start of the piece of text that holds the next token; the end after the last.
         begun: the first tokens of that piece, as far as they are in this chunk or before.
-        bytes_done: UTF-8 bytes of text up to here, about.
+        bytes_done: UTF-8 bytes of text up to here: exact where a token is a byte, else about.
     """
 
     tokens: Tokens
@@ -119,13 +119,13 @@ def _take(waiting: deque[TokenPiece], begun: int, count: int) -> tuple[Tokens, i
 
 def _between(tokens: Tokens, following: TokenPiece, begun: int) -> Chunk:
     start, end = following.start, following.end
-    share = begun / len(following.tokens)
+    done = begun * (end.text_bytes - start.text_bytes) // len(following.tokens)
     return Chunk(
         tokens=tokens,
         last=False,
         place=start,
         begun=following.tokens[:begun],
-        bytes_done=start.text_bytes + int(share * (end.text_bytes - start.text_bytes)),
+        bytes_done=start.text_bytes + done,
     )
 
 
@@ -153,7 +153,7 @@ class ReadResult:
 
 def read_chunks(
     backend: Backend,
-    state: State,
+    start: Callable[[], State],
     chunks: Iterable[Chunk],
     *,
     tokens_before: int = 0,
@@ -164,14 +164,14 @@ def read_chunks(
 
     Args:
         backend: what computes.
-        state: before the first chunk.
+        start: gives the state before the first chunk, which nobody else then holds.
         chunks: at least one, the last marked.
-        tokens_before: tokens of this document that are in `state`.
+        tokens_before: tokens of this document that are in that state.
         after_chunk: called with the state, the tokens read so far, and the chunk.
         on_interrupt: called with the state after the last whole chunk, if that was not the last
             one, when anything is raised; what was raised goes on.
     """
-    tokens, chunk = tokens_before, None
+    state, tokens, chunk = start(), tokens_before, None
     try:
         for following in chunks:
             keep = [-1] if following.last else []
@@ -197,13 +197,17 @@ def reached_by(chunk: Chunk, tokens: int) -> Reached:
 
 
 def feed(
-    backend: Backend, state: State, tokens: Tokens, chunk_tokens: int
+    backend: Backend, start: Callable[[], State], tokens: Tokens, chunk_tokens: int
 ) -> tuple[NDArray[np.float32], State]:
-    """Read `tokens` int64 [L], L >= 1, in chunks; the last one's logits float32 [V]."""
-    for start in range(0, len(tokens), chunk_tokens):
-        end = start + chunk_tokens
+    """Read `tokens` int64 [L], L >= 1, in chunks; the last one's logits float32 [V].
+
+    `start` gives the state before them, which nobody else then holds.
+    """
+    state = start()
+    for first in range(0, len(tokens), chunk_tokens):
+        end = first + chunk_tokens
         keep = [-1] if end >= len(tokens) else []
-        logits, state = backend.forward(tokens[start:end], state, keep=keep)
+        logits, state = backend.forward(tokens[first:end], state, keep=keep)
     return logits[-1], state
 
 

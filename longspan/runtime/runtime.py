@@ -13,13 +13,20 @@ from typing import Literal
 
 from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device
-from longspan.runtime.backends import open_backend
+from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget
+from longspan.runtime.byte_tokens import bundle_tokenizer
+from longspan.runtime.documents import Source, open_document
+from longspan.runtime.drafting import CHUNK_TOKENS as DRAFT_CHUNK_TOKENS
+from longspan.runtime.drafting import Draft, draft_items, require_fixed_state
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
+from longspan.runtime.memory import entries_of
 from longspan.runtime.plan import Plan, make_plan, require_fit
+from longspan.runtime.plan_items import PlanItem
+from longspan.runtime.room import Room
 
 __all__ = ["Runtime", "load", "plan_bundle"]
 
@@ -29,9 +36,11 @@ def plan_bundle(
     *,
     budget: str | int | Budget | None = None,
     tokens: int | None = None,
+    cache_entries: int | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
+    draft: str | Path | Bundle | None = None,
 ) -> Plan:
     """Divide the budget, loading nothing.
 
@@ -39,37 +48,52 @@ def plan_bundle(
         bundle: its folder.
         budget: bytes that the whole process may hold; None for nine tenths of what is free.
         tokens: length of the document; None for any.
+        cache_entries: entries that it takes in each cache; None for one a token.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens of a chunk; None for the most that fits.
+        draft: the folder of a bundle that is to be loaded beside it.
 
     Raises:
         BadBundle: there is no bundle.
         BadInput: a value is out of its range, or the device is not there.
     """
     choice = choose_engine(device=device, backend=backend)
-    return _plan(_opened(bundle), choice, budget, chunk_tokens, tokens=tokens)
+    small = None if draft is None else _opened(draft)
+    plan, _ = _plans(_opened(bundle), small, choice, budget, chunk_tokens, tokens, cache_entries)
+    return plan
 
 
 def load(
     bundle: str | Path | Bundle,
     *,
     budget: str | int | Budget | None = None,
+    tokens: int | None = None,
+    cache_entries: int | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
     threads: int | None = None,
+    draft: str | Path | Bundle | None = None,
 ) -> Runtime:
     """Load a bundle, if its plan fits the budget.
+
+    A model whose state grows gets caches for a document of `tokens`, and for a question and its
+    answer; where no length is given, the largest that the budget holds (`longspan.runtime.plan`).
 
     Args:
         bundle: its folder.
         budget: bytes that the whole process may hold on the device, as ``"2GiB"``; None for nine
             tenths of what is free.
+        tokens: length of the document that will be read; None for any.
+        cache_entries: entries that it takes in each cache; None for one a token.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens that go through the model together; None for the most that fits.
         threads: CPU threads; None for all physical cores.
+        draft: the folder of a smaller bundle that drafts answers for this one to accept or reject
+            (`longspan.runtime.speculative`): the same answers in fewer passes. It runs beside it,
+            and its plan comes off the budget first.
 
     Raises:
         BadBundle: there is no bundle, or it cannot be loaded.
@@ -77,42 +101,121 @@ def load(
         DoesNotFit: the plan is larger than the budget; nothing was loaded.
         MissingExtra: the backend needs a package that is not installed.
     """
-    found = _opened(bundle)
+    found, small = _opened(bundle), None if draft is None else _opened(draft)
     choice = choose_engine(device=device, backend=backend)
-    plan = _plan(found, choice, budget, chunk_tokens)
+    plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens, tokens, cache_entries)
     require_fit(plan)
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
-        model = open_backend(
-            found, engine=plan.engine, memory_limit_bytes=plan.budget_bytes, threads=threads
-        )
-        stack.callback(model.close)
-        return Runtime(found, plan, model, watch, stack.pop_all())
+
+        def opened(model: Bundle, limit_bytes: int, capacity: int) -> Backend:
+            opened_backend = open_backend(
+                model,
+                engine=plan.engine,
+                memory_limit_bytes=limit_bytes,
+                threads=threads,
+                capacity=capacity,
+            )
+            stack.callback(opened_backend.close)
+            return opened_backend
+
+        helper = None
+        if small is not None and draft_plan is not None:
+            drafting = opened(small, draft_plan.total_bytes, 0)
+            helper = Draft(bundle=small, plan=draft_plan, backend=drafting)
+        answering = opened(found, plan.budget_bytes, plan.capacity)
+        return Runtime(found, plan, answering, watch, stack.pop_all(), helper)
+
+
+def load_for(
+    bundle: str | Path,
+    *,
+    document: Source | None = None,
+    memory: Path | None = None,
+    answer_tokens: int = 0,
+    draft: str | Path | None = None,
+    budget: str | None = None,
+    device: Literal["auto"] | Device = "auto",
+    backend: Literal["auto"] | BackendName = "auto",
+) -> Runtime:
+    """Load a bundle with caches for what is known to come; others need no such knowledge.
+
+    Args:
+        bundle: its folder.
+        document: will be read; if it can be read again, its tokens are counted.
+        memory: a `.span` file that will be asked.
+        answer_tokens: most tokens of an answer.
+        draft, budget, device, backend: as for `load`.
+
+    Raises:
+        BadDocument: the document cannot be read.
+        BadMemory: the memory cannot be used with this bundle.
+        BadBundle, BadInput, DoesNotFit, MissingExtra: as `load` does.
+    """
+    found, tokens, entries = open_bundle(bundle), None, None
+    if found.manifest.cache_entry_bytes and memory is not None:
+        entries = entries_of(memory, found.manifest) + answer_tokens
+    elif found.manifest.cache_entry_bytes and document is not None:
+        opened = open_document(document)
+        if opened.again:
+            nothing, tokenizer = Room.of(found.manifest, 0), bundle_tokenizer(found)
+            room, tokens = nothing.after_document(opened, tokenizer, continues=False)
+            entries = room.use.entries + answer_tokens
+    return load(
+        found,
+        budget=budget,
+        tokens=tokens,
+        cache_entries=entries,
+        device=device,
+        backend=backend,
+        draft=draft,
+    )
 
 
 def _opened(bundle: str | Path | Bundle) -> Bundle:
     return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
 
 
-def _plan(
+def _plans(
     bundle: Bundle,
+    draft: Bundle | None,
     choice: EngineChoice,
     budget: str | int | Budget | None,
     chunk_tokens: int | None,
-    *,
-    tokens: int | None = None,
-) -> Plan:
-    tokenizer = bundle.tokenizer_path
+    tokens: int | None,
+    cache_entries: int | None,
+) -> tuple[Plan, Plan | None]:
+    """The plan with all that will be loaded, and the draft model's own."""
     if budget is None:
         budget = Budget.default(choice.device)
     elif not isinstance(budget, Budget):
         budget = Budget(budget)
+    if draft is None:
+        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries), None
+    require_fixed_state(draft)
+    small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, None, None)
+    beside = draft_items(bundle.manifest, draft, small)
+    return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, beside), small
+
+
+def _plan(
+    bundle: Bundle,
+    choice: EngineChoice,
+    budget: Budget,
+    chunk_tokens: int | None,
+    tokens: int | None,
+    cache_entries: int | None,
+    beside: tuple[PlanItem, ...] = (),
+) -> Plan:
+    tokenizer = bundle.tokenizer_path
     return make_plan(
         bundle.manifest,
         engine=choice.engine,
         budget_bytes=budget.bytes,
         baseline_bytes=measure_baseline(choice.engine),
         tokens=tokens,
+        cache_entries=cache_entries,
         chunk_tokens=chunk_tokens,
         tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
+        beside=beside,
     )

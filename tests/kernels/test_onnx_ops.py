@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -22,6 +20,7 @@ from longspan.kernels.gla import gla
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
 from longspan.kernels.ssd import ssd
+from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
 
 pytestmark = [
@@ -212,19 +211,6 @@ def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
     return layer, program.model_proto
 
 
-def _session(model: onnx.ModelProto, provider: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
-
-
-def _run(session: onnxruntime.InferenceSession, tensors: Tensors) -> Tensors:
-    names = [each.name for each in session.get_inputs()]
-    feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-    outputs: list[npt.NDArray[Any]] = session.run(None, feed)
-    return tuple(torch.from_numpy(np.array(output)) for output in outputs)
-
-
 def _row(name: str) -> str:
     return f"onnx {name.split(',')[0]}" if name.startswith(FLOAT32_STATE) else "onnx"
 
@@ -236,7 +222,7 @@ def _compare_in_a_chain(
     found_state = expected_state = _first_state(name, dtype)
     for length in (1, 2, 7, 63, 1, 9):
         inputs = _inputs(CASES[name], length, dtype)
-        y, *found = _run(session, (*inputs, *found_state))
+        y, *found = run_session(session, (*inputs, *found_state))
         expected_y, *expected = layer(*inputs, *expected_state)
         assert_close(_row(name), y, expected_y)
         for one, other in zip(found, expected, strict=True):
@@ -248,7 +234,7 @@ def _compare_in_a_chain(
 @pytest.mark.parametrize("name", CASES)
 def test_float32_on_the_cpu(name: str) -> None:
     layer, model = _exported(name, torch.float32)
-    _compare_in_a_chain(name, torch.float32, layer, _session(model, "CPUExecutionProvider"))
+    _compare_in_a_chain(name, torch.float32, layer, open_session(model, "CPUExecutionProvider"))
 
 
 @pytest.mark.parametrize("name", ["selective_scan", "selective_scan, bare"])
@@ -264,7 +250,7 @@ def test_scan_on_cpu(name: str) -> None:
     onnx.checker.check_model(quick)
     for kind in ("input", "output"):
         assert list(getattr(quick.graph, kind)) == list(getattr(model.graph, kind))
-    _compare_in_a_chain(name, torch.float32, layer, _session(quick, "CPUExecutionProvider"))
+    _compare_in_a_chain(name, torch.float32, layer, open_session(quick, "CPUExecutionProvider"))
 
 
 RECURRENT = [name for name in CASES if name.startswith(("ssd", "gla"))]
@@ -306,4 +292,4 @@ def test_scan_on_cpu_names_what_it_does_not_know() -> None:
 def test_on_cuda(name: str, dtype: torch.dtype) -> None:
     onnxruntime.preload_dlls()
     layer, model = _exported(name, dtype)
-    _compare_in_a_chain(name, dtype, layer, _session(model, "CUDAExecutionProvider"))
+    _compare_in_a_chain(name, dtype, layer, open_session(model, "CUDAExecutionProvider"))

@@ -16,9 +16,11 @@ from longspan.bundle import TOKENIZER, WEIGHTS, Bundle, Manifest, Prompt, file_s
 from longspan.models.config import ModelConfig
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.backends.fake import FakeBackend
+from longspan.runtime.drafting import Draft
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
-from longspan.runtime.plan import Plan, PlanItem
+from longspan.runtime.plan import Plan
+from longspan.runtime.plan_items import PlanItem
 from longspan.tensors import TensorSpec
 
 VOCABULARY = 700
@@ -53,6 +55,18 @@ def fake_bundle(folder: Path, *, tokenizer: bool = True, **changes: Any) -> Bund
     return Bundle(path=folder, manifest=fake_manifest(**{"files": files, **changes}))
 
 
+def byte_bundle(folder: Path, **changes: Any) -> Bundle:
+    """A bundle that only `FakeBackend` can run, whose tokens are bytes."""
+    return Bundle(path=folder, manifest=fake_manifest(256, tokenizer="bytes", **changes))
+
+
+def cached_bundle(folder: Path, **changes: Any) -> Bundle:
+    """A bundle that only a `FakeBackend` with a capacity can run."""
+    config = FakeBackend(VOCABULARY, capacity=0).config
+    state = (*fake_manifest().state, *config.state_layout("float32"))
+    return fake_bundle(folder, config=config, state=state, **changes)
+
+
 @contextmanager
 def fake_runtime(
     bundle: Bundle,
@@ -60,21 +74,36 @@ def fake_runtime(
     chunk_tokens: int = 64,
     backend: Backend | None = None,
     budget_bytes: int = 64 * GIB,
+    capacity: int = 0,
+    draft: Draft | None = None,
 ) -> Iterator[Runtime]:
     """A runtime on `FakeBackend`, or on another backend."""
-    plan = Plan(
+    plan = fake_plan(chunk_tokens, budget_bytes, capacity)
+    with ExitStack() as stack:
+        watch = stack.enter_context(BudgetWatch("cpu", budget_bytes))
+        vocab_size, cached = bundle.manifest.config.vocab_size, bundle.manifest.cache_entry_bytes
+        model = backend or FakeBackend(vocab_size, capacity=capacity if cached else None)
+        stack.callback(model.close)
+        with Runtime(bundle, plan, model, watch, stack.pop_all(), draft) as runtime:
+            yield runtime
+
+
+def fake_plan(chunk_tokens: int, budget_bytes: int = 64 * GIB, capacity: int = 0) -> Plan:
+    """A plan of one item."""
+    return Plan(
         engine="onnx-cpu",
         budget_bytes=budget_bytes,
         chunk_tokens=chunk_tokens,
         items=(PlanItem(name="all", bytes=GIB),),
         smallest_budget_bytes=GIB,
+        capacity=capacity,
     )
-    with ExitStack() as stack:
-        watch = stack.enter_context(BudgetWatch("cpu", budget_bytes))
-        model = backend or FakeBackend(bundle.manifest.config.vocab_size)
-        stack.callback(model.close)
-        with Runtime(bundle, plan, model, watch, stack.pop_all()) as runtime:
-            yield runtime
+
+
+def fake_draft(bundle: Bundle, backend: Backend | None = None, *, chunk_tokens: int = 64) -> Draft:
+    """A draft model on `FakeBackend`, or on another backend."""
+    model = backend or FakeBackend(bundle.manifest.config.vocab_size)
+    return Draft(bundle=bundle, plan=fake_plan(chunk_tokens), backend=model)
 
 
 class Recorder(FakeBackend):

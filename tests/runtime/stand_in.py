@@ -20,7 +20,13 @@ from longspan.export.activations import chunk_bytes
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.graph import decoder_graph
 from longspan.export.weights import write_safetensors
-from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
+from longspan.models.config import (
+    FullAttentionConfig,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+    WindowAttentionConfig,
+)
 from longspan.models.decoder import Decoder
 from longspan.tensors import DType, TensorSpec, dtype_name
 
@@ -33,6 +39,18 @@ TINY = ModelConfig(
         MlpConfig(d_ff=24),
         WindowAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=4, window=6),
         MlpConfig(d_ff=24),
+    ),
+)
+# A state that grows, beside one that does not.
+CACHED = ModelConfig(
+    family="llama",
+    vocab_size=50,
+    d_model=16,
+    layers=(
+        FullAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=4),
+        MlpConfig(d_ff=24),
+        MambaConfig(d_inner=32, d_state=4, d_conv=4, dt_rank=2),
+        FullAttentionConfig(n_heads=2, n_kv_heads=1, head_dim=6, rope_dims=4, qkv_bias=True),
     ),
 )
 # As large as the model that ships in the package.
@@ -50,10 +68,10 @@ DEMO = ModelConfig(
 )
 
 
-def random_decoder(config: ModelConfig, dtype: DType) -> Decoder:
+def random_decoder(config: ModelConfig, dtype: DType, seed: int = 0) -> Decoder:
     """A decoder whose activations stay near one, with decays below one."""
     decoder = Decoder(config, dtype=getattr(torch, dtype))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)

@@ -234,7 +234,7 @@ def test_the_memory_limit_holds(bundles: Bundles, engine: Engine) -> None:
         "from longspan.runtime.backends import open_backend\n"
         "from longspan.runtime.baseline import measure_baseline\n"
         "from longspan.runtime.device_memory import memory_now\n"
-        "from longspan.runtime.plan import ONNX_CUDA_BYTES\n"
+        "from longspan.runtime.plan_items import ONNX_CUDA_BYTES\n"
         "engine = sys.argv[2]\n"
         "limit = measure_baseline(engine) + 160 * 2**20\n"
         "limit += ONNX_CUDA_BYTES if engine == 'onnx-cuda' else 0\n"

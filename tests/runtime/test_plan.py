@@ -19,10 +19,10 @@ from longspan.errors import BadInput, DoesNotFit
 from longspan.runtime.plan import (
     MAX_CHUNK_TOKENS,
     MIN_CHUNK_TOKENS,
-    PlanItem,
     make_plan,
     require_fit,
 )
+from longspan.runtime.plan_items import PlanItem
 
 MIB = 2**20
 ENGINES: tuple[Engine, ...] = ("onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda")

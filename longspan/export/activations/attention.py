@@ -1,4 +1,4 @@
-"""Attention over a window."""
+"""Attention over a window, and over everything before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
-from longspan.models.config import WindowAttentionConfig
+from longspan.kernels.full_attention.scratch import scratch_bytes
+from longspan.models.config import FullAttentionConfig, HeadsConfig, WindowAttentionConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
 
@@ -28,24 +29,78 @@ class Pairs:
         )
 
 
+def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine, int]:
+    """Bytes a token of queries, keys, values and RoPE, of input and output, by engine."""
+    H, P, D, b = layer.n_heads, layer.head_dim, width, DTYPE_BYTES[dtype]
+    rows = layer.qkv_rows
+    return {
+        "onnx-cpu": F32 * (7 * rows + 3 * D),
+        "onnx-cuda": (b + F32) * 3 * rows + b * D,
+        "torch-cpu": F32 * (5 * rows + D),
+        "torch-cuda": 3 * b * rows + 4 * F32 * H * P + b * D,
+    }
+
+
+def widened_projection(layer: HeadsConfig, width: int, dtype: DType) -> int:
+    """The float32 copy of the projection to queries, keys and values that torch makes on CPUs."""
+    return widened(layer.qkv_rows * width, dtype)
+
+
 def window_attention(
     layer: WindowAttentionConfig, width: int, dtype: DType
 ) -> Mapping[Engine, ChunkBytes]:
     """Attention over a window, by engine."""
-    H, G, P, W = layer.n_heads, layer.n_kv_heads, layer.head_dim, layer.window
-    D, b = width, DTYPE_BYTES[dtype]
-    rows = (H + 2 * G) * P
-    past = 2 * (W - 1) * G * P
+    H, W, b = layer.n_heads, layer.window, DTYPE_BYTES[dtype]
+    past = 2 * (W - 1) * layer.n_kv_heads * layer.head_dim
+    per_token = projections(layer, width, dtype)
     return {
         "onnx-cpu": Pairs(window=W, bytes=(18 * H * F32) // 5 + 7).added_to(
-            fixed=F32 * past, per_token=F32 * (7 * rows + 3 * D)
+            fixed=F32 * past, per_token=per_token["onnx-cpu"]
         ),
         "onnx-cuda": Pairs(window=W, bytes=3 * H * b + 7).added_to(
-            fixed=b * past, per_token=(b + F32) * 3 * rows + b * D
+            fixed=b * past, per_token=per_token["onnx-cuda"]
         ),
         "torch-cpu": Pairs(window=W, bytes=3 * H * F32 + 2).added_to(
-            fixed=2 * F32 * past + widened(rows * D, dtype),
-            per_token=F32 * (5 * rows + D),
+            fixed=2 * F32 * past + widened_projection(layer, width, dtype),
+            per_token=per_token["torch-cpu"],
         ),
-        "torch-cuda": ChunkBytes(fixed=b * past, per_token=3 * b * rows + 4 * F32 * H * P + b * D),
+        "torch-cuda": ChunkBytes(fixed=b * past, per_token=per_token["torch-cuda"]),
+    }
+
+
+def full_attention(
+    layer: FullAttentionConfig, width: int, dtype: DType
+) -> Mapping[Engine, ChunkBytes]:
+    """Attention over a cache, by engine; the caches themselves are planned elsewhere.
+
+    All but torch-cuda write L scores for each of C entries down, and put the cache's keys and
+    values in another order (and widen them, on CPUs) for the products.
+    """
+    H, b = layer.n_heads, DTYPE_BYTES[dtype]
+    entry = 2 * layer.n_kv_heads * layer.head_dim
+    # Beside what it reads, a convolution makes as much again; torch's reference joins a tail, too.
+    convolved = 0 if layer.d_conv is None else layer.qkv_rows
+    per_token = {
+        engine: each + (F32 if engine.endswith("cpu") else b) * convolved
+        for engine, each in projections(layer, width, dtype).items()
+    }
+    return {
+        "onnx-cpu": ChunkBytes(
+            per_token=per_token["onnx-cpu"],
+            per_entry=F32 * entry + widened(entry, dtype),
+            per_token_entry=(18 * H * F32) // 5 + 2,
+        ),
+        "onnx-cuda": ChunkBytes(
+            per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=3 * H * b + 2
+        ),
+        "torch-cpu": ChunkBytes(
+            fixed=widened_projection(layer, width, dtype),
+            per_token=per_token["torch-cpu"],
+            per_entry=2 * F32 * entry,
+            per_token_entry=3 * H * F32 + 2,
+        ),
+        "torch-cuda": ChunkBytes(
+            fixed=scratch_bytes(16 if dtype == "float32" else 64, layer.head_dim),
+            per_token=per_token["torch-cuda"],
+        ),
     }

@@ -14,6 +14,20 @@ def _heads_first(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.transpose(1, 2).unsqueeze(2)
 
 
+def masked_attention(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """See `longspan.kernels.attention.reference.masked_attention`."""
+    batch, length, heads, width = q.shape
+    groups = keys.shape[2]
+    scaled = q * width**-0.5
+    queries = scaled.reshape(batch, length, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+    scores = queries @ _heads_first(keys).transpose(-1, -2)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    y: torch.Tensor = (weights @ _heads_first(values)).permute(0, 3, 1, 2, 4)
+    return y.reshape(batch, length, heads, width)
+
+
 def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -25,8 +39,7 @@ def window_attention(
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.attention.window_attention`."""
-    batch, length, heads, width = q.shape
-    groups = k.shape[2]
+    length = q.shape[1]
     keys = torch.cat([past_k.to(k.dtype), k], dim=1)
     values = torch.cat([past_v.to(v.dtype), v], dim=1)
 
@@ -34,13 +47,8 @@ def window_attention(
     column = torch.arange(length + window - 1, device=q.device)[None, :]
     seen = (column >= row) & (column < row + window) & (column >= window - 1 - position)
 
-    scaled = q * width**-0.5
-    queries = scaled.reshape(batch, length, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
-    scores = queries @ _heads_first(keys).transpose(-1, -2)
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    y = (weights @ _heads_first(values)).permute(0, 3, 1, 2, 4)
     return (
-        y.reshape(batch, length, heads, width),
+        masked_attention(q, keys, values, seen),
         keys[:, length:].to(past_k.dtype),
         values[:, length:].to(past_v.dtype),
     )

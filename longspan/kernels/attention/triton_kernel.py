@@ -1,8 +1,8 @@
 """Sliding-window attention in Triton: online softmax over the past's keys, then the new ones.
 
 A program owns a block of rows of one key head; row m is query m // R of query head m % R, with
-R = H / G query heads to a key head, so a key is read once for all of them. Columns count the past
-and the new keys as if they lay in one buffer (see `reference.py`); each buffer has its own loop.
+R = H / G query heads to a key head, so a key is read once for all of them. The past's keys and the
+new ones stay in their two buffers; each has its own loop.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -13,61 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2_E = 1.4426950408889634
-
-
-@triton.jit
-def _fold_keys(
-    total,
-    row_sum,
-    row_max,
-    q,
-    query,
-    k_ptr,
-    v_ptr,
-    stride_k,
-    stride_v,
-    first,
-    last,
-    offset,
-    window,
-    scale,
-    P: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Fold the keys of rows first .. last-1 of one buffer in; row r of it is column r + offset."""
-    p = tl.arange(0, WIDTH)
-    for start in range(first, last, KEYS):
-        row = start + tl.arange(0, KEYS)
-        wide = row.to(tl.int64)
-        real = row < last
-        k = tl.load(
-            k_ptr + wide[None, :] * stride_k + p[:, None],
-            mask=real[None, :] & (p < P)[:, None],
-            other=0.0,
-        )
-        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
-        column = (row + offset)[None, :]
-        seen = real[None, :] & (column >= query[:, None]) & (column < query[:, None] + window)
-        scores = tl.where(seen, scores, float("-inf"))
-
-        new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-        # A row that has seen no key yet has -inf for its maximum: keep -inf - -inf out.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - shift[:, None])
-        fade = tl.exp2(row_max - shift)
-        v = tl.load(
-            v_ptr + wide[:, None] * stride_v + p[None, :],
-            mask=real[:, None] & (p < P)[None, :],
-            other=0.0,
-        )
-        row_sum = row_sum * fade + tl.sum(weights, axis=1)
-        total = total * fade[:, None]
-        total = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc=total, input_precision=PRECISION)
-        row_max = new_max
-    return total, row_sum, row_max
+from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
 
 
 @triton.jit(do_not_specialize=["length", "window"])
@@ -127,40 +73,38 @@ def _window_attention(
     last_query = tl.minimum((first_row + ROWS - 1) // REPEATS, length - 1)
     # Of the past only the last `position` entries were ever written.
     read = tl.minimum(tl.load(position_ptr), past.to(tl.int64)).to(tl.int32)
-    total, row_sum, row_max = _fold_keys(
+    total, row_sum, row_max = fold_rows(
         total,
         row_sum,
         row_max,
         q,
         query,
+        query + window,
         past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head,
         past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
         stride_past_k,
         stride_past_v,
         tl.maximum(first_query, past - read),
         past,
-        0,
-        window,
         scale,
         P,
         WIDTH,
         KEYS,
         PRECISION,
     )
-    total, row_sum, row_max = _fold_keys(
+    total, row_sum, row_max = fold_rows(
         total,
         row_sum,
         row_max,
         q,
-        query,
+        query - past,
+        query + 1,
         k_ptr + batch * stride_k_batch + group * stride_k_head,
         v_ptr + batch * stride_v_batch + group * stride_v_head,
         stride_k,
         stride_v,
         tl.maximum(first_query - past, 0),
         last_query + 1,
-        past,
-        window,
         scale,
         P,
         WIDTH,
@@ -173,16 +117,6 @@ def _window_attention(
     tl.store(y_ptr + y_offsets[:, None] * P + p[None, :], y.to(y_ptr.dtype.element_ty), mask=real)
 
 
-def _blocks(dtype: torch.dtype, rows: int, width: int) -> tuple[int, int, int, int]:
-    """Rows and keys of a block, warps, and stages of the pipeline."""
-    if dtype == torch.float32:
-        # No tensor cores at full float32 precision: the tile is held down by registers.
-        return 16, (32 if width <= 64 else 16), (4 if width <= 64 else 8), 1
-    if rows <= 16:
-        return 16, 64, 4, (3 if width <= 128 else 2)
-    return 64, (64 if width <= 128 else 32), (4 if width <= 128 else 8), 2
-
-
 def _last_entries(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """The newest entries of `past` followed by `new`, as many as `past` has, in new memory."""
     entries, length = past.shape[1], new.shape[1]
@@ -190,11 +124,6 @@ def _last_entries(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         last = new[:, length - entries :]
         return last.to(past.dtype, copy=True, memory_format=torch.contiguous_format)
     return torch.cat([past[:, length:].to(new.dtype), new], dim=1).to(past.dtype)
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last dimension is contiguous, as the kernel needs it."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def window_attention(
@@ -211,10 +140,10 @@ def window_attention(
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     repeats = heads // groups
-    q, k, v, past_k, past_v = _rows(q), _rows(k), _rows(v), _rows(past_k), _rows(past_v)
+    q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     padded = max(16, triton.next_power_of_2(width))
-    rows, keys, warps, stages = _blocks(q.dtype, length * repeats, padded)
+    rows, keys, warps, stages = blocks(q.dtype, length * repeats, padded)
     _window_attention[(triton.cdiv(length * repeats, rows), groups, batch)](
         q,
         k,

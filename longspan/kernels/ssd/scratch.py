@@ -1,23 +1,66 @@
-"""How the state-space dual is cut into chunks, and the memory that the cut needs.
+"""How the state-space dual is cut into chunks, segments and slices, and the memory that they need.
 
-It knows nothing of Triton, so that the planner can ask without importing it.
+A slice goes through the launches together, so the scratch does not grow with the document; a
+segment is what one program walks, chunk by chunk. It knows nothing of Triton, so that the planner
+can ask without importing it.
 
-    scratch_bytes(1, 16_384, heads=80, head_width=64, d_state=128)   # 346_030_080
+    scratch_bytes(1, 262_144, heads=80, head_width=64, d_state=128, dtype="bfloat16")
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 FLOAT32_BYTES = 4
-# Up to here four launches cost more than walking the tokens once.
+# Up to here the launches cost more than walking the tokens once.
 ONE_PASS_TOKENS = 8
-# With N = 128 a chunk's state, N P values, is as large as its tokens' x; sums stay exact enough.
-CHUNK_TOKENS = 128
+# By count, the fewest operations a token with N = 128 and P = 64. Larger states and wider numbers
+# leave registers for half of it only.
+CHUNK_TOKENS = 64
+SLICE_TOKENS = 65_536
+# Programs that a launch should have: several for each multiprocessor of a large GPU, so that the
+# last ones of a launch do not work alone for long.
+PROGRAMS = 1056
 
 
-def scratch_shapes(
-    batch: int, length: int, *, heads: int, head_width: int, d_state: int
-) -> tuple[tuple[int, int, int, int, int], tuple[int, int, int, int, int]]:
-    """Shapes of the float32 scratch of one call.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How the tokens of one slice are cut.
+
+    Attributes:
+        chunk: tokens of a chunk.
+        chunks: chunks of the slice, the last perhaps shorter; 0 where the kernel takes one pass.
+        segments: walks that run side by side.
+        chunks_per_segment: chunks of a walk.
+    """
+
+    chunk: int
+    chunks: int
+    segments: int
+    chunks_per_segment: int
+
+
+def cut_slice(batch: int, length: int, *, heads: int, d_state: int, dtype: str) -> Cut:
+    """Cut `length` tokens, at most a slice, of `batch` sequences with `heads` heads of `dtype`."""
+    chunk = CHUNK_TOKENS if d_state <= 128 and dtype == "bfloat16" else CHUNK_TOKENS // 2
+    if length <= ONE_PASS_TOKENS:
+        return Cut(chunk=chunk, chunks=0, segments=0, chunks_per_segment=0)
+    chunks = -(-length // chunk)
+    wanted = max(1, min(chunks, PROGRAMS // (batch * heads)))
+    each = -(-chunks // wanted)
+    return Cut(chunk=chunk, chunks=chunks, segments=-(-chunks // each), chunks_per_segment=each)
+
+
+def scratch_bytes(
+    batch: int,
+    length: int,
+    *,
+    heads: int,
+    head_width: int,
+    d_state: int,
+    dtype: str,
+) -> int:
+    """Bytes of the scratch that the Triton kernel allocates for one call.
 
     Args:
         batch: sequences, B.
@@ -25,31 +68,16 @@ def scratch_shapes(
         heads: heads, H.
         head_width: channels of a head, P.
         d_state: state size, N.
+        dtype: of x, B and C.
 
     Returns:
-        The chunk states [B, chunks, H, N, P], and the steps and the sums of log decays in one,
-        [2, B, chunks, H, chunk]; chunks is 0 where the kernel takes one pass.
+        For each sequence and head, steps and their sums in float32 for each token of a slice, and a
+        state and a sum for each segment; 0 where the kernel takes one pass. It stops growing after
+        a slice.
     """
-    chunks = 0 if length <= ONE_PASS_TOKENS else -(-length // CHUNK_TOKENS)
-    return (batch, chunks, heads, d_state, head_width), (2, batch, chunks, heads, CHUNK_TOKENS)
-
-
-def scratch_bytes(batch: int, length: int, *, heads: int, head_width: int, d_state: int) -> int:
-    """Bytes of the float32 scratch that the Triton kernel allocates for one call.
-
-    Args:
-        batch: sequences, B.
-        length: tokens, L.
-        heads: heads, H.
-        head_width: channels of a head, P.
-        d_state: state size, N.
-
-    Returns:
-        ``4 B H (N P + 2 chunk) ceil(L / chunk)``, or 0 where the kernel takes one pass.
-    """
-    states, sums = scratch_shapes(
-        batch, length, heads=heads, head_width=head_width, d_state=d_state
-    )
-    _, chunks, _, _, _ = states
-    values = heads * (d_state * head_width + 2 * sums[-1])
-    return FLOAT32_BYTES * batch * chunks * values
+    cut = cut_slice(batch, min(length, SLICE_TOKENS), heads=heads, d_state=d_state, dtype=dtype)
+    sums = 2 * FLOAT32_BYTES * cut.chunks * heads * cut.chunk
+    states = FLOAT32_BYTES * cut.segments * heads * (d_state * head_width + 1)
+    # The states between two slices: one is read, one is written.
+    passed = 2 * FLOAT32_BYTES * heads * d_state * head_width if length > SLICE_TOKENS else 0
+    return batch * (sums + states + passed)

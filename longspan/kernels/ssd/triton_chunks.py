@@ -2,10 +2,11 @@
 
 With cs_i the sum of step A over a chunk's tokens up to i, and h the state before the chunk:
 
-    chunk_sums    step_i and cs_i
-    chunk_states  S = sum_j exp(cs_last - cs_j) step_j B_j x_j^T
-    walk_chunks   h of the next chunk = exp(cs_last) h + S
-    scan_chunks   y_i = sum_{j <= i} C_i . B_j exp(cs_i - cs_j) step_j x_j + exp(cs_i) C_i h + D x_i
+    chunk_sums      step_i and cs_i
+    segment_states  the state after each segment but the last, from zero, without y
+    walk_segments   chunk by chunk, with h in registers:
+        y_i = sum_{j <= i} C_i . B_j exp(cs_i - cs_j) step_j x_j + exp(cs_i) C_i h + D x_i
+        h  <- exp(cs_last) h + sum_j exp(cs_last - cs_j) step_j B_j x_j^T
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longspan.kernels.ssd.triton_math import LOG2_E, dot_split, softplus_step
+from longspan.kernels.ssd.triton_math import LOG2_E, dot_rounded, softplus_step
 
 # 2^-150 is zero in float32; without a floor one such token would cost cs the digits of the others.
 MIN_LOG2_DECAY = tl.constexpr(-150.0)
@@ -61,15 +62,115 @@ def chunk_sums(
     tl.store(sums_ptr + target, sums, mask=real[None, :])
 
 
-@triton.jit(do_not_specialize=["length"])
-def chunk_states(
+@triton.jit
+def load_rows(
+    ptr, stride, left, column, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr
+):
+    """A chunk's rows; `EVEN`: all of them and all columns exist, so nothing is masked."""
+    row = tl.arange(0, CHUNK)
+    source = ptr + row[:, None] * stride + column[None, :]
+    if EVEN:
+        return tl.load(source)
+    return tl.load(source, mask=(row < left)[:, None] & (column < COLUMNS)[None, :], other=0.0)
+
+
+@triton.jit
+def next_state(h, B, x, sums, steps, last, PRECISION: tl.constexpr):
+    """exp(cs_last) h + sum_j exp(cs_last - cs_j) step_j B_j x_j^T."""
+    weight = tl.exp2(last - sums) * steps
+    inputs = x.to(tl.float32) * weight[:, None]
+    return dot_rounded(B.trans(), inputs, h * tl.exp2(last), PRECISION)
+
+
+@triton.jit
+def outputs(
+    h,
+    products,
+    C,
+    x,
+    D,
+    sums,
+    steps,
+    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SKIP_ON_DIAGONAL: tl.constexpr,
+):
+    """sum_{j <= i} C_i . B_j exp(cs_i - cs_j) step_j x_j + exp(cs_i) C_i h + D x_i."""
+    token = tl.arange(0, CHUNK)
+    # Masked before the exponential: beyond the diagonal it would overflow.
+    seen = token[:, None] >= token[None, :]
+    fade = tl.where(seen, sums[:, None] - sums[None, :], float("-inf"))
+    weights = products * tl.exp2(fade) * steps[None, :]
+    if SKIP_ON_DIAGONAL:
+        weights += tl.where(token[:, None] == token[None, :], D, 0.0)
+    y = dot_rounded(C, h, tl.zeros([CHUNK, WIDTH], dtype=tl.float32), PRECISION)
+    y = dot_rounded(weights, x, y * tl.exp2(sums)[:, None], PRECISION)
+    if not SKIP_ON_DIAGONAL:
+        y += D[None, :] * x.to(tl.float32)
+    return y
+
+
+@triton.jit
+def skip(D_ptr, stride_D_head, stride_D, head, p, P: tl.constexpr, SKIP_ON_DIAGONAL: tl.constexpr):
+    """D of a head: one number, or one for each channel; zeros for none."""
+    if SKIP_ON_DIAGONAL:
+        D = tl.load(D_ptr + head * stride_D_head)
+    elif D_ptr is None:
+        D = p * 0
+    else:
+        D = tl.load(D_ptr + head * stride_D_head + p * stride_D, mask=p < P, other=0.0)
+    return D.to(tl.float32)
+
+
+@triton.jit
+def passed_state(
+    state_ptr,
+    states_ptr,
+    totals_ptr,
+    slot,
+    segment,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    offsets,
+    own,
+    real,
+):
+    """The state before a segment: the call's, carried over the segments before."""
+    h = tl.load(state_ptr + offsets, mask=real, other=0.0).to(tl.float32)
+    for before in range(segment):
+        at = slot + before * H
+        h = h * tl.exp2(tl.load(totals_ptr + at))
+        h += tl.load(states_ptr + at * (N * P) + own, mask=real, other=0.0)
+    return h
+
+
+@triton.jit
+def store_rows(
+    ptr, y, stride, left, column, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr
+):
+    """A chunk's rows of the output; `EVEN` as in `load_rows`."""
+    row = tl.arange(0, CHUNK)
+    target = ptr + row[:, None] * stride + column[None, :]
+    y = y.to(ptr.dtype.element_ty)
+    if EVEN:
+        tl.store(target, y)
+    else:
+        tl.store(target, y, mask=(row < left)[:, None] & (column < COLUMNS)[None, :])
+
+
+@triton.jit(do_not_specialize=["length", "chunks", "each"])
+def segment_states(
     x_ptr,
     B_ptr,
     steps_ptr,
     sums_ptr,
     states_ptr,
+    totals_ptr,
     length,
     chunks,
+    each,
     stride_x_batch,
     stride_x,
     stride_x_head,
@@ -81,88 +182,50 @@ def chunk_states(
     N: tl.constexpr,
     P: tl.constexpr,
     CHUNK: tl.constexpr,
-    TOKENS: tl.constexpr,
     STATES: tl.constexpr,
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
-    """Store a block [STATES, WIDTH] of a chunk's own state, from a zero state."""
+    """Store `WIDTH` channels of a segment's own state, from zero, and its sum of log2 decays."""
     WIDTHS: tl.constexpr = (P + WIDTH - 1) // WIDTH
-    BLOCKS: tl.constexpr = (N + STATES - 1) // STATES * WIDTHS
-    block = tl.program_id(0) % BLOCKS
-    index = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    segment = tl.program_id(0) // WIDTHS
+    p = tl.program_id(0) % WIDTHS * WIDTH + tl.arange(0, WIDTH)
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    n = block // WIDTHS * STATES + tl.arange(0, STATES)
-    p = block % WIDTHS * WIDTH + tl.arange(0, WIDTH)
-    slot = (batch * chunks + index) * H + head
-    x_ptr += batch * stride_x_batch + index * CHUNK * stride_x + head * stride_x_head
-    B_ptr += batch * stride_B_batch + index * CHUNK * stride_B + head // REPEATS * stride_B_group
-    steps_ptr += slot * CHUNK
-    sums_ptr += slot * CHUNK
+    n = tl.arange(0, STATES)
+    token = tl.arange(0, CHUNK)
+    x_ptr += batch * stride_x_batch + head * stride_x_head
+    B_ptr += batch * stride_B_batch + head // REPEATS * stride_B_group
+    steps_ptr += (batch * chunks * H + head) * CHUNK
+    sums_ptr += (batch * chunks * H + head) * CHUNK
 
-    tokens = tl.minimum(length - index * CHUNK, CHUNK).to(tl.int32)
-    last = tl.load(sums_ptr + CHUNK - 1)
     h = tl.zeros([STATES, WIDTH], dtype=tl.float32)
-    for start in range(0, tokens, TOKENS):
-        t = start + tl.arange(0, TOKENS)
-        wide = t.to(tl.int64)
-        real = t < tokens
-        weight = tl.exp2(last - tl.load(sums_ptr + t)) * tl.load(steps_ptr + t)
-        x = tl.load(
-            x_ptr + wide[:, None] * stride_x + p[None, :],
-            mask=real[:, None] & (p < P)[None, :],
-            other=0.0,
-        )
-        B = tl.load(
-            B_ptr + wide[None, :] * stride_B + n[:, None],
-            mask=real[None, :] & (n < N)[:, None],
-            other=0.0,
-        )
-        h = dot_split(B, x.to(tl.float32) * weight[:, None], h, PRECISION)
+    total = 0.0
+    first = segment * each
+    for index in tl.range(first, tl.minimum(first + each, chunks), num_stages=STAGES):
+        start = tl.cast(index, tl.int64) * CHUNK
+        at = tl.cast(index, tl.int64) * H * CHUNK
+        left = (length - start).to(tl.int32)
+        B = load_rows(B_ptr + start * stride_B, stride_B, left, n, N, CHUNK, EVEN)
+        x_rows = x_ptr + start * stride_x
+        x = load_rows(x_rows, stride_x, left, p, P, CHUNK, EVEN)
+        last = tl.load(sums_ptr + at + CHUNK - 1)
+        sums = tl.load(sums_ptr + at + token)
+        steps = tl.load(steps_ptr + at + token)
+        h = next_state(h, B, x, sums, steps, last, PRECISION)
+        total += last
 
+    slot = (batch * (tl.num_programs(0) // WIDTHS) + segment) * H + head
+    real = (n < N)[:, None] & (p < P)[None, :]
     target = states_ptr + slot * (N * P) + n[:, None] * P + p[None, :]
-    tl.store(target, h, mask=(n < N)[:, None] & (p < P)[None, :])
+    tl.store(target, h, mask=real)
+    tl.store(totals_ptr + slot, total)
 
 
-@triton.jit(do_not_specialize=["chunks"])
-def walk_chunks(
-    state_ptr,
-    sums_ptr,
-    states_ptr,
-    new_state_ptr,
-    chunks,
-    stride_state_batch,
-    stride_state_head,
-    stride_state_n,
-    stride_state,
-    H: tl.constexpr,
-    N: tl.constexpr,
-    P: tl.constexpr,
-    CHUNK: tl.constexpr,
-    VALUES: tl.constexpr,
-):
-    """Walk `VALUES` values of a head's state; leave in each slot the state before its chunk."""
-    value = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
-    head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
-    real = value < N * P
-
-    source = state_ptr + batch * stride_state_batch + head * stride_state_head
-    source += value // P * stride_state_n + value % P * stride_state
-    h = tl.load(source, mask=real, other=0.0).to(tl.float32)
-    for index in range(chunks):
-        slot = (batch * chunks + index) * H + head
-        target = states_ptr + slot * (N * P) + value
-        own = tl.load(target, mask=real, other=0.0)
-        decay = tl.exp2(tl.load(sums_ptr + slot * CHUNK + CHUNK - 1))
-        tl.store(target, h, mask=real)
-        h = decay * h + own
-    tl.store(new_state_ptr + (batch * H + head) * (N * P) + value, h, mask=real)
-
-
-@triton.jit(do_not_specialize=["length"])
-def scan_chunks(
+@triton.jit(do_not_specialize=["length", "chunks", "each"])
+def walk_segments(
     x_ptr,
     B_ptr,
     C_ptr,
@@ -170,9 +233,13 @@ def scan_chunks(
     steps_ptr,
     sums_ptr,
     states_ptr,
+    totals_ptr,
+    state_ptr,
     y_ptr,
+    new_state_ptr,
     length,
     chunks,
+    each,
     stride_x_batch,
     stride_x,
     stride_x_head,
@@ -184,78 +251,65 @@ def scan_chunks(
     stride_C_group,
     stride_D_head,
     stride_D,
+    stride_state_batch,
+    stride_state_head,
+    stride_state_n,
+    stride_state,
+    stride_y_batch,
     H: tl.constexpr,
     REPEATS: tl.constexpr,
     N: tl.constexpr,
     P: tl.constexpr,
     CHUNK: tl.constexpr,
-    TOKENS: tl.constexpr,
     STATES: tl.constexpr,
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+    EVEN: tl.constexpr,
+    SKIP_ON_DIAGONAL: tl.constexpr,
 ):
-    """Store a block [TOKENS, WIDTH] of y."""
+    """Store `WIDTH` channels of a segment's y; the last segment stores the new state."""
     WIDTHS: tl.constexpr = (P + WIDTH - 1) // WIDTH
-    BLOCKS: tl.constexpr = CHUNK // TOKENS * WIDTHS
-    block = tl.program_id(0) % BLOCKS
-    index = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    segments = tl.num_programs(0) // WIDTHS
+    segment = tl.program_id(0) // WIDTHS
+    p = tl.program_id(0) % WIDTHS * WIDTH + tl.arange(0, WIDTH)
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    first = block // WIDTHS * TOKENS
-    i = first + tl.arange(0, TOKENS)
-    p = block % WIDTHS * WIDTH + tl.arange(0, WIDTH)
-    state = tl.arange(0, STATES)
-    slot = (batch * chunks + index) * H + head
-    x_ptr += batch * stride_x_batch + index * CHUNK * stride_x + head * stride_x_head
-    B_ptr += batch * stride_B_batch + index * CHUNK * stride_B + head // REPEATS * stride_B_group
-    C_ptr += batch * stride_C_batch + index * CHUNK * stride_C + head // REPEATS * stride_C_group
-    C_ptr += i.to(tl.int64)[:, None] * stride_C
-    steps_ptr += slot * CHUNK
-    sums_ptr += slot * CHUNK
-    states_ptr += slot * (N * P)
+    n = tl.arange(0, STATES)
+    token = tl.arange(0, CHUNK)
+    x_ptr += batch * stride_x_batch + head * stride_x_head
+    B_ptr += batch * stride_B_batch + head // REPEATS * stride_B_group
+    C_ptr += batch * stride_C_batch + head // REPEATS * stride_C_group
+    steps_ptr += (batch * chunks * H + head) * CHUNK
+    sums_ptr += (batch * chunks * H + head) * CHUNK
+    y_ptr += batch * stride_y_batch + head * P
 
-    tokens = tl.minimum(length - index * CHUNK, CHUNK).to(tl.int32)
-    rows = (i < tokens)[:, None]
-    columns = (p < P)[None, :]
-    sums = tl.load(sums_ptr + i)
-    y = tl.zeros([TOKENS, WIDTH], dtype=tl.float32)
-    for first_n in range(0, N, STATES):
-        n = first_n + state
-        C = tl.load(C_ptr + n[None, :], mask=rows & (n < N)[None, :], other=0.0)
-        source = states_ptr + n[:, None] * P + p[None, :]
-        h = tl.load(source, mask=(n < N)[:, None] & columns, other=0.0)
-        y = dot_split(C, h, y, PRECISION)
-    y *= tl.exp2(sums)[:, None]
+    slot = batch * (segments - 1) * H + head
+    real = (n < N)[:, None] & (p < P)[None, :]
+    offsets = n.to(tl.int64)[:, None] * stride_state_n + p.to(tl.int64)[None, :] * stride_state
+    own = n[:, None] * P + p[None, :]
+    state_ptr += batch * stride_state_batch + head * stride_state_head
+    h = passed_state(state_ptr, states_ptr, totals_ptr, slot, segment, H, N, P, offsets, own, real)
+    D = skip(D_ptr, stride_D_head, stride_D, head, p, P, SKIP_ON_DIAGONAL)
 
-    for start in range(0, tl.minimum(first + TOKENS, tokens), TOKENS):
-        j = start + tl.arange(0, TOKENS)
-        wide = j.to(tl.int64)
-        real = j < tokens
-        scores = tl.zeros([TOKENS, TOKENS], dtype=tl.float32)
-        for first_n in range(0, N, STATES):
-            n = first_n + state
-            C = tl.load(C_ptr + n[None, :], mask=rows & (n < N)[None, :], other=0.0)
-            B = tl.load(
-                B_ptr + wide[None, :] * stride_B + n[:, None],
-                mask=real[None, :] & (n < N)[:, None],
-                other=0.0,
-            )
-            scores = tl.dot(C, B, acc=scores, input_precision=PRECISION)
-        # Masked before the exponential: beyond the diagonal it would overflow.
-        seen = i[:, None] >= j[None, :]
-        fade = tl.where(seen, sums[:, None] - tl.load(sums_ptr + j)[None, :], float("-inf"))
-        weights = scores * tl.exp2(fade) * tl.load(steps_ptr + j)[None, :]
-        x = tl.load(
-            x_ptr + wide[:, None] * stride_x + p[None, :], mask=real[:, None] & columns, other=0.0
-        )
-        y = dot_split(weights, x, y, PRECISION)
+    first = segment * each
+    for index in tl.range(first, tl.minimum(first + each, chunks), num_stages=STAGES):
+        start = tl.cast(index, tl.int64) * CHUNK
+        at = tl.cast(index, tl.int64) * H * CHUNK
+        left = (length - start).to(tl.int32)
+        C = load_rows(C_ptr + start * stride_C, stride_C, left, n, N, CHUNK, EVEN)
+        B = load_rows(B_ptr + start * stride_B, stride_B, left, n, N, CHUNK, EVEN)
+        products = tl.dot(C, B.trans(), input_precision=PRECISION)
+        x_rows, y_rows = x_ptr + start * stride_x, y_ptr + start * (H * P)
 
-    if D_ptr is not None:
-        source = x_ptr + i.to(tl.int64)[:, None] * stride_x + p[None, :]
-        x = tl.load(source, mask=rows & columns, other=0.0).to(tl.float32)
-        D = tl.load(D_ptr + head * stride_D_head + p * stride_D, mask=p < P, other=0.0)
-        y += D.to(tl.float32)[None, :] * x
-    target = ((batch * length + index * CHUNK + i) * H + head) * P
-    tl.store(
-        y_ptr + target[:, None] + p[None, :], y.to(y_ptr.dtype.element_ty), mask=rows & columns
-    )
+        x = load_rows(x_rows, stride_x, left, p, P, CHUNK, EVEN)
+        last = tl.load(sums_ptr + at + CHUNK - 1)
+        sums = tl.load(sums_ptr + at + token)
+        steps = tl.load(steps_ptr + at + token)
+        y = outputs(h, products, C, x, D, sums, steps, CHUNK, WIDTH, PRECISION, SKIP_ON_DIAGONAL)
+        store_rows(y_rows, y, H * P, left, p, P, CHUNK, EVEN)
+        h = next_state(h, B, x, sums, steps, last, PRECISION)
+
+    if segment == segments - 1:
+        target = new_state_ptr + (batch * H + head) * (N * P) + own
+        tl.store(target, h, mask=real)

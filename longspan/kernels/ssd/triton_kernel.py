@@ -1,26 +1,36 @@
 """The state-space dual in Triton: within a chunk matrix products, between chunks the recurrence.
 
-Many tokens take four launches (arXiv 2405.21060, section 6; the kernels of `triton_chunks.py`). A
-few take one, `_scan_tokens`, which walks the tokens with a part of the state in registers.
+Many tokens take four launches a slice (arXiv 2405.21060, section 6; the kernels of
+`triton_chunks.py`). A few take one, `_scan_tokens`, which walks the tokens with a part of the state
+in registers.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.ssd.scratch import scratch_shapes
-from longspan.kernels.ssd.triton_chunks import chunk_states, chunk_sums, scan_chunks, walk_chunks
+from longspan.kernels.device import shared_memory_bytes
+from longspan.kernels.ssd import scratch
+from longspan.kernels.ssd.triton_chunks import (
+    chunk_sums,
+    segment_states,
+    walk_segments,
+)
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 
 # `chunk_sums` reads this many neighbouring heads of a token together.
 SUM_HEADS = 16
-# Values of a state that a program of `walk_chunks` and of `_scan_tokens` holds.
-WALK_VALUES = 512
+# Values of a state that a program of `_scan_tokens` holds.
 TOKEN_VALUES = 4096
+# Two stages take 90 KiB, and two programs to a multiprocessor hide each other's waiting.
+STAGED_BYTES = 160 * 1024
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -103,22 +113,17 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _blocks(dtype: torch.dtype, chunk: int, states: int, width: int) -> dict[str, int | str]:
-    """Tokens, states and channels of a tile, the precision of products, warps and stages."""
-    # float16 is widened (`dot_split`), float32 has no tensor cores: registers hold both down.
-    largest = 64 if dtype == torch.bfloat16 else 32
-    return {
-        "TOKENS": min(largest, chunk),
-        "STATES": min(largest, max(16, triton.next_power_of_2(states))),
-        "WIDTH": min(largest, max(16, triton.next_power_of_2(width))),
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32x3",
-        "num_warps": 4,
-        # A chunk has two or four blocks of tokens; a third stage would cost shared memory only.
-        "num_stages": 2,
-    }
+def _tile(x: torch.Tensor) -> tuple[int, dict[str, Any]]:
+    """Channels of a tile; the precision of products, stages of the pipeline, and warps."""
+    if x.dtype != torch.bfloat16:
+        # float16 is widened (`dot_rounded`), float32 is split in three: registers hold both down.
+        return 16, {"PRECISION": "tf32x3", "STAGES": 1, "num_warps": 8}
+    width = min(64, max(16, triton.next_power_of_2(x.shape[3])))
+    stages = 2 if shared_memory_bytes(x.device) >= STAGED_BYTES else 1
+    return width, {"PRECISION": "tf32", "STAGES": stages, "num_warps": 4}
 
 
-def _scan_in_chunks(
+def _scan_in_slices(
     x: torch.Tensor,
     dt: torch.Tensor,
     A: torch.Tensor,
@@ -131,64 +136,82 @@ def _scan_in_chunks(
     y: torch.Tensor,
     new_state: torch.Tensor,
 ) -> None:
-    """Fill `y` and `new_state` by the four launches."""
+    """Fill `y` and `new_state`, slice by slice over the same scratch."""
     batch, length, H, P = x.shape
-    N = B.shape[3]
-    states_shape, sums_shape = scratch_shapes(batch, length, heads=H, head_width=P, d_state=N)
-    states = torch.empty(states_shape, dtype=torch.float32, device=x.device)
-    steps, sums = torch.empty(sums_shape, dtype=torch.float32, device=x.device)
-    chunks, chunk = states_shape[1], sums_shape[-1]
-    tile = _blocks(x.dtype, chunk, N, P)
-    sizes = {"H": H, "REPEATS": H // B.shape[2], "N": N, "P": P, "CHUNK": chunk, **tile}
-    state_blocks = triton.cdiv(N, tile["STATES"])
-    width_blocks = triton.cdiv(P, tile["WIDTH"])
-    token_blocks = chunk // int(tile["TOKENS"])
-    chunk_sums[(chunks, triton.cdiv(H, SUM_HEADS), batch)](
-        dt,
-        A,
-        dt_bias,
-        steps,
-        sums,
-        *dt_limit,
-        length,
-        *dt.stride(),
-        H=H,
-        HEADS=SUM_HEADS,
-        CHUNK=chunk,
-    )
-    chunk_states[(chunks * state_blocks * width_blocks, H, batch)](
-        x, B, steps, sums, states, length, chunks, *x.stride()[:3], *B.stride()[:3], **sizes
-    )
-    walk_chunks[(triton.cdiv(N * P, WALK_VALUES), H, batch)](
-        state,
-        sums,
-        states,
-        new_state,
-        chunks,
-        *state.stride(),
-        H=H,
-        N=N,
-        P=P,
-        CHUNK=chunk,
-        VALUES=WALK_VALUES,
-    )
-    scan_chunks[(chunks * token_blocks * width_blocks, H, batch)](
-        x,
-        B,
-        C,
-        D,
-        steps,
-        sums,
-        states,
-        y,
-        length,
-        chunks,
-        *x.stride()[:3],
-        *B.stride()[:3],
-        *C.stride()[:3],
-        *((0, 0) if D is None else D.stride()),
-        **sizes,
-    )
+    G, N = B.shape[2:]
+    most = min(length, scratch.SLICE_TOKENS)
+    dtype_name = str(x.dtype).removeprefix("torch.")
+    cut = scratch.cut_slice(batch, most, heads=H, d_state=N, dtype=dtype_name)
+    make = partial(torch.empty, dtype=torch.float32, device=x.device)
+    steps, sums = make(2, batch * cut.chunks * H * cut.chunk)
+    states = make(batch * cut.segments * H * N * P)
+    totals = make(batch * cut.segments * H)
+    width, tile = _tile(x)
+    widths, padded = triton.cdiv(P, width), max(16, triton.next_power_of_2(N))
+    stated = {"H": H, "REPEATS": H // G, "N": N, "P": P, "CHUNK": cut.chunk, "STATES": padded}
+    stated |= {"WIDTH": width, **tile}
+    for start in range(0, length, most):
+        part = slice(start, min(start + most, length))
+        tokens = part.stop - part.start
+        chunks = triton.cdiv(tokens, cut.chunk)
+        segments = triton.cdiv(chunks, cut.chunks_per_segment)
+        stated["EVEN"] = (tokens % cut.chunk, padded - N, P % width) == (0, 0, 0)
+        u, b, c = x[:, part], B[:, part], C[:, part]
+        # Not in place: a walk may end before another has read the state it starts from.
+        after = new_state if part.stop == length else torch.empty_like(new_state)
+        chunk_sums[(chunks, triton.cdiv(H, SUM_HEADS), batch)](
+            dt[:, part],
+            A,
+            dt_bias,
+            steps,
+            sums,
+            *dt_limit,
+            tokens,
+            *dt.stride(),
+            H=H,
+            HEADS=SUM_HEADS,
+            CHUNK=cut.chunk,
+        )
+        if segments > 1:
+            segment_states[((segments - 1) * widths, H, batch)](
+                u,
+                b,
+                steps,
+                sums,
+                states,
+                totals,
+                tokens,
+                chunks,
+                cut.chunks_per_segment,
+                *u.stride()[:3],
+                *b.stride()[:3],
+                **stated,
+            )
+        walk_segments[(segments * widths, H, batch)](
+            u,
+            b,
+            c,
+            D,
+            steps,
+            sums,
+            states,
+            totals,
+            state,
+            y[:, part],
+            after,
+            tokens,
+            chunks,
+            cut.chunks_per_segment,
+            *u.stride()[:3],
+            *b.stride()[:3],
+            *c.stride()[:3],
+            *((0, 0) if D is None else D.stride()),
+            *state.stride(),
+            y.stride(0),
+            SKIP_ON_DIAGONAL=D is not None and D.stride(1) == 0,
+            **stated,
+        )
+        state = after
 
 
 def ssd(
@@ -211,9 +234,8 @@ def ssd(
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     new_state = torch.empty(state.shape, dtype=torch.float32, device=x.device)
-    (_, chunks, *_), _ = scratch_shapes(batch, length, heads=H, head_width=P, d_state=N)
-    if chunks > 0:
-        _scan_in_chunks(x, dt, A, B, C, D, dt_bias, dt_limit, state, y, new_state)
+    if length > scratch.ONE_PASS_TOKENS:
+        _scan_in_slices(x, dt, A, B, C, D, dt_bias, dt_limit, state, y, new_state)
         return y, new_state
 
     states = triton.next_power_of_2(N)

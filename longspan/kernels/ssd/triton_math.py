@@ -23,21 +23,14 @@ def softplus_step(dt, low, high):
 
 
 @triton.jit
-def dot_split(left, right, total, PRECISION: tl.constexpr):
+def dot_rounded(left, right, total, PRECISION: tl.constexpr):
     """`total` + left @ right, where one is float32 and the other has the dtype of the inputs.
 
-    Tensor cores take two matrices of one dtype. Rounding the float32 one to bfloat16 would leave 8
-    bits of a float32 state, so it is split in two, which keep 16; float16, whose range would not
-    do, is widened instead.
+    Tensor cores take two matrices of one dtype. bfloat16 has float32's range, so the float32 one is
+    rounded to it; float16, whose range would not do, is widened instead.
     """
-    if left.dtype == tl.bfloat16:
-        high = right.to(tl.bfloat16)
-        total = tl.dot(left, (right - high.to(tl.float32)).to(tl.bfloat16), acc=total)
-        total = tl.dot(left, high, acc=total)
-    elif right.dtype == tl.bfloat16:
-        high = left.to(tl.bfloat16)
-        total = tl.dot((left - high.to(tl.float32)).to(tl.bfloat16), right, acc=total)
-        total = tl.dot(high, right, acc=total)
+    if left.dtype == tl.bfloat16 or right.dtype == tl.bfloat16:
+        total = tl.dot(left.to(tl.bfloat16), right.to(tl.bfloat16), acc=total)
     else:
         left, right = left.to(tl.float32), right.to(tl.float32)
         total = tl.dot(left, right, acc=total, input_precision=PRECISION)

@@ -31,6 +31,21 @@ from longspan.models.foreign_config import load_config
 from longspan.models.tensor_files import PickleFile, TensorFiles
 
 NAME = "samba"
+FILES = ("*.pth",)
+TRAPS = """\
+- `attn.attn.weight` packs its rows by key group: the group's queries, its key, its value. They are
+  sorted into queries, keys, values.
+- `n_layer` counts blocks; a block is two residual layers here, three in the Mamba-SWA-MLP variant,
+  one in a pure Mamba.
+- State size, convolution width and rank of dt stand in no config: they are read from the shapes.
+  Heads and window cannot be, so a size that was not published needs a config.
+- Which blocks are Mamba: `attn_layer_pos` (a list, also as Python text) goes before `mb_per_layer`.
+- No key of lit_gpt says whether the head is tied: it is where weights start as Mamba's (`mamba`,
+  `mamba_init`), or where no `lm_head.weight` is stored. `tied` overrides that.
+- The vocabulary is padded to a multiple of `padding_multiple`, 512 unless it is given.
+- The window of W tokens counts the current one, so W - 1 keys are kept.
+- lit_gpt's table of RoPE is rounded to bfloat16; angles here are exact.
+"""
 SUFFIXES = (".pth", ".pt", ".ckpt")
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
@@ -54,7 +69,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     beside = config or file.parent / "config.json"
     given = load_config(beside) if config is not None or beside.is_file() else None
     values = config_values(given, str(beside), files)
-    model = _model_config(values, files)
+    model = model_config(values, files)
     shape = (model.vocab_size, model.d_model)
     return build(
         path,
@@ -65,6 +80,23 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         copies=(HEAD, EMBEDDING) if model.tied else None,
         tokenizer=tokenizer_beside(file.parent),
         eos=values["eos_token_id"],
+    )
+
+
+def model_config(values: Mapping[str, Any], files: TensorFiles) -> ModelConfig:
+    """The layers that the checked values of a config describe.
+
+    Args:
+        values: as `config_values` gives them.
+        files: the tensors, whose shapes tell what lit_gpt's config does not.
+    """
+    return ModelConfig(
+        family=NAME,
+        vocab_size=values["padded_vocab_size"],
+        d_model=values["n_embd"],
+        layers=tuple(mixer.config for block in blocks(values, files) for mixer in block),
+        norm_eps=values["norm_eps"],
+        tied=tied_head(values, files),
     )
 
 
@@ -94,17 +126,6 @@ def _weights_file(path: Path) -> Path:
             f"({', '.join(file.name for file in found)}). It must hold one. Name the file itself."
         )
     return found[0]
-
-
-def _model_config(values: Mapping[str, Any], files: TensorFiles) -> ModelConfig:
-    return ModelConfig(
-        family=NAME,
-        vocab_size=values["padded_vocab_size"],
-        d_model=values["n_embd"],
-        layers=tuple(mixer.config for block in blocks(values, files) for mixer in block),
-        norm_eps=values["norm_eps"],
-        tied=tied_head(values, files),
-    )
 
 
 def _weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:

@@ -39,17 +39,29 @@ class Backend(Protocol):
         """
 
     def to_arrays(self, state: State) -> Arrays:
-        """The state as arrays in host memory, by name; bfloat16 as uint16 with the same bits."""
+        """The state as arrays in host memory, by name; bfloat16 as uint16 with the same bits.
+
+        A cache comes without the entries that are not in use, whatever its capacity.
+        """
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """The state that `to_arrays` gave, on this backend's device."""
+        """The state that `to_arrays` gave, on this backend's device and with its capacity.
+
+        Raises:
+            DoesNotFit: a cache has more entries in use than this backend has room for.
+        """
 
     def close(self) -> None:
         """Free the model; the backend cannot be used after."""
 
 
 def open_backend(
-    bundle: Bundle, *, engine: Engine, memory_limit_bytes: int | None, threads: int | None = None
+    bundle: Bundle,
+    *,
+    engine: Engine,
+    memory_limit_bytes: int | None,
+    threads: int | None = None,
+    capacity: int = 0,
 ) -> Backend:
     """Load the model of `bundle` on `engine`.
 
@@ -60,20 +72,27 @@ def open_backend(
             capped so. CPU engines have no allocator to cap: their plan keeps them inside. None
             for no cap.
         threads: CPU threads of one operation; None for the physical cores this process may use.
+        capacity: entries of each cache; a state of fixed size needs none. A call may not bring
+            more tokens than there is room for.
 
     Raises:
         BadBundle: weights or graph cannot be loaded.
         DoesNotFit: the limit is smaller than what the libraries hold before any model.
         MissingExtra: the engine needs torch, and torch is not installed.
     """
+    backend: type[Backend]
     if engine in ("torch-cpu", "torch-cuda"):
         from longspan.runtime.backends.torch import TorchBackend
 
-        return TorchBackend(
-            bundle, engine=engine, memory_limit_bytes=memory_limit_bytes, threads=threads
-        )
-    from longspan.runtime.backends.onnx import OnnxBackend
+        backend = TorchBackend
+    else:
+        from longspan.runtime.backends.onnx import OnnxBackend
 
-    return OnnxBackend(
-        bundle, engine=engine, memory_limit_bytes=memory_limit_bytes, threads=threads
+        backend = OnnxBackend
+    return backend(
+        bundle,
+        engine=engine,
+        memory_limit_bytes=memory_limit_bytes,
+        threads=threads,
+        capacity=capacity,
     )

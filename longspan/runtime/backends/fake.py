@@ -17,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longspan.engines import Engine
+from longspan.models.config import FullAttentionConfig, ModelConfig
 from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends.caches import padded
 
+# A model whose state grows, with one number an entry.
+CACHED_LAYER = FullAttentionConfig(n_heads=1, n_kv_heads=1, head_dim=1, rope_base=None)
 # Stands in `follower` where a token was not followed yet, and in `last` before the first token.
 _NONE = 0
 
@@ -29,15 +33,23 @@ class FakeBackend:
     The state is ``last`` int64 [1] and ``follower`` int64 [V], both ids plus one and zero for
     none, and ``position`` int64 [1]: fixed sizes, as a model has.
 
+    With a `capacity` it has the state of `CACHED_LAYER` too, and keeps every token in its caches.
+
     Args:
         vocab_size: V, at least 1.
         engine: the engine that it says it is.
+        capacity: entries of each cache, C; None for a state of fixed size.
     """
 
-    def __init__(self, vocab_size: int, *, engine: Engine = "onnx-cpu") -> None:
+    def __init__(
+        self, vocab_size: int, *, engine: Engine = "onnx-cpu", capacity: int | None = None
+    ) -> None:
         self.engine = engine
         self.vocab_size = vocab_size
         self.closed = False
+        layers = () if capacity is None else (CACHED_LAYER,)
+        self.config = ModelConfig(family="fake", vocab_size=vocab_size, d_model=1, layers=layers)
+        self._caches = self.config.state_layout("float32", capacity or 0)
 
     def new_state(self) -> State:
         """Nothing read."""
@@ -45,12 +57,17 @@ class FakeBackend:
             "last": np.zeros(1, np.int64),
             "follower": np.zeros(self.vocab_size, np.int64),
             "position": np.zeros(1, np.int64),
+            **{spec.name: np.zeros(spec.shape, spec.dtype) for spec in self._caches},
         }
 
     def forward(
         self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
     ) -> tuple[NDArray[np.float32], State]:
-        """See `longspan.runtime.backends.Backend.forward`; the answer's logit is 1, the rest 0."""
+        """See `longspan.runtime.backends.Backend.forward`; the answer's logit is 1, the rest 0.
+
+        Raises:
+            ValueError: the caches have no room for the tokens.
+        """
         follower = np.array(state["follower"])
         last = int(state["last"][0])
         kept = {index % len(tokens) for index in keep}
@@ -64,16 +81,41 @@ class FakeBackend:
         logits = np.zeros((len(keep), self.vocab_size), np.float32)
         for row, index in enumerate(keep):
             logits[row, answers[index % len(tokens)]] = 1
-        position = state["position"] + len(tokens)
-        return logits, {"last": np.array([last]), "follower": follower, "position": position}
+        fixed = {
+            "last": np.array([last]),
+            "follower": follower,
+            "position": state["position"] + len(tokens),
+        }
+        return logits, fixed | self._cached(tokens, state)
+
+    def _cached(self, tokens: NDArray[np.int64], state: State) -> Arrays:
+        """The caches with the tokens after those in use, and the counter."""
+        after: Arrays = {}
+        for spec in self._caches:
+            after[spec.name] = np.array(state[spec.name])
+            if spec.counter is None:
+                after[spec.name] += len(tokens)
+            else:
+                used = int(state[spec.counter][0])
+                after[spec.name][:, used : used + len(tokens), 0, 0] = tokens
+        return after
 
     def to_arrays(self, state: State) -> Arrays:
-        """Copies."""
-        return {name: np.array(value) for name, value in state.items()}
+        """Copies; of caches, the entries in use."""
+        arrays = {name: np.array(value) for name, value in state.items()}
+        for spec in self._caches:
+            if spec.counter is not None:
+                arrays[spec.name] = arrays[spec.name][:, : int(arrays[spec.counter][0])]
+        return arrays
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """Copies."""
-        return {name: np.array(value) for name, value in arrays.items()}
+        """Copies.
+
+        Raises:
+            DoesNotFit: a cache has more entries in use than there is room for.
+        """
+        caches = {spec.name: padded(arrays, spec) for spec in self._caches}
+        return {name: np.array(value) for name, value in ({**arrays} | caches).items()}
 
     def close(self) -> None:
         """Set `closed`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from longspan.bundle import Bundle
 from longspan.engines import Engine, device_of
 from longspan.errors import BudgetExceeded
 from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends.caches import padded
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_session import ORT_ERRORS, cpu_session, cuda_session
 from longspan.runtime.nvidia import copy_to_host
@@ -46,6 +46,7 @@ class OnnxBackend:
         engine: ``"onnx-cpu"`` or ``"onnx-cuda"``.
         memory_limit_bytes: CUDA: what the whole process may hold on the device; None for no cap.
         threads: CPU: threads of one operation; None for the physical cores.
+        capacity: entries of each cache.
 
     Raises:
         BadBundle: onnxruntime refuses the graph.
@@ -54,11 +55,17 @@ class OnnxBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, *, engine: Engine, memory_limit_bytes: int | None, threads: int | None
+        self,
+        bundle: Bundle,
+        *,
+        engine: Engine,
+        memory_limit_bytes: int | None,
+        threads: int | None,
+        capacity: int,
     ) -> None:
         self.engine = engine
         self._device = device_of(engine)
-        self._specs = bundle.manifest.state
+        self._specs = bundle.manifest.state_at(capacity)
         # The session points to these values and does not own them: they live as long as it does.
         self._weights = _torch_weights(bundle) if self._device == "cuda" else None
         self._session: Any = (
@@ -106,12 +113,22 @@ class OnnxBackend:
         return result, dict(zip(names, after, strict=True))
 
     def to_arrays(self, state: State) -> Arrays:
-        """Copies in host memory."""
-        return {spec.name: _to_array(state[spec.name], spec) for spec in self._specs}
+        """Copies in host memory; of caches, the entries in use."""
+        fixed = (spec for spec in self._specs if spec.counter is None)
+        arrays = {spec.name: _to_array(state[spec.name], spec) for spec in fixed}
+        for spec in self._specs:
+            if spec.counter is not None:
+                used = spec.with_capacity(int(arrays[spec.counter][0]))
+                arrays[spec.name] = _to_array(state[spec.name], used)
+        return {spec.name: arrays[spec.name] for spec in self._specs}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """Copies in host memory; the first call that reads them takes them to the device."""
-        return {spec.name: _to_value(arrays[spec.name], spec) for spec in self._specs}
+        """Copies in host memory; the first call that reads them takes them to the device.
+
+        Raises:
+            DoesNotFit: a cache has more entries in use than there is room for.
+        """
+        return {spec.name: _to_value(padded(arrays, spec), spec) for spec in self._specs}
 
     def close(self) -> None:
         """Free the session and what it loaded."""
@@ -125,9 +142,10 @@ def _to_value(array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
 
 
 def _to_array(value: ort.OrtValue, spec: TensorSpec) -> NDArray[Any]:
-    """Read the bytes: OrtValue.numpy() knows no bfloat16."""
+    """Read the bytes: OrtValue.numpy() knows no bfloat16. Of a cache, the first entries."""
     array = np.empty(spec.shape, _NUMPY_DTYPES[spec.dtype])
-    assert prod(value.shape()) == array.size, f"{spec.name} has the shape {value.shape()}"
+    wanted = spec if spec.counter is None else spec.with_capacity(value.shape()[1])
+    assert tuple(value.shape()) == wanted.shape, f"{spec.name} has the shape {value.shape()}"
     if not array.size:
         return array
     if value.device_name() == "cpu":

@@ -19,7 +19,7 @@ from longspan.engines import Device
 from longspan.errors import BadBundle, BadInput, DoesNotFit
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.device_memory import memory_now
-from longspan.runtime.plan import ONNX_CUDA_BYTES
+from longspan.runtime.plan_items import ONNX_CUDA_BYTES
 from longspan.sizes import format_bytes
 
 # What onnxruntime raises; its exceptions have no common base but Exception.

@@ -16,6 +16,7 @@ from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.errors import BadBundle, BudgetExceeded, DoesNotFit, MissingExtra
 from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends.caches import padded
 from longspan.runtime.device_memory import memory_now
 from longspan.sizes import format_bytes
 from longspan.tensors import TensorSpec
@@ -40,6 +41,7 @@ class TorchBackend:
             among it; torch's allocator is capped at the rest. None for no cap.
         threads: CPU: threads of one operation; None leaves torch's own setting. It holds for
             the whole process.
+        capacity: entries of each cache.
 
     Raises:
         BadBundle: the weights do not match the manifest.
@@ -47,11 +49,17 @@ class TorchBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, *, engine: Engine, memory_limit_bytes: int | None, threads: int | None
+        self,
+        bundle: Bundle,
+        *,
+        engine: Engine,
+        memory_limit_bytes: int | None,
+        threads: int | None,
+        capacity: int,
     ) -> None:
         self.engine = engine
         self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
-        self._specs = bundle.manifest.state
+        self._specs = bundle.manifest.state_at(capacity)
         if threads is not None:
             torch.set_num_threads(threads)
         if self._device.type == "cuda" and memory_limit_bytes is not None:
@@ -90,13 +98,17 @@ class TorchBackend:
         return result, {name: _own(tensor) for name, tensor in after.items()}
 
     def to_arrays(self, state: State) -> Arrays:
-        """Copies in host memory."""
-        return {spec.name: _to_array(state[spec.name]) for spec in self._specs}
+        """Copies in host memory; of caches, the entries in use."""
+        return {spec.name: _to_array(_in_use(state, spec)) for spec in self._specs}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """Copies on the device."""
+        """Copies on the device.
+
+        Raises:
+            DoesNotFit: a cache has more entries in use than there is room for.
+        """
         return {
-            spec.name: _to_tensor(arrays[spec.name], spec, self._device) for spec in self._specs
+            spec.name: _to_tensor(padded(arrays, spec), spec, self._device) for spec in self._specs
         }
 
     def close(self) -> None:
@@ -111,10 +123,11 @@ def run_tiny_model() -> None:
     """Run every kind of layer once on the CPU, so that torch has loaded what they need."""
     layers = tuple(kind.tiny() for kind in LAYER_KINDS.values())
     config = ModelConfig(family="none", vocab_size=8, d_model=4, layers=layers)
-    decoder = Decoder(config)
+    decoder, tokens = Decoder(config), 32
     for parameter in decoder.parameters():
         parameter.zero_()
-    decoder(torch.zeros(1, 32, dtype=torch.int64), None, decoder.new_state())
+    state = decoder.new_state(capacity=tokens)
+    decoder(torch.zeros(1, tokens, dtype=torch.int64), None, state)
 
 
 def _load(bundle: Bundle, device: torch.device) -> Decoder:
@@ -151,6 +164,12 @@ def _cap_allocator(device: torch.device, limit_bytes: int) -> None:
 def _own(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor without the rest of a larger buffer that it is a slice of."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+def _in_use(state: State, spec: TensorSpec) -> torch.Tensor:
+    """A state tensor; of a cache, the entries in use."""
+    tensor: torch.Tensor = state[spec.name]
+    return tensor if spec.counter is None else tensor[:, : int(state[spec.counter])]
 
 
 def _to_array(tensor: torch.Tensor) -> NDArray[Any]:

@@ -1,0 +1,135 @@
+"""What takes memory under a plan, item by item, with where each figure comes from.
+
+items = (*fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes),
+         *cache_items(manifest, engine, capacity), *chunk_items(manifest, engine, 256, capacity))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from longspan.bundle import Manifest
+from longspan.engines import Engine, device_of
+from longspan.tensors import DTYPE_BYTES
+
+MIB = 2**20
+FLOAT32_BYTES = 4
+# What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
+# host memory.
+STATE_COPIES = {"cpu": 4, "cuda": 3}
+# What a call reads, what it writes, and on CPUs the memory that is read on from or asked, or what
+# is saved: it lies in host memory without spare entries.
+CACHE_COPIES = {"cpu": 3, "cuda": 2}
+# Logits float32 on the device and in the caller's hands, and while sampling a float64 copy, its
+# order int64 and its running sum.
+LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
+# Measured with onnxruntime 1.31.1 on the CPU after one token, beyond weights and state: 4.6 MiB
+# for 8 layers, 8.7 MiB for 16.
+SESSION_BYTES = 3 * MIB
+SESSION_BYTES_PER_LAYER = 35 * MIB // 100
+# Measured with torch 2.13 on the CPU, beyond all that: scratch of its threads and of oneDNN.
+TORCH_BYTES = 8 * MIB
+# Measured with tokenizers 0.23: loading takes 5.3 MiB for a file of 0.25 MiB, 21.3 for one of 2.4;
+# reading takes up to 1.8 more for its cache of words, and pieces of text on their way 1 to 2.
+TOKENIZER_FACTOR = 8
+TOKENIZER_BYTES = 9 * MIB
+# torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for those
+# below 10 MiB (c10/cuda/CUDACachingAllocator.cpp): one unfilled piece of each in two pools.
+ALLOCATOR_BYTES = 2 * (2 + 20) * MIB
+# On CPUs the resident set grows by more than the tensors of the largest layer: over eight models of
+# 2 to 16 layers and chunks of 64 to 256 tokens by 0.8 to 2.2 times as much. Memory freed by one
+# layer is part of it, but the ratio stays 1.4 to 1.9 where freed memory goes back at once. ONNX
+# Runtime's arena on CUDA grew by 2.3 times as much (H100, chunks of 512 to 2,048 tokens).
+BESIDE_PERCENT = {"cpu": 100, "cuda": 130}
+BESIDE_BYTES = 2 * MIB
+# ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
+# chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces.
+ONNX_CUDA_BYTES = 96 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanItem:
+    """One thing that takes memory."""
+
+    name: str
+    bytes: int
+
+
+def sum_bytes(items: Iterable[PlanItem]) -> int:
+    """Bytes of all items."""
+    return sum(item.bytes for item in items)
+
+
+def chunk_items(
+    manifest: Manifest, engine: Engine, tokens: int, capacity: int
+) -> tuple[PlanItem, ...]:
+    """What a chunk of `tokens` tokens takes, with caches of `capacity` entries."""
+    live = manifest.chunk_peak_bytes(engine, tokens, capacity)
+    activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
+    if engine == "torch-cuda":
+        return (activations,)
+    beside = live * BESIDE_PERCENT[device_of(engine)] // 100 + BESIDE_BYTES
+    return activations, PlanItem(name="held beside them between layers", bytes=beside)
+
+
+def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[PlanItem, ...]:
+    """What caches of `capacity` entries take; nothing for a state of fixed size."""
+    if not manifest.cache_entry_bytes:
+        return ()
+    copies = CACHE_COPIES[device_of(engine)]
+    taken = copies * capacity * manifest.cache_entry_bytes
+    return (PlanItem(name=f"cache of {capacity:,} entries, {copies} copies", bytes=taken),)
+
+
+def fixed_items(
+    manifest: Manifest, engine: Engine, baseline_bytes: int, tokenizer_file_bytes: int
+) -> tuple[PlanItem, ...]:
+    """Everything that depends neither on the chunk nor on the length of the document."""
+    device = device_of(engine)
+    baseline = "interpreter and libraries" if device == "cpu" else "CUDA context and libraries"
+    logits = manifest.config.vocab_size * LOGITS_BYTES_PER_TOKEN_ID[device]
+    items = [
+        PlanItem(name=baseline, bytes=baseline_bytes),
+        *_weights(manifest, engine),
+        PlanItem(
+            name=f"state, {STATE_COPIES[device]} copies",
+            bytes=STATE_COPIES[device] * manifest.state_bytes,
+        ),
+        PlanItem(name="logits and sampling", bytes=logits),
+    ]
+    if engine.startswith("onnx"):
+        session = SESSION_BYTES + SESSION_BYTES_PER_LAYER * len(manifest.config.layers)
+        items.append(PlanItem(name="ONNX Runtime's session", bytes=session))
+    if engine == "torch-cpu":
+        items.append(PlanItem(name="torch's threads and scratch", bytes=TORCH_BYTES))
+    if engine == "onnx-cuda":
+        items.append(PlanItem(name="ONNX Runtime's CUDA libraries", bytes=ONNX_CUDA_BYTES))
+    if device == "cuda":
+        items.append(PlanItem(name="allocator's unfilled pieces", bytes=ALLOCATOR_BYTES))
+    if device == "cpu" and tokenizer_file_bytes:
+        tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
+        items.append(PlanItem(name="tokenizer and text", bytes=tokenizer))
+    return tuple(items)
+
+
+def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
+    """The weights as the engine holds them: CPUs compute in float32."""
+    if device_of(engine) == "cuda" or manifest.dtype == "float32":
+        where = "mapped from the file" if device_of(engine) == "cpu" else "on the device"
+        return [PlanItem(name=f"weights, {where}", bytes=manifest.weight_bytes)]
+    if engine == "onnx-cpu":
+        # 75M parameters widened by constant folding took 3% more than their own bytes.
+        widened = manifest.parameters * FLOAT32_BYTES * 26 // 25
+        # Rows of the embedding are looked up in the file's own dtype.
+        rows = manifest.config.vocab_size * manifest.config.d_model * DTYPE_BYTES[manifest.dtype]
+        return [
+            PlanItem(name=f"weights, {manifest.dtype} widened to float32", bytes=widened),
+            PlanItem(name="embedding, mapped from the file", bytes=rows),
+        ]
+    head = manifest.config.vocab_size * manifest.config.d_model
+    return [
+        PlanItem(name="weights, mapped from the file", bytes=manifest.weight_bytes),
+        # A layer's widened weight is among its activations; the head comes after them.
+        PlanItem(name="head widened to float32", bytes=head * FLOAT32_BYTES),
+    ]
