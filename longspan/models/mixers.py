@@ -32,8 +32,8 @@ from longspan.models.window_attention import WindowAttention
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
-    GlaConfig: GatedLinearAttention,
     ConbaConfig: Conba,
+    GlaConfig: GatedLinearAttention,
     WindowAttentionConfig: WindowAttention,
     FullAttentionConfig: FullAttention,
     MlpConfig: SwiGlu,

@@ -30,9 +30,9 @@ _PACKAGES = (
 _LINEAR_REASON = "it reads weights as they lie in the file; Transpose and MatMul would copy them"
 _CONV_REASON = "ONNX Runtime's own kernel: one node for the window of inputs and the activation"
 _SSD_REASON = "ONNX Runtime's recurrent kernel: a decay a head is the shape that it was made for"
-_GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
 _CONBA_REASON = "ONNX Runtime has no operator for it: one token at a time"
 _MOE_REASON = "one expert at a time, for the tokens that were sent to it; of standard operations"
+_GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
 _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {

@@ -45,8 +45,8 @@ Formula = Callable[[Any, int, DType], Mapping[Engine, ChunkBytes]]
 FORMULAS: Mapping[type[LayerConfig], Formula] = {
     MambaConfig: mamba,
     Mamba2Config: mamba2,
-    GlaConfig: gla,
     ConbaConfig: conba,
+    GlaConfig: gla,
     WindowAttentionConfig: window_attention,
     FullAttentionConfig: full_attention,
     MlpConfig: mlp,

@@ -16,8 +16,8 @@ Norm = Literal["rms", "layer"]
 LayerConfig = (
     MambaConfig
     | Mamba2Config
-    | GlaConfig
     | ConbaConfig
+    | GlaConfig
     | WindowAttentionConfig
     | FullAttentionConfig
     | MlpConfig
@@ -29,8 +29,8 @@ LAYER_KINDS: dict[str, type[LayerConfig]] = {
     for kind in (
         MambaConfig,
         Mamba2Config,
-        GlaConfig,
         ConbaConfig,
+        GlaConfig,
         WindowAttentionConfig,
         FullAttentionConfig,
         MlpConfig,

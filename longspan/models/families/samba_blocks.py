@@ -129,7 +129,7 @@ def _mamba(prefix: str, values: Mapping[str, Any], files: TensorFiles) -> MambaC
 def _gla(prefix: str, values: Mapping[str, Any], files: TensorFiles) -> GlaConfig:
     width = values["n_embd"]
     usual = width // max(1, width // GLA_HEAD_WIDTH)
-    value_dim = max(1, _size(files, f"{prefix}g_norm_swish_gate.weight", 0, usual))
+    value_dim = _size(files, f"{prefix}g_norm_swish_gate.weight", 0, usual)
     heads = max(1, _size(files, f"{prefix}v_proj.weight", 0, width) // value_dim)
     return GlaConfig(
         n_heads=heads,
