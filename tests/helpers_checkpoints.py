@@ -144,7 +144,7 @@ LLAMA_CONFIG = {
     "attention_bias": True,
     "eos_token_id": 5,
 }
-MIXCON_CONFIG = {
+MIXCON_CONFIG: dict[str, Any] = {
     "model_type": "mixcon",
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
