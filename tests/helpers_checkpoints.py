@@ -234,7 +234,7 @@ def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (VOCABULARY, width)}
     for i in range(config["n_layer"]):
         at = f"transformer.h.{i}."
-        attention = {
+        attention: dict[str, tuple[int, ...]] = {
             f"{at}attn.attn.weight": (rows, width),
             f"{at}attn.proj.weight": (width, width),
         }
