@@ -15,7 +15,9 @@ from longspan.kernels import override
 from longspan.kernels.anchor_attention import anchor_attention
 from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.conba import conba
 from longspan.kernels.full_attention import full_attention
+from longspan.kernels.moe import moe
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
 from longspan.kernels.ssd import ssd
@@ -24,8 +26,11 @@ from tests.kernels.large_arguments import (
     Draw,
     anchor_arguments,
     cache_arguments,
+    conba_arguments,
+    conba_arguments_without_gain,
     conv_arguments,
     full_arguments,
+    moe_arguments,
     norm_arguments,
     scan_arguments,
     ssd_arguments,
@@ -66,6 +71,11 @@ def part(arguments: Arguments, names: tuple[str, ...], tokens: slice) -> Argumen
 def after_nothing(arguments: Arguments, first: int) -> Arguments:
     """No state: each token is by itself."""
     return part(arguments, ("x",), slice(first, None))
+
+
+def after_nothing_routed(arguments: Arguments, first: int) -> Arguments:
+    """No state: each token, and where it goes, is by itself."""
+    return part(arguments, ("x", "logits"), slice(first, None))
 
 
 def after_inputs(arguments: Arguments, first: int) -> Arguments:
@@ -151,6 +161,22 @@ CASES = (
     Case(
         name="ssd", op=ssd, units=64, arguments=ssd_arguments, large="x",
         end=after_reading(ssd, "x", "dt", "B", "C"), state_row="ssd state of bfloat16",
+    ),
+    # s, u, r and y: 16 GiB; a, and as it is drawn: 8 GiB. The tokens before: another y.
+    Case(
+        name="conba", op=conba, units=512, arguments=conba_arguments, large="s",
+        end=after_reading(conba, "s", "a", "u", "r"), state_row="conba", end_tokens=32,
+    ),
+    # s and u: 8 GiB; r as it is drawn, and a: 12 GiB; the states of all tokens in float32, the
+    # product with C, D u and their sum: 32 GiB; y: 4 GiB.
+    Case(
+        name="conba, no gain", op=conba, units=512, arguments=conba_arguments_without_gain,
+        large="s", end=after_reading(conba, "s", "a", "u"), state_row="conba", end_tokens=32,
+    ),
+    # x, the experts' parts and y: 12 GiB.
+    Case(
+        name="moe", op=moe, units=16, arguments=moe_arguments, large="x",
+        end=after_nothing_routed,
     ),
     # q, k, v and y, as many key heads as query heads: 16 GiB.
     Case(
