@@ -12,6 +12,7 @@ from longspan.models.conba import Conba
 from longspan.models.config import (
     ConbaConfig,
     FullAttentionConfig,
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -20,6 +21,7 @@ from longspan.models.config import (
     WindowAttentionConfig,
 )
 from longspan.models.full_attention import FullAttention
+from longspan.models.gla import GatedLinearAttention
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
 from longspan.models.moe import Moe
@@ -31,6 +33,7 @@ MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
     ConbaConfig: Conba,
+    GlaConfig: GatedLinearAttention,
     WindowAttentionConfig: WindowAttention,
     FullAttentionConfig: FullAttention,
     MlpConfig: SwiGlu,

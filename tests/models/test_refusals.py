@@ -59,7 +59,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("samba", "bias", True, "only false"),
         ("samba", "rotary_percentage", 0.25, "only 1.0"),
         ("samba", "_norm_class", "LayerNorm", 'only "RMSNorm" or "FusedRMSNorm"'),
-        ("samba", "gla_per_layer", 2, "only -1"),
+        ("samba", "use_mega", True, "only false"),
     ],
 )
 def test_an_unsupported_value_is_named(

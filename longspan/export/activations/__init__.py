@@ -22,12 +22,14 @@ from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.attention import full_attention, window_attention
 from longspan.export.activations.conba import conba
+from longspan.export.activations.gla import gla
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import (
     ConbaConfig,
     FullAttentionConfig,
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -44,6 +46,7 @@ FORMULAS: Mapping[type[LayerConfig], Formula] = {
     MambaConfig: mamba,
     Mamba2Config: mamba2,
     ConbaConfig: conba,
+    GlaConfig: gla,
     WindowAttentionConfig: window_attention,
     FullAttentionConfig: full_attention,
     MlpConfig: mlp,

@@ -11,6 +11,7 @@ from longspan.models.config.attention import (
 )
 from longspan.models.config.cache_use import CacheUse
 from longspan.models.config.conba import ConbaConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, Norm
@@ -20,6 +21,7 @@ __all__ = [
     "CacheUse",
     "ConbaConfig",
     "FullAttentionConfig",
+    "GlaConfig",
     "HeadsConfig",
     "LayerConfig",
     "Mamba2Config",

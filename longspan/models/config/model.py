@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
 from longspan.models.config.conba import ConbaConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.tensors import DType, TensorSpec
@@ -16,6 +17,7 @@ LayerConfig = (
     MambaConfig
     | Mamba2Config
     | ConbaConfig
+    | GlaConfig
     | WindowAttentionConfig
     | FullAttentionConfig
     | MlpConfig
@@ -28,6 +30,7 @@ LAYER_KINDS: dict[str, type[LayerConfig]] = {
         MambaConfig,
         Mamba2Config,
         ConbaConfig,
+        GlaConfig,
         WindowAttentionConfig,
         FullAttentionConfig,
         MlpConfig,

@@ -1,8 +1,10 @@
 """microsoft/Samba as lit_gpt saves it: a ``.pth`` with the key ``model``.
 
 One block of the repository becomes two or three layers here: mixer and MLP, or in the
-Mamba-SWA-MLP variant Mamba, attention and MLP; pure Mamba has one. Its bf16 RoPE table is not
-imitated: it is a rounding of its training, wrong by up to 2^-9 of a turn at any position.
+Mamba-SWA-MLP variant Mamba, attention and MLP; pure Mamba has one. The paper's comparisons are the
+same file with other mixers: retention, gated linear attention, an MLP, or attention alone. Its bf16
+RoPE table is not imitated: it is a rounding of its training, wrong by up to 2^-9 of a turn at any
+position.
 """
 
 from __future__ import annotations
@@ -15,9 +17,16 @@ import torch
 
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
-from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
+from longspan.models.config import (
+    GlaConfig,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+    WindowAttentionConfig,
+)
 from longspan.models.families.mixer import mamba_weights
-from longspan.models.families.samba_config import Block, Mixer, blocks, config_values, tied_head
+from longspan.models.families.samba_blocks import Block, Mixer, blocks
+from longspan.models.families.samba_config import config_values, tied_head
 from longspan.models.foreign_config import load_config
 from longspan.models.tensor_files import PickleFile, TensorFiles
 
@@ -139,6 +148,8 @@ def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[We
         return _attention_weights(ours, theirs, layer, width)
     if isinstance(layer, MlpConfig):
         return _mlp_weights(ours, theirs, layer, width)
+    if isinstance(layer, GlaConfig):
+        return _gla_weights(ours, theirs, layer, width)
     assert isinstance(layer, MambaConfig), "lit_gpt's Samba has no other mixer"
     return mamba_weights(ours, theirs, layer, width)
 
@@ -165,3 +176,27 @@ def _mlp_weights(ours: str, theirs: str, layer: MlpConfig, width: int) -> tuple[
     )
     down = copied(f"{ours}down_proj.weight", f"{theirs}swiglu.w3.weight", width, layer.d_ff)
     return gate_up, down
+
+
+def _gla_weights(ours: str, theirs: str, layer: GlaConfig, width: int) -> tuple[Weight, ...]:
+    keys, values = layer.n_heads * layer.key_dim, layer.n_heads * layer.value_dim
+    rows = {"q_proj": keys, "k_proj": keys, "v_proj": values, "g_proj": values}
+    gate: tuple[Weight, ...] = ()
+    if layer.gate_rank is not None:
+        rows["gk_proj.0"] = layer.gate_rank
+        gate = (
+            copied(f"{ours}decay_proj.weight", f"{theirs}gk_proj.1.weight", keys, layer.gate_rank),
+            copied(f"{ours}decay_proj.bias", f"{theirs}gk_proj.1.bias", keys),
+        )
+    joined = Weight(
+        name=f"{ours}in_proj.weight",
+        sources={f"{theirs}{name}.weight": (count, width) for name, count in rows.items()},
+        make=lambda *parts: torch.cat(parts),
+    )
+    norm = copied(f"{ours}norm_weight", f"{theirs}g_norm_swish_gate.weight", layer.value_dim)
+    return (
+        joined,
+        *gate,
+        norm,
+        copied(f"{ours}out_proj.weight", f"{theirs}o_proj.weight", width, values),
+    )
