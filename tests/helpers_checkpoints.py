@@ -144,7 +144,7 @@ LLAMA_CONFIG = {
     "attention_bias": True,
     "eos_token_id": 5,
 }
-MIXCON_CONFIG = {
+MIXCON_CONFIG: dict[str, Any] = {
     "model_type": "mixcon",
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
@@ -234,7 +234,7 @@ def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (VOCABULARY, width)}
     for i in range(config["n_layer"]):
         at = f"transformer.h.{i}."
-        attention = {
+        attention: dict[str, tuple[int, ...]] = {
             f"{at}attn.attn.weight": (rows, width),
             f"{at}attn.proj.weight": (width, width),
         }
