@@ -92,10 +92,13 @@ def window_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
 
 
 def full_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
-    """A long text at once: many heads over one key head, so that 2^31 queries are few tokens."""
+    """A long text at once: many heads over one key head, so that 2^31 numbers are few tokens.
+
+    Queries are wide, so that few keys weigh much and y is no mean of thousands, which is near 0.
+    """
     width = 128
     return {
-        "q": draw.inputs(1, tokens, units, width),
+        "q": draw.inputs(1, tokens, units, width).mul_(4),
         "k": draw.inputs(1, tokens, 1, width),
         "v": draw.inputs(1, tokens, 1, width),
         "past_k": draw.inputs(1, tokens, 1, width),
