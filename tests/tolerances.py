@@ -64,7 +64,7 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("ssd", _BF16): Tolerance(
         relative=1e-2,
         absolute=4e-2,
-        reason="weights and state are rounded to 2^-9, in sums of 64 and of N terms that may cancel",
+        reason="weights and state are rounded to 2^-9, in sums of 64 and of N terms",
     ),
     ("ssd state of bfloat16", _F32): Tolerance(
         relative=1e-2,
