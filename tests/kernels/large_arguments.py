@@ -14,9 +14,6 @@ import torch
 from longspan.kernels.conba import ConbaState
 
 Arguments = dict[str, Any]
-# Queries so large that few of thousands of keys weigh anything: the mean of all would be near zero,
-# within any tolerance.
-LARGE_QUERY = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +92,13 @@ def window_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
 
 
 def full_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
-    """A long text at once: many heads over one key head, so that 2^31 numbers are few tokens."""
+    """A long text at once: many heads over one key head, so that 2^31 numbers are few tokens.
+
+    Queries are wide, so that few keys weigh much and y is no mean of thousands, which is near 0.
+    """
     width = 128
     return {
-        "q": draw.inputs(1, tokens, units, width).mul_(LARGE_QUERY),
+        "q": draw.inputs(1, tokens, units, width).mul_(4),
         "k": draw.inputs(1, tokens, 1, width),
         "v": draw.inputs(1, tokens, 1, width),
         "past_k": draw.inputs(1, tokens, 1, width),
@@ -120,25 +120,6 @@ def cache_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
     past_k[:, : tokens - 16, :, 0] = -64.0
     position = torch.tensor([tokens - new], device=draw.device)
     return {"q": q, "k": k, "v": v, "past_k": past_k, "past_v": past_v, "position": position}
-
-
-def anchor_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
-    """A long text with an anchor every few tokens, and a cache with room for what is kept of it."""
-    width, period = 128, 128 if tokens > 1000 else 8
-    is_anchor = torch.zeros(tokens, dtype=torch.bool, device=draw.device)
-    is_anchor[period - 1 :: period] = True
-    past = (1, tokens // period + tokens % period, units, width)
-    none = torch.tensor([0], device=draw.device)
-    return {
-        "q": draw.inputs(1, tokens, units, width).mul_(LARGE_QUERY),
-        "k": draw.inputs(1, tokens, units, width),
-        "v": draw.inputs(1, tokens, units, width),
-        "past_k": draw.inputs(*past),
-        "past_v": draw.inputs(*past),
-        "anchors": none,
-        "entries": none,
-        "is_anchor": is_anchor,
-    }
 
 
 def conba_arguments(draw: Draw, tokens: int, units: int) -> Arguments:

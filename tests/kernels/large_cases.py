@@ -9,10 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from longspan.kernels import override
-from longspan.kernels.anchor_attention import anchor_attention
 from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.conba import conba
@@ -24,7 +21,6 @@ from longspan.kernels.ssd import ssd
 from tests.kernels.large_arguments import (
     Arguments,
     Draw,
-    anchor_arguments,
     cache_arguments,
     conba_arguments,
     conba_arguments_without_gain,
@@ -117,21 +113,6 @@ def after_keys(arguments: Arguments, first: int) -> Arguments:
     }
 
 
-def after_segments(arguments: Arguments, first: int) -> Arguments:
-    """The anchors before, and the tokens of the segment that is open."""
-    is_anchor = arguments["is_anchor"]
-    anchors = is_anchor[:first].nonzero()[:, 0]
-    opened = torch.arange(int(anchors[-1]) + 1, first, device=anchors.device)
-    kept = torch.cat([anchors, opened])
-    end = part(arguments, ("q", "k", "v"), slice(first, None))
-    for name in ("k", "v"):
-        end[f"past_{name}"] = torch.zeros_like(arguments[f"past_{name}"])
-        end[f"past_{name}"][:, : len(kept)] = arguments[name][:, kept]
-    end["anchors"] = arguments["anchors"] + len(anchors)
-    end["entries"] = arguments["entries"] + len(kept)
-    return {**end, "is_anchor": is_anchor[first:]}
-
-
 def last_entries(arguments: Arguments, first: int) -> Arguments:
     """The entries of the cache that weigh anything, and the same new tokens."""
     return {
@@ -195,10 +176,5 @@ CASES = (
         name="full_attention, a long cache", op=full_attention, units=32,
         arguments=cache_arguments, large="past_k", end=last_entries, state_row="full_attention",
         end_tokens=16,
-    ),
-    # q, k, v and y: 16 GiB; 4,160 entries of the cache are little.
-    Case(
-        name="anchor_attention", op=anchor_attention, units=32, arguments=anchor_arguments,
-        large="q", end=after_segments, state_row="anchor_attention",
     ),
 )  # fmt: skip
