@@ -144,7 +144,7 @@ LLAMA_CONFIG = {
     "attention_bias": True,
     "eos_token_id": 5,
 }
-MIXCON_CONFIG = {
+MIXCON_CONFIG: dict[str, Any] = {
     "model_type": "mixcon",
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
@@ -183,6 +183,8 @@ SAMBA_VARIANTS: dict[str, dict[str, Any]] = {
     "nope": {"nope": True},
     "one kv head": {"n_query_groups": 1, "rope_base": 500.0},
     "swa": {"mb_per_layer": -1, "mamba_init": False},
+    "attention to all": {"mb_per_layer": -1, "local_window": -1},
+    "one block to all": {"full_per_layer": 2},
     "mlp2-swa-mlp": {"abl_mamba": True},
     "sliding gla": {"mb_per_layer": -1, "gla_per_layer": 2},
     "sliding retnet": {"mb_per_layer": -1, "ret_per_layer": 2},
@@ -234,7 +236,7 @@ def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (VOCABULARY, width)}
     for i in range(config["n_layer"]):
         at = f"transformer.h.{i}."
-        attention = {
+        attention: dict[str, tuple[int, ...]] = {
             f"{at}attn.attn.weight": (rows, width),
             f"{at}attn.proj.weight": (width, width),
         }
