@@ -63,8 +63,8 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ),
     ("ssd", _BF16): Tolerance(
         relative=1e-2,
-        absolute=1e-2,
-        reason="weights, state and output are rounded to 2^-9 each",
+        absolute=4e-2,
+        reason="weights and state are rounded to 2^-9, in sums of 64 and of N terms",
     ),
     ("ssd state of bfloat16", _F32): Tolerance(
         relative=1e-2,

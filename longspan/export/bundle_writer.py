@@ -54,7 +54,8 @@ class ExportReport:
         family: the checkpoint's family.
         parameters: how many numbers the model has.
         weight_bytes: bytes of all weights.
-        state_bytes: bytes of one sequence's state.
+        state_bytes: bytes of one sequence's state, caches aside.
+        cache_entry_bytes: bytes that a token adds to the caches; 0 for a state of fixed size.
         checks: how well the engines of this machine agree.
     """
 
@@ -63,6 +64,7 @@ class ExportReport:
     parameters: int
     weight_bytes: int
     state_bytes: int
+    cache_entry_bytes: int
     checks: tuple[Check, ...]
 
     def text(self) -> str:
@@ -72,6 +74,8 @@ class ExportReport:
             f"{format_bytes(self.weight_bytes)} of weights, "
             f"{format_bytes(self.state_bytes)} of state"
         )
+        if self.cache_entry_bytes:
+            first += f", {format_bytes(self.cache_entry_bytes)} of cache a token"
         return "\n".join([first, *(check.text() for check in self.checks)])
 
 
@@ -148,6 +152,7 @@ def export_bundle(
         parameters=manifest.parameters,
         weight_bytes=manifest.weight_bytes,
         state_bytes=manifest.state_bytes,
+        cache_entry_bytes=manifest.cache_entry_bytes,
         checks=checks,
     )
 

@@ -110,7 +110,7 @@ class Plan:
                 lines.append(f"{least}; it reads documents of any length.")
             else:
                 given = f"the budget of {format_bytes(self.budget_bytes)}"
-                lines.append(f"{least}; {given} holds documents of up to {longest:,} tokens.")
+                lines.append(f"{least}; {given} holds {_documents(longest)}.")
         return "\n".join(lines)
 
 
@@ -211,9 +211,13 @@ def _cache_arithmetic(plan: Plan) -> str:
     return (
         f"A copy of the cache has {document:,} entries for the document and {RESERVE_ENTRIES:,} "
         f"for a question and its answer: {plan.capacity:,} x {each:,} bytes = "
-        f"{format_bytes(plan.capacity * each)}. This budget holds documents of up to "
-        f"{plan.longest_tokens:,} tokens."
+        f"{format_bytes(plan.capacity * each)}. This budget holds "
+        f"{_documents(plan.longest_tokens or 0)}."
     )
+
+
+def _documents(longest_tokens: int) -> str:
+    return f"documents of up to {longest_tokens:,} tokens" if longest_tokens else "no document"
 
 
 def _check(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from longspan.bundle import Manifest
 from longspan.errors import DoesNotFit
 from longspan.models.config import CacheUse
+from longspan.runtime.backends.caches import larger_caches
 from longspan.runtime.documents import Document
 from longspan.runtime.reading import Chunk
 from longspan.runtime.tokens import Tokenizer, Tokens, tokenize
@@ -91,9 +92,8 @@ class Room:
         raise DoesNotFit(
             f"{what} takes the caches to {self.use.entries:,} entries, and they have room for "
             f"{self.capacity:,}: {self.capacity:,} x {each:,} bytes = "
-            f"{format_bytes(self.capacity * each)} a copy. Nothing of it was read. Load the bundle "
-            f"with tokens={self.use.entries} or more; longspan plan --tokens {self.use.entries} "
-            "--fit tells the budget that needs."
+            f"{format_bytes(self.capacity * each)} a copy. Nothing of it was read. "
+            f"{larger_caches(self.use.entries)}"
         )
 
     def checked(self, chunks: Iterable[Chunk], tokens: int) -> Iterator[Chunk]:

@@ -14,13 +14,8 @@ from longspan.kernels.attention.onnx_op import masked_attention
 
 def _appended(past: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The cache [B, C, G, P] with the new entries [B, L, G, P] at `places` int64 [L]."""
-    batch, capacity = past.shape[:2]
-    starts = torch.arange(batch, device=past.device)[:, None] * capacity
-    # One index an entry: with an index an element, those of a chunk would be as large as its keys.
-    rows = past.flatten(0, 1).index_put(
-        ((starts + places).flatten(),), new.to(past.dtype).flatten(0, 1)
-    )
-    return rows.view(past.shape)
+    rows = torch.arange(past.shape[0], device=past.device)[:, None]
+    return past.index_put((rows, places[None, :]), new.to(past.dtype))
 
 
 def full_attention(
