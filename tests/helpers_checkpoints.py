@@ -183,6 +183,8 @@ SAMBA_VARIANTS: dict[str, dict[str, Any]] = {
     "nope": {"nope": True},
     "one kv head": {"n_query_groups": 1, "rope_base": 500.0},
     "swa": {"mb_per_layer": -1, "mamba_init": False},
+    "attention to all": {"mb_per_layer": -1, "local_window": -1},
+    "one block to all": {"full_per_layer": 2},
     "mlp2-swa-mlp": {"abl_mamba": True},
     "sliding gla": {"mb_per_layer": -1, "gla_per_layer": 2},
     "sliding retnet": {"mb_per_layer": -1, "ret_per_layer": 2},

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longspan.kernels import override
 from longspan.models.config import GlaConfig, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.models.gla import GatedLinearAttention
+from tests.kernels.devices import DEVICES
+from tests.tolerances import assert_close
 
 WIDTH, TOKENS = 12, 40
 GATED = GlaConfig(n_heads=3, key_dim=4, value_dim=5, gate_rank=2)
@@ -82,6 +85,22 @@ def test_the_state_is_float32_whatever_the_weights(name: str, dtype: torch.dtype
     tolerance = 16 * torch.finfo(dtype).eps
     for found, right in ((y, expected), (state["recurrent"], expected_state["recurrent"])):
         assert (found.double() - right).abs().max() <= tolerance * right.abs().max()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_triton_equals_reference(name: str, device: str) -> None:
+    """One token, a long chunk, and a short one: the ways that the kernel takes to a result."""
+    config = CONFIGS[name]
+    mixer = mixer_of(config, torch.float32).to(device)
+    x = torch.randn(1, 70, WIDTH, device=device) / WIDTH
+    state = {key: tensor.to(device) for key, tensor in new_state(config, torch.float32).items()}
+    with override("gla", "reference"):
+        expected_y, expected = read(mixer, x, [70], state)
+    with override("gla", "triton"):
+        y, found = read(mixer, x, [1, 62, 7], state)
+    assert_close("gla", y, expected_y)
+    assert_close("gla", found["recurrent"], expected["recurrent"])
 
 
 def test_retention_keeps_what_the_paper_says() -> None:

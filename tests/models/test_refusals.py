@@ -102,16 +102,6 @@ def test_a_value_of_the_wrong_kind_is_named(
     )
 
 
-def test_full_attention_is_refused(tmp_path: Path) -> None:
-    write_samba(tmp_path)
-    where = write_config(tmp_path, SAMBA_CONFIG | {"local_window": -1})
-    assert refusal(tmp_path) == (
-        f"{where} has local_window = -1, attention over the whole text; longspan supports a samba "
-        "model with a window above zero, whose memory is fixed. This checkpoint cannot be exported "
-        "by this version."
-    )
-
-
 def test_a_missing_tensor_is_named_with_the_nearest(tmp_path: Path) -> None:
     weights = write_mamba(tmp_path)
     weights["backbone.norm.weight"] = weights.pop("backbone.norm_f.weight")

@@ -73,9 +73,12 @@ def rope(u: torch.Tensor, position: int, base: float | None) -> torch.Tensor:
 
 
 def attention(
-    rows: list[torch.Tensor], w: Weights, at: str, config: dict[str, Any]
+    rows: list[torch.Tensor], w: Weights, at: str, config: dict[str, Any], block: int
 ) -> list[torch.Tensor]:
     heads, groups, window = config["n_head"], config["n_query_groups"], config["local_window"]
+    every = config.get("full_per_layer", 1000)
+    if window < 1 or block % every == every - 1:
+        window = len(rows)
     per_group, head = heads // groups, len(rows[0]) // heads
     base = None if config.get("nope") else config.get("rope_base", 10000.0)
     packed = [(w[f"{at}attn.weight"] @ row).view(groups, per_group + 2, head) for row in rows]
@@ -139,7 +142,7 @@ def samba(tokens: list[int], weights: Weights, config: dict[str, Any]) -> torch.
             parts = [("norm_m", "mb", mamba), ("norm_attn", "attn", attention), parts[1]]
         for norm_name, module, mix in parts:
             normed = [norm(row, w[f"{at}{norm_name}.weight"]) for row in rows]
-            more = (config,) if mix is attention else ()
+            more = (config, i) if mix is attention else ()
             mixed = mix(normed, w, f"{at}{module}.", *more)
             rows = [row + new for row, new in zip(rows, mixed, strict=True)]
     final = [norm(row, w["transformer.ln_f.weight"]) for row in rows]
@@ -150,7 +153,7 @@ def samba(tokens: list[int], weights: Weights, config: dict[str, Any]) -> torch.
 def read(decoder: Decoder, tokens: torch.Tensor, cuts: list[int]) -> torch.Tensor:
     state = {
         name: tensor.double() if tensor.is_floating_point() else tensor
-        for name, tensor in decoder.new_state().items()
+        for name, tensor in decoder.new_state(capacity=tokens.shape[1]).items()
     }
     logits = []
     for part in tokens.split(cuts, dim=1):

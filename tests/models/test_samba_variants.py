@@ -9,52 +9,70 @@ from typing import Any
 
 import pytest
 import torch
+from family_rows import NoTensors
 from helpers_checkpoints import SAMBA_CONFIG, refusal, write_config, write_samba
 
 from longspan.models.config import GlaConfig, MlpConfig
 from longspan.models.families import open_checkpoint
-from longspan.models.families.samba_blocks import mixer_names
+from longspan.models.families.samba_blocks import blocks
+from longspan.models.families.samba_config import config_values
 
 Shapes = dict[str, tuple[int, ...]]
-NO_VERSION = "This checkpoint cannot be exported by this version."
+SIZES = {
+    "n_layer": 6, "n_embd": 768, "n_head": 8, "intermediate_size": 8, "padded_vocab_size": 8,
+    "local_window": 4,
+}  # fmt: skip
 
 
-def mixers_of(**keys: Any) -> list[str]:
-    usual = {
-        "n_layer": 6, "mamba": False, "mamba_swa_mlp": False, "abl_mamba": False,
-        "attn_layer_pos": None, "mb_per_layer": -1, "ret_per_layer": -1, "gla_per_layer": -1,
-    }  # fmt: skip
-    return [name for _, name in mixer_names(usual | keys)]
+KINDS = {"window_attention": "window", "full_attention": "all", "mlp": "mlp", "mamba": "mamba"}
+
+
+def mixers_of(**keys: Any) -> str:
+    """The mixers of six blocks, the MLP after each left out."""
+    values = config_values(SIZES | keys, "config.json", NoTensors())
+    names = []
+    for block in blocks(values, NoTensors()):
+        for mixer in block[: 1 if values["mamba"] else -1]:
+            kind = mixer.config
+            gated = isinstance(kind, GlaConfig) and kind.gate_rank is not None
+            names.append(KINDS.get(kind.kind, "gla" if gated else "retention"))
+    return " ".join(names)
 
 
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"mb_per_layer": 2}, "mamba attention mamba attention mamba attention"),
+        ({"mb_per_layer": 2}, "mamba window mamba window mamba window"),
         ({"mb_per_layer": 1}, "mamba mamba mamba mamba mamba mamba"),
-        ({"ret_per_layer": 2}, "retention attention retention attention retention attention"),
-        ({"gla_per_layer": 3}, "gla attention attention gla attention attention"),
-        ({}, "attention attention attention attention attention attention"),
+        ({"ret_per_layer": 2}, "retention window retention window retention window"),
+        ({"gla_per_layer": 3}, "gla window window gla window window"),
+        ({}, "window window window window window window"),
+        ({"local_window": -1}, "all all all all all all"),
         # The first of Mamba, retention and gated linear attention takes a block that two ask for.
         (
             {"mb_per_layer": 4, "ret_per_layer": 3, "gla_per_layer": 2},
-            "mamba attention gla retention mamba attention",
+            "mamba window gla retention mamba window",
         ),
         # A list of attention blocks leaves the others to Mamba, and the periods say nothing.
         (
             {"attn_layer_pos": "[1,5]", "gla_per_layer": 2, "ret_per_layer": 2},
-            "mamba attention mamba mamba mamba attention",
+            "mamba window mamba mamba mamba window",
         ),
-        ({"mb_per_layer": 2, "abl_mamba": True}, "mlp attention mlp attention mlp attention"),
-        ({"attn_layer_pos": "[5,]", "abl_mamba": True}, "mlp mlp mlp mlp mlp attention"),
-        ({"gla_per_layer": 6, "abl_mamba": True}, "gla" + 5 * " attention"),
-        ({"n_layer": 2, "mamba_swa_mlp": True}, "mamba attention mamba attention"),
+        ({"mb_per_layer": 2, "abl_mamba": True}, "mlp window mlp window mlp window"),
+        ({"attn_layer_pos": "[5,]", "abl_mamba": True}, "mlp mlp mlp mlp mlp window"),
+        ({"gla_per_layer": 6, "abl_mamba": True}, "gla window window window window window"),
+        ({"n_layer": 2, "mamba_swa_mlp": True}, "mamba window mamba window"),
         ({"n_layer": 2, "mamba": True}, "mamba mamba"),
+        # The last of every so many blocks, if it attends at all, attends to the whole text.
+        ({"full_per_layer": 2}, "window all window all window all"),
+        ({"mb_per_layer": 2, "full_per_layer": 4}, "mamba window mamba all mamba window"),
+        ({"mb_per_layer": 2, "full_per_layer": 3}, "mamba window mamba window mamba all"),
+        ({"n_layer": 2, "mamba_swa_mlp": True, "full_per_layer": 2}, "mamba window mamba all"),
     ],
     ids=str,
 )
 def test_which_block_is_what(keys: dict[str, Any], expected: str) -> None:
-    assert mixers_of(**keys) == expected.split()
+    assert mixers_of(**keys) == expected
 
 
 def mlp_shapes(at: str, width: int, d_ff: int) -> Shapes:
@@ -149,8 +167,9 @@ def test_a_published_variant_is_known_by_its_shapes(
     assert in_words == parameters
 
 
-def test_attention_alone_needs_a_config(tmp_path: Path) -> None:
-    """Its shapes are those of a model that attends to the whole text."""
+@pytest.mark.parametrize(("window", "kind"), [(2048, "window_attention"), (-1, "full_attention")])
+def test_attention_alone_needs_a_config(tmp_path: Path, window: int, kind: str) -> None:
+    """Shapes do not tell a window from the whole text: LLaMA_438M_SWA from LLaMA_438M."""
     zero = torch.zeros(())
     shapes = published_shapes("gla", 12, 1536, 4096, 12) | {"lm_head.weight": (32000, 1536)}
     model = {
@@ -165,43 +184,14 @@ def test_attention_alone_needs_a_config(tmp_path: Path) -> None:
     write_config(
         tmp_path,
         {
-            "name": "LLaMA_438M_SWA", "n_layer": 12, "n_head": 12, "n_embd": 1536,
+            "n_layer": 12, "n_head": 12, "n_embd": 1536,
             "intermediate_size": 4096, "vocab_size": 32000, "padding_multiple": 64,
-            "local_window": 2048, "rotary_percentage": 1.0,
+            "local_window": window, "rotary_percentage": 1.0,
         },
     )  # fmt: skip
     checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.config.layers_by_kind() == {"window_attention": 12, "mlp": 12}
+    assert checkpoint.config.layers_by_kind() == {kind: 12, "mlp": 12}
     assert sum(math.prod(spec.shape) for spec in checkpoint.specs()) // 10**6 == 438
-
-
-@pytest.mark.parametrize(
-    ("changes", "period", "block"),
-    [({"mb_per_layer": 2}, 2, 1), ({"mb_per_layer": -1}, 1, 0), ({"mamba_swa_mlp": True}, 2, 1)],
-    ids=str,
-)
-def test_a_block_without_a_window_is_refused(
-    tmp_path: Path, changes: dict[str, Any], period: int, block: int
-) -> None:
-    write_samba(tmp_path, **changes)
-    where = write_config(tmp_path, SAMBA_CONFIG | changes | {"full_per_layer": period})
-    assert refusal(tmp_path) == (
-        f"{where} has full_per_layer = {period}: block {block} attends to the whole text; longspan "
-        "supports a samba model with a window above zero, whose memory is fixed. " + NO_VERSION
-    )
-
-
-def test_a_period_that_meets_no_attention_changes_nothing(tmp_path: Path) -> None:
-    """lit_gpt counts blocks: every third is block 2, a Mamba; here there are two."""
-    write_samba(tmp_path, full_per_layer=3)
-    assert open_checkpoint(tmp_path).config.layers_by_kind()["window_attention"] == 1
-
-
-def test_without_attention_the_window_says_nothing(tmp_path: Path) -> None:
-    weights = write_samba(tmp_path, n_layer=1)
-    write_config(tmp_path, SAMBA_CONFIG | {"n_layer": 1, "mb_per_layer": 1, "local_window": -1})
-    torch.save({"model": weights}, tmp_path / "samba.pth")
-    assert open_checkpoint(tmp_path).config.layers_by_kind() == {"mamba": 1, "mlp": 1}
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -16,13 +16,20 @@ from typing import Any
 import torch
 
 from longspan.errors import BadCheckpoint
-from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
+from longspan.models.checkpoint import (
+    Checkpoint,
+    Weight,
+    build,
+    copied,
+    joined,
+    tokenizer_beside,
+)
 from longspan.models.config import (
     GlaConfig,
+    HeadsConfig,
     MambaConfig,
     MlpConfig,
     ModelConfig,
-    WindowAttentionConfig,
 )
 from longspan.models.families.mixer import mamba_weights
 from longspan.models.families.samba_blocks import Block, Mixer, blocks
@@ -37,9 +44,18 @@ TRAPS = """\
   sorted into queries, keys, values.
 - `n_layer` counts blocks; a block is two residual layers here, three in the Mamba-SWA-MLP variant,
   one in a pure Mamba.
-- State size, convolution width and rank of dt stand in no config: they are read from the shapes.
-  Heads and window cannot be, so a size that was not published needs a config.
-- Which blocks are Mamba: `attn_layer_pos` (a list, also as Python text) goes before `mb_per_layer`.
+- State size, convolution width and rank of dt stand in no config, nor do heads and rank of gated
+  linear attention: they are read from the shapes. Attention's heads and window cannot be, so a size
+  that was not published needs a config.
+- What a block mixes with, whose module is `attn` whatever it is: a list of attention blocks,
+  `attn_layer_pos` (also as Python text), leaves the others to Mamba. Without one, block i is the
+  first of Mamba (`mb_per_layer`), retention (`ret_per_layer`) and gated linear attention
+  (`gla_per_layer`) whose period divides i, and attention if none does. With `abl_mamba` a SwiGLU
+  MLP of 2 `n_embd` stands in Mamba's place.
+- Attention has a window of `local_window`, or none where that is not above zero, and none in the
+  last block of every `full_per_layer`; without a window its cache grows with every token.
+- Retention has `n_head` // 2 heads, and rotates queries and keys with base 10,000 whatever `nope`
+  says.
 - No key of lit_gpt says whether the head is tied: it is where weights start as Mamba's (`mamba`,
   `mamba_init`), or where no `lm_head.weight` is stored. `tied` overrides that.
 - The vocabulary is padded to a multiple of `padding_multiple`, 512 unless it is given.
@@ -100,7 +116,7 @@ def model_config(values: Mapping[str, Any], files: TensorFiles) -> ModelConfig:
     )
 
 
-def split_packed_qkv(packed: torch.Tensor, config: WindowAttentionConfig) -> torch.Tensor:
+def split_packed_qkv(packed: torch.Tensor, config: HeadsConfig) -> torch.Tensor:
     """Sort the rows of lit_gpt's QKV matrix into queries, keys, values.
 
     Args:
@@ -144,7 +160,7 @@ def _weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:
 
 def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[Weight, ...]:
     layer, theirs = mixer.config, f"{theirs}{mixer.module}."
-    if isinstance(layer, WindowAttentionConfig):
+    if isinstance(layer, HeadsConfig):
         return _attention_weights(ours, theirs, layer, width)
     if isinstance(layer, MlpConfig):
         return _mlp_weights(ours, theirs, layer, width)
@@ -155,12 +171,11 @@ def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[We
 
 
 def _attention_weights(
-    ours: str, theirs: str, layer: WindowAttentionConfig, width: int
+    ours: str, theirs: str, layer: HeadsConfig, width: int
 ) -> tuple[Weight, ...]:
-    rows = (layer.n_heads + 2 * layer.n_kv_heads) * layer.head_dim
     qkv = Weight(
         name=f"{ours}qkv_proj.weight",
-        sources={f"{theirs}attn.weight": (rows, width)},
+        sources={f"{theirs}attn.weight": (layer.qkv_rows, width)},
         make=lambda packed: split_packed_qkv(packed, layer),
     )
     inner = layer.n_heads * layer.head_dim
@@ -181,22 +196,15 @@ def _mlp_weights(ours: str, theirs: str, layer: MlpConfig, width: int) -> tuple[
 def _gla_weights(ours: str, theirs: str, layer: GlaConfig, width: int) -> tuple[Weight, ...]:
     keys, values = layer.n_heads * layer.key_dim, layer.n_heads * layer.value_dim
     rows = {"q_proj": keys, "k_proj": keys, "v_proj": values, "g_proj": values}
-    gate: tuple[Weight, ...] = ()
-    if layer.gate_rank is not None:
-        rows["gk_proj.0"] = layer.gate_rank
-        gate = (
-            copied(f"{ours}decay_proj.weight", f"{theirs}gk_proj.1.weight", keys, layer.gate_rank),
-            copied(f"{ours}decay_proj.bias", f"{theirs}gk_proj.1.bias", keys),
-        )
-    joined = Weight(
-        name=f"{ours}in_proj.weight",
-        sources={f"{theirs}{name}.weight": (count, width) for name, count in rows.items()},
-        make=lambda *parts: torch.cat(parts),
-    )
     norm = copied(f"{ours}norm_weight", f"{theirs}g_norm_swish_gate.weight", layer.value_dim)
+    out = copied(f"{ours}out_proj.weight", f"{theirs}o_proj.weight", width, values)
+    if layer.gate_rank is None:
+        return joined(f"{ours}in_proj.weight", theirs, rows, width), norm, out
+    rows["gk_proj.0"] = layer.gate_rank
     return (
-        joined,
-        *gate,
+        joined(f"{ours}in_proj.weight", theirs, rows, width),
+        copied(f"{ours}decay_proj.weight", f"{theirs}gk_proj.1.weight", keys, layer.gate_rank),
+        copied(f"{ours}decay_proj.bias", f"{theirs}gk_proj.1.bias", keys),
         norm,
-        copied(f"{ours}out_proj.weight", f"{theirs}o_proj.weight", width, values),
+        out,
     )

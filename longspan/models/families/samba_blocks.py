@@ -7,11 +7,12 @@ dt of a Mamba; heads and rank of the gate of gated linear attention.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from longspan.models.config import (
+    FullAttentionConfig,
     GlaConfig,
     LayerConfig,
     MambaConfig,
@@ -43,18 +44,6 @@ Block = tuple[Mixer, ...]
 def blocks(values: Mapping[str, Any], files: TensorFiles) -> list[Block]:
     """The residual layers of each block."""
     return [_block(i, values, files) for i in range(values["n_layer"])]
-
-
-def mixer_names(values: Mapping[str, Any]) -> Iterator[tuple[int, MixerName]]:
-    """Every block that has a mixer of this name, by number; a block may have two."""
-    for i in range(values["n_layer"]):
-        if values["mamba"]:
-            yield i, "mamba"
-        elif values["mamba_swa_mlp"]:
-            yield i, "mamba"
-            yield i, "attention"
-        else:
-            yield i, _mixer_name(i, values)
 
 
 def _mixer_name(i: int, values: Mapping[str, Any]) -> MixerName:
@@ -90,7 +79,7 @@ def _block(i: int, values: Mapping[str, Any], files: TensorFiles) -> Block:
     if values["mamba_swa_mlp"]:
         return (
             Mixer(norm="norm_m", module="mb", config=_mamba(f"{at}mb.", values, files)),
-            Mixer(norm="norm_attn", module="attn", config=_attention(values)),
+            Mixer(norm="norm_attn", module="attn", config=_attention(i, values)),
             mlp,
         )
     # Whatever it is, lit_gpt calls it attn.
@@ -105,7 +94,7 @@ def _block(i: int, values: Mapping[str, Any], files: TensorFiles) -> Block:
         case "gla":
             config = _gla(f"{at}attn.", values, files)
         case "attention":
-            config = _attention(values)
+            config = _attention(i, values)
     return Mixer(norm="norm_1", module="attn", config=config), mlp
 
 
@@ -129,7 +118,7 @@ def _mamba(prefix: str, values: Mapping[str, Any], files: TensorFiles) -> MambaC
 def _gla(prefix: str, values: Mapping[str, Any], files: TensorFiles) -> GlaConfig:
     width = values["n_embd"]
     usual = width // max(1, width // GLA_HEAD_WIDTH)
-    value_dim = _size(files, f"{prefix}g_norm_swish_gate.weight", 0, usual)
+    value_dim = max(1, _size(files, f"{prefix}g_norm_swish_gate.weight", 0, usual))
     heads = max(1, _size(files, f"{prefix}v_proj.weight", 0, width) // value_dim)
     return GlaConfig(
         n_heads=heads,
@@ -150,16 +139,27 @@ def _retention(values: Mapping[str, Any]) -> GlaConfig:
     )
 
 
+def retains(values: Mapping[str, Any]) -> bool:
+    """Whether a block of a model of mixers and MLPs mixes with retention."""
+    return not values["mamba_swa_mlp"] and any(
+        _mixer_name(i, values) == "retention" for i in range(values["n_layer"])
+    )
+
+
 def retention_heads(values: Mapping[str, Any]) -> int:
     """Heads of retention: half as many as attention has."""
     return int(values["n_head"]) // 2
 
 
-def _attention(values: Mapping[str, Any]) -> WindowAttentionConfig:
-    return WindowAttentionConfig(
-        n_heads=values["n_head"],
-        n_kv_heads=values["n_query_groups"],
-        head_dim=values["head_size"],
-        window=values["local_window"],
-        rope_base=None if values["nope"] else float(values["rope_base"]),
-    )
+def _attention(i: int, values: Mapping[str, Any]) -> FullAttentionConfig | WindowAttentionConfig:
+    """Attention over a window; over all tokens without one, and in every `full_per_layer`-th."""
+    sizes = {
+        "n_heads": values["n_head"],
+        "n_kv_heads": values["n_query_groups"],
+        "head_dim": values["head_size"],
+        "rope_base": None if values["nope"] else float(values["rope_base"]),
+    }
+    window, period = values["local_window"], values["full_per_layer"]
+    if window <= 0 or i % period == period - 1:
+        return FullAttentionConfig(**sizes)
+    return WindowAttentionConfig(**sizes, window=window)

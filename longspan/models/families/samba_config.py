@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longspan.errors import BadCheckpoint
-from longspan.models.families.samba_blocks import mixer_names, retention_heads
+from longspan.models.families.samba_blocks import retains, retention_heads
 from longspan.models.families.samba_published import recognise
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 from longspan.models.tensor_files import TensorFiles
@@ -76,7 +76,6 @@ def config_values(
     if not values["mamba"]:
         _require(values, where, "n_head", "intermediate_size")
         _check_heads(values, where)
-        _check_windows(values, where)
         values["n_query_groups"] = values["n_query_groups"] or values["n_head"]
         values["head_size"] = values["head_size"] or values["n_embd"] // values["n_head"]
     return values
@@ -107,27 +106,9 @@ def _check_heads(values: Mapping[str, Any], where: str) -> None:
             f"{groups}; n_head must be a multiple of n_query_groups, and n_embd of n_head unless "
             "head_size is given. Correct them."
         )
-    retains = any(name == "retention" for _, name in mixer_names(values))
-    if retains and (heads < 2 or width % (2 * retention_heads(values))):
+    if retains(values) and (heads < 2 or width % (2 * retention_heads(values))):
         raise BadCheckpoint(
             f"{where} has n_embd = {width}, n_head = {heads} and ret_per_layer = "
             f"{values['ret_per_layer']}; retention has n_head // 2 heads, one or more, and rotates "
             "pairs of channels, so n_embd must be a multiple of twice that. Correct them."
-        )
-
-
-def _check_windows(values: Mapping[str, Any], where: str) -> None:
-    """Raise if a block attends to the whole text."""
-    attending = [i for i, name in mixer_names(values) if name == "attention"]
-    period = values["full_per_layer"]
-    full = [i for i in attending if i % period == period - 1]
-    found = None
-    if attending and values["local_window"] <= 0:
-        found = f"local_window = {values['local_window']}, attention over the whole text"
-    elif full:
-        found = f"full_per_layer = {period}: block {full[0]} attends to the whole text"
-    if found is not None:
-        raise BadCheckpoint(
-            f"{where} has {found}; longspan supports a {NAME} model with a window above zero, "
-            "whose memory is fixed. This checkpoint cannot be exported by this version."
         )
