@@ -1,7 +1,7 @@
 # make demo    read a long document with the built-in model and answer a question about it
 # make test    the whole test suite; GPU tests skip with a reason where there is no GPU
 # make check   ruff, ruff format --check, mypy --strict
-# make docs    writes docs/cli.md from the commands' own help
+# make docs    writes docs/cli.md from the commands' own help, docs/families.md from the families
 # Each makes .venv when it is missing: the demo with the base install, the others with all extras.
 
 PYTHON ?= python3
@@ -33,6 +33,7 @@ format: $(VENV)/all.stamp
 
 docs: $(VENV)/all.stamp
 	$(BIN)/python -m typer longspan.cli utils docs --name longspan --output docs/cli.md
+	$(BIN)/python docs/families.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,7 +5,7 @@
       model.safetensors  the only copy of the weights
       model.onnx         the graph for CUDA, and for any ONNX Runtime that has the weights' dtype
       model.cpu.onnx     the same function for CPUs: float32 arithmetic, scans as ONNX `Scan`
-      tokenizer.json     absent when the checkpoint has none
+      tokenizer.json     absent when the checkpoint has none, and where tokens are bytes
       genai_config.json  so that onnxruntime-genai finds its way
 
 `export` and `runtime` meet only here. Hashes in the manifest are SHA-256 of whole files.
@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
@@ -31,6 +31,8 @@ WEIGHTS = "model.safetensors"
 GRAPHS: dict[Device, str] = {"cuda": "model.onnx", "cpu": "model.cpu.onnx"}
 TOKENIZER = "tokenizer.json"
 GENAI_CONFIG = "genai_config.json"
+# A tokenizer that needs no file: a token is a byte, its id the byte's value.
+BYTES: Literal["bytes"] = "bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +84,11 @@ class Manifest:
         chunk_bytes: for each engine, one entry a layer and one last for the residual and norms;
             a chunk's peak is the largest layer's plus the last.
         prompt: how `ask` puts a question.
+        tokenizer: "bytes" where a token is a byte; None where `tokenizer.json` tells, or nothing.
         eos: id of the token that ends an answer, if the model has one.
         files: SHA-256 of every other file of the bundle, by name.
-        source: what was exported: path's last name, longspan's version, verification errors.
+        source: what was exported: path's last name, longspan's version, verification errors, and
+            under ``nonfinite`` the parameters that hold NaN or infinities, if any do.
     """
 
     config: ModelConfig
@@ -94,6 +98,7 @@ class Manifest:
     state: tuple[TensorSpec, ...]
     chunk_bytes: Mapping[Engine, tuple[ChunkBytes, ...]]
     prompt: Prompt = field(default_factory=Prompt)
+    tokenizer: Literal["bytes"] | None = None
     eos: int | None = None
     files: Mapping[str, str]
     source: Mapping[str, Any]
@@ -102,6 +107,11 @@ class Manifest:
     def state_bytes(self) -> int:
         """Bytes of the state of one sequence that do not grow with what is read."""
         return sum(spec.nbytes for spec in self.state)
+
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """Names of the parameters that hold NaN or infinities, which export was told to allow."""
+        return tuple(self.source.get("nonfinite", ()))
 
     @property
     def cache_entry_bytes(self) -> int:
@@ -121,15 +131,15 @@ class Manifest:
     def model_fingerprint(self) -> str:
         """Hex SHA-256 of what decides the state: config, weights, dtype."""
         facts = {
-            "config": self.config.to_json(),
+            "config": self.config.identity(),
             "dtype": self.dtype,
             "weights": self.files[WEIGHTS],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def tokenizer_fingerprint(self) -> str | None:
-        """Hex SHA-256 of the tokenizer, or None for a bundle without one."""
-        return self.files.get(TOKENIZER)
+        """Hex SHA-256 of the tokenizer's file, "bytes", or None for a bundle without tokenizer."""
+        return self.tokenizer or self.files.get(TOKENIZER)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
@@ -147,6 +157,7 @@ class Manifest:
                 for engine, items in self.chunk_bytes.items()
             },
             "prompt": asdict(self.prompt),
+            "tokenizer": self.tokenizer,
             "eos": self.eos,
             "files": dict(self.files),
             "source": dict(self.source),
@@ -178,6 +189,7 @@ class Manifest:
                 for engine, items in data["chunk_bytes"].items()
             },
             prompt=Prompt(template=data["prompt"]["template"], stop=tuple(data["prompt"]["stop"])),
+            tokenizer=_tokenizer(data.get("tokenizer")),
             eos=data["eos"],
             files=dict(data["files"]),
             source=dict(data["source"]),
@@ -204,6 +216,13 @@ class Bundle:
     def graph_path(self, device: Device) -> Path:
         """The graph that ONNX Runtime runs on `device`."""
         return self.path / GRAPHS[device]
+
+
+def _tokenizer(name: str | None) -> Literal["bytes"] | None:
+    """The manifest's word for a tokenizer without a file; before there was one, it had none."""
+    if name not in (BYTES, None):
+        raise ValueError(f"tokenizer {name!r} is unknown; it is {BYTES!r} or null")
+    return BYTES if name == BYTES else None
 
 
 def open_bundle(path: str | Path) -> Bundle:

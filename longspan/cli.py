@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from longspan import cli_options as opt
 from longspan import render
-from longspan.builtin import builtin_bundle
-from longspan.errors import BadInput, DoesNotFit, LongspanError
+from longspan.builtin import named_bundle
+from longspan.cli_ask import ask
+from longspan.errors import DoesNotFit, LongspanError
 from longspan.sizes import format_bytes, parse_tokens
 from longspan.version import __version__
 
@@ -27,10 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _bundle(path: Path) -> Path:
-    return builtin_bundle() if str(path) == "builtin" and not path.exists() else path
 
 
 def _version(wanted: bool) -> None:
@@ -83,15 +79,15 @@ def demo(
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
-    ],
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")],
+    checkpoint: opt.CheckpointArgument,
+    bundle: opt.NewBundle,
     weights: opt.Weights = None,
     tokenizer: opt.TokenizerFile = None,
+    split_digits: opt.SplitDigits = False,
     config: opt.ConfigFile = None,
     template: opt.Template = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    force: opt.Force = False,
+    allow_nonfinite: opt.AllowNonfinite = False,
     json: opt.Json = False,
 ) -> None:
     """Turn a trained checkpoint into a bundle, and verify it."""
@@ -102,9 +98,11 @@ def export(
         bundle,
         weights=weights,
         tokenizer=tokenizer,
+        split_digits=split_digits,
         config=config,
         prompt_template=template,
         force=force,
+        allow_nonfinite=allow_nonfinite,
         on_progress=None if json else render.notice,
     )
     render.print_result(report, json=json)
@@ -112,31 +110,26 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A checkpoint, a bundle, or a .span file.")
-    ],
+    path: opt.AnyPath,
     json: opt.Json = False,
 ) -> None:
     """Tell what a checkpoint, a bundle or a .span file is."""
     from longspan.info import describe
 
-    facts = describe(_bundle(path))
+    facts = describe(named_bundle(path))
     if json:
         render.print_json(facts)
     else:
-        render.print_table(("what", "value"), facts.items())
+        render.print_table(("what", "value"), render.fact_rows(facts))
 
 
 @app.command()
 def plan(
     bundle: opt.BundleArgument,
     budget: opt.BudgetOption = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="Length of the document, as 256K; default: any.")
-    ] = None,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Show the least budget and the longest document.")
-    ] = False,
+    tokens: opt.Length = None,
+    draft: opt.DraftBundle = None,
+    fit: opt.Fit = False,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
@@ -145,11 +138,12 @@ def plan(
     from longspan.runtime.runtime import plan_bundle
 
     made = plan_bundle(
-        _bundle(bundle),
+        named_bundle(bundle),
         budget=budget,
         tokens=None if tokens is None else parse_tokens(tokens),
         device=device.value,
         backend=backend.value,
+        draft=None if draft is None else named_bundle(draft),
     )
     if json:
         render.print_json(made.to_json(fit=fit))
@@ -166,10 +160,8 @@ def plan(
 @app.command()
 def read(
     bundle: opt.BundleArgument,
-    documents: Annotated[
-        list[Path], typer.Argument(metavar="DOCUMENT...", help="UTF-8 texts, read in this order.")
-    ],
-    memory: Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")],
+    documents: opt.Documents,
+    memory: opt.NewMemory,
     budget: opt.BudgetOption = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
@@ -182,7 +174,7 @@ def read(
     try:
         with (
             load_for(
-                _bundle(bundle),
+                named_bundle(bundle),
                 document=documents,
                 budget=budget,
                 device=device.value,
@@ -200,75 +192,15 @@ def read(
     render.print_result(result, json=json)
 
 
-@app.command()
-def ask(
-    bundle: opt.BundleArgument,
-    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")],
-    memory: Annotated[
-        Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")
-    ] = None,
-    document: opt.DocumentFile = None,
-    temperature: opt.Temperature = 0.0,
-    top_p: opt.TopP = 1.0,
-    top_k: opt.TopK = None,
-    seed: opt.Seed = None,
-    max_tokens: opt.MaxTokens = 128,
-    stop: opt.Stop = None,
-    template: opt.Template = None,
-    budget: opt.BudgetOption = None,
-    device: opt.DeviceOption = opt.Device.AUTO,
-    backend: opt.BackendOption = opt.BackendChoice.AUTO,
-    json: opt.Json = False,
-) -> None:
-    """Ask about what was read; answers are streamed."""
-    from longspan.runtime.runtime import load_for
-
-    if (memory is None) == (document is None):
-        found = "both" if memory else "neither"
-        raise BadInput(
-            f"Give what to ask about, either --memory FILE.span or --document FILE: found {found}."
-        )
-    with load_for(
-        _bundle(bundle),
-        document=document,
-        memory=memory,
-        answer_tokens=max_tokens,
-        budget=budget,
-        device=device.value,
-        backend=backend.value,
-    ) as runtime:
-        if document is not None:
-            with render.reading_progress(quiet=json) as show:
-                read = runtime.read(document, on_progress=show)
-        elif memory is not None:
-            read = runtime.open(memory)
-        answers = []
-        for question in questions:
-            answer = runtime.ask(
-                read,
-                question,
-                template=template,
-                stop=stop or None,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=seed,
-            )
-            render.stream_answer(question, answer, quiet=json)
-            answers.append(render.answer_facts(question, answer))
-        if json:
-            render.print_json({"answers": answers, "peak_bytes": runtime.measured.peak_bytes})
+app.command()(ask)
 
 
 @app.command()
 def measure(
     bundle: opt.BundleArgument,
     budget: opt.BudgetOption = None,
-    tokens: Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")] = "8K,64K",
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")
-    ] = None,
+    tokens: opt.Lengths = "8K,64K",
+    plot: opt.Plot = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
@@ -277,7 +209,7 @@ def measure(
     from longspan.runtime.measure import draw, measure_bundle
 
     measurement = measure_bundle(
-        _bundle(bundle),
+        named_bundle(bundle),
         [parse_tokens(length) for length in tokens.split(",")],
         budget=budget,
         device=device.value,
@@ -304,7 +236,7 @@ def verify(
     from longspan.runtime.verify import verify_bundle
 
     where = choose_engine(device=device.value, backend="auto").device
-    checks = verify_bundle(open_bundle(_bundle(bundle)), device=where)
+    checks = verify_bundle(open_bundle(named_bundle(bundle)), device=where)
     passed = all(check.passed for check in checks)
     if json:
         render.print_json({"passed": passed, "checks": checks})

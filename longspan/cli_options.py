@@ -1,4 +1,4 @@
-"""Options that several commands share, with Typer's annotations."""
+"""What the commands take, with Typer's annotations."""
 
 from __future__ import annotations
 
@@ -26,9 +26,20 @@ class BackendChoice(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
+]
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.")
 ]
+NewBundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")]
+AnyPath = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A checkpoint, a bundle, or a .span file.")
+]
+Documents = Annotated[
+    list[Path], typer.Argument(metavar="DOCUMENT...", help="UTF-8 texts, read in this order.")
+]
+Questions = Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to run.")]
 BackendOption = Annotated[BackendChoice, typer.Option(help="What runs the model.")]
 BudgetOption = Annotated[
@@ -49,15 +60,51 @@ MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")
 ]
+Force = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
+AllowNonfinite = Annotated[
+    bool,
+    typer.Option("--allow-nonfinite", help="Take weights with NaN or infinities as they are."),
+]
 Weights = Annotated[
     str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the checkpoint.")
 ]
 TokenizerFile = Annotated[
-    Path | None, typer.Option(help="A tokenizer.json, where the checkpoint has none.")
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="A tokenizer.json, where the checkpoint has none; 'bytes' where a token is a byte.",
+    ),
+]
+SplitDigits = Annotated[
+    bool, typer.Option("--split-digits", help="Make every digit a token of its own.")
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option(help="A config.json, where the checkpoint has none.")
 ]
+Length = Annotated[str | None, typer.Option(help="Length of the document, as 256K; default: any.")]
+Lengths = Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")]
+Fit = Annotated[bool, typer.Option("--fit", help="Show the least budget and the longest document.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")]
+NewMemory = Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")]
+MemoryFile = Annotated[Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")]
+DraftBundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft",
+        metavar="BUNDLE",
+        help="A smaller bundle that drafts answers: the same answers (greedy only) in fewer passes "
+        "of BUNDLE. It runs beside it, under the same budget.",
+    ),
+]
+DraftMemory = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.span",
+        help="What `read` wrote with the draft's bundle. Without it the draft model reads the "
+        "question and the answer only, not the document.",
+    ),
+]
+DraftTokens = Annotated[int, typer.Option(help="Tokens that the draft model guesses at once.")]
 DocumentFile = Annotated[Path | None, typer.Option(help="A UTF-8 text to read.")]
 About = Annotated[
     str | None, typer.Option(metavar="N", help="Read only about so many tokens of it, as 16K.")

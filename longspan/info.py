@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,18 @@ from longspan.bundle import MANIFEST, open_bundle
 from longspan.errors import BadInput, MissingExtra
 from longspan.runtime.memory import describe as describe_memory
 from longspan.runtime.span_file import FORMAT
+from longspan.tensors import WEIGHT_DTYPES
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Tell what `path` is; the key ``kind`` is checkpoint, bundle, memory or partial reading.
+
+    Of a checkpoint names, shapes and config are read and checked, not its weights' values:
+    ``stored_bytes`` are those of its files, ``weight_bytes`` those that a bundle of its dtype
+    would hold, ``weight_bytes_by_dtype`` those of a bundle of each dtype, and ``operations`` the
+    ops that it needs with the implementations that there are. ``state_bytes`` is the part of the
+    state that does not grow, ``cache_entry_bytes`` what each entry of the caches adds: one a token
+    for full attention.
 
     Raises:
         BadInput: there is nothing, or it is damaged, or it is none of these.
@@ -49,6 +58,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "vocabulary": manifest.config.vocab_size,
         "tokenizer": manifest.tokenizer_fingerprint() is not None,
         "prompt": manifest.prompt.template,
+        "nonfinite": list(manifest.nonfinite),
         "source": manifest.source.get("checkpoint"),
         "longspan": manifest.source.get("longspan"),
     }
@@ -56,7 +66,9 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     try:
-        from longspan.models.families import open_checkpoint
+        from longspan.kernels import implementations
+        from longspan.models.families import family_of, open_checkpoint
+        from longspan.models.operations import operations
     except ModuleNotFoundError as error:
         raise MissingExtra(
             needed_for=f"Looking into {path} as a checkpoint",
@@ -65,15 +77,23 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     checkpoint = open_checkpoint(path, None)
     config, dtype = checkpoint.config, checkpoint.dtype
-    specs = checkpoint.specs(dtype)
+    state = config.state_layout(dtype)
+    bundle_bytes = {
+        each: sum(spec.nbytes for spec in checkpoint.specs(each)) for each in WEIGHT_DTYPES
+    }
     return {
         "kind": "checkpoint",
         "family": checkpoint.family,
-        "dtype": dtype,
-        "weight_bytes": sum(spec.nbytes for spec in specs),
-        "state_bytes": sum(spec.nbytes for spec in config.state_layout(dtype)),
-        "cache_entry_bytes": sum(spec.entry_bytes for spec in config.state_layout(dtype)),
+        "what": family_of(checkpoint).what,
         "layers": config.layers_by_kind(),
         "vocabulary": config.vocab_size,
-        "tokenizer": checkpoint.tokenizer is not None,
+        "tokenizer": checkpoint.tokenizer is not None or checkpoint.byte_tokens,
+        "parameters": sum(prod(spec.shape) for spec in checkpoint.specs(dtype)),
+        "dtype": dtype,
+        "stored_bytes": checkpoint.stored_bytes(),
+        "weight_bytes": bundle_bytes[dtype],
+        "weight_bytes_by_dtype": bundle_bytes,
+        "state_bytes": sum(spec.nbytes for spec in state),
+        "cache_entry_bytes": sum(spec.entry_bytes for spec in state),
+        "operations": {op: list(implementations(op)) for op in operations(config)},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from json import dumps as dump_json
 from pathlib import Path
@@ -92,6 +92,26 @@ def print_table(
     out().print(table)
 
 
+def fact_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts by name as rows for people; a name with ``bytes`` in it counts bytes."""
+    for name, value in facts.items():
+        yield name.replace("_", " "), _fact(value, is_bytes="bytes" in name)
+
+
+def _fact(value: Any, *, is_bytes: bool) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}" + (f" ({format_bytes(value)})" if is_bytes else "")
+    if isinstance(value, Mapping):
+        parts = [f"{name}: {_fact(item, is_bytes=is_bytes)}" for name, item in value.items()]
+        of_lists = any(isinstance(item, list | tuple) for item in value.values())
+        return ("\n" if of_lists else ", ").join(parts)
+    if isinstance(value, list | tuple):
+        return ", ".join(_fact(item, is_bytes=is_bytes) for item in value)
+    return str(value)
+
+
 class _Rate(ProgressColumn):
     """Tokens a second, and memory now against the budget."""
 
@@ -160,10 +180,13 @@ def stream_answer(question: str, answer: Answer, *, quiet: bool) -> None:
     console.print()
     if answer.finish == "room":
         notice("The answer ends here because the caches are full.")
+    if answer.draft is not None:
+        notice(answer.draft.text())
 
 
 def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
     """An answer as data."""
+    drafts = {} if answer.draft is None else {"draft": answer.draft.to_json()}
     return {
         "question": question,
         "answer": answer.text,
@@ -171,4 +194,5 @@ def answer_facts(question: str, answer: Answer) -> dict[str, Any]:
         "seconds": answer.seconds,
         "first_token_seconds": answer.first_token_seconds,
         "finish": answer.finish,
+        **drafts,
     }

@@ -12,6 +12,8 @@ from typing import Literal, cast, get_args
 
 DType = Literal["float32", "float16", "bfloat16", "int64"]
 
+# What weights are stored in.
+WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 

@@ -74,14 +74,16 @@ def backbone_shapes(
     embedding: str,
     tied: bool = True,
     mixer: Callable[..., dict[str, tuple[int, ...]]] = mixer_shapes,
+    vocabulary: int = VOCABULARY,
+    norms: tuple[str, ...] = ("weight",),
     **more: Any,
 ) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (VOCABULARY, WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {f"backbone.{embedding}.weight": (vocabulary, WIDTH)}
     for i in range(LAYERS):
-        shapes[f"backbone.layers.{i}.norm.weight"] = (WIDTH,)
+        shapes |= {f"backbone.layers.{i}.norm.{name}": (WIDTH,) for name in norms}
         shapes |= mixer(f"backbone.layers.{i}.mixer.", **more)
-    shapes["backbone.norm_f.weight"] = (WIDTH,)
-    return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
+    shapes |= {f"backbone.norm_f.{name}": (WIDTH,) for name in norms}
+    return shapes if tied else shapes | {"lm_head.weight": (vocabulary, WIDTH)}
 
 
 MAMBA_CONFIG = {
@@ -103,6 +105,8 @@ MAMBA2_CONFIG = MAMBA_CONFIG | {
     "attn_cfg": {},
     "d_intermediate": 0,
 }
+# As published: it says RMSNorm over weights of LayerNorm, and nothing of a head of its own.
+MAMBABYTE_CONFIG = MAMBA_CONFIG | {"vocab_size": 256, "pad_id": 0}
 HF_MAMBA2_CONFIG = {
     "model_type": "mamba2",
     "hidden_size": WIDTH,
@@ -140,6 +144,18 @@ LLAMA_CONFIG = {
     "attention_bias": True,
     "eos_token_id": 5,
 }
+MIXCON_CONFIG: dict[str, Any] = {
+    "model_type": "mixcon",
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "intermediate_size": 20,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "conba": {"head_dim": HEAD_DIM, "d_state": STATES, "d_select": 12, "tau": 2, "eta": 0.2},
+    "eos_token_id": 5,
+}
 SAMBA_CONFIG = {
     "name": "Samba_tiny",
     "n_layer": 2,
@@ -160,14 +176,65 @@ SAMBA_CONFIG = {
 }
 
 
+# The models that Samba's paper compares it with: what each changes in the config.
+SAMBA_VARIANTS: dict[str, dict[str, Any]] = {
+    "samba": {},
+    "mamba-swa-mlp": {"mamba_swa_mlp": True},
+    "nope": {"nope": True},
+    "one kv head": {"n_query_groups": 1, "rope_base": 500.0},
+    "swa": {"mb_per_layer": -1, "mamba_init": False},
+    "mlp2-swa-mlp": {"abl_mamba": True},
+    "sliding gla": {"mb_per_layer": -1, "gla_per_layer": 2},
+    "sliding retnet": {"mb_per_layer": -1, "ret_per_layer": 2},
+}
+# Of the tiny gated linear attention: lit_gpt's own heads are 384 wide.
+GLA_HEADS, GLA_RANK = 2, 3
+
+
+def samba_mixer(config: dict[str, Any], i: int) -> str:
+    """What block `i` mixes with, as lit_gpt decides."""
+    rules = (("mb_per_layer", "mamba"), ("ret_per_layer", "retention"), ("gla_per_layer", "gla"))
+    for key, name in rules:
+        if config.get(key, -1) > 0 and i % config[key] == 0:
+            return "mlp" if name == "mamba" and config.get("abl_mamba") else name
+    return "attention"
+
+
+def mlp_shapes(prefix: str, d_ff: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}swiglu.{w}.weight": (d_ff, WIDTH) for w in ("w1", "w2")
+    }
+    return shapes | {f"{prefix}swiglu.w3.weight": (WIDTH, d_ff)}
+
+
+def gla_shapes(prefix: str, *, gated: bool) -> dict[str, tuple[int, ...]]:
+    """Gated linear attention's tensors; not gated, retention's."""
+    keys, values = (WIDTH // 2, WIDTH) if gated else (WIDTH, 2 * WIDTH)
+    shapes: dict[str, tuple[int, ...]] = {
+        "q_proj.weight": (keys, WIDTH),
+        "k_proj.weight": (keys, WIDTH),
+        "v_proj.weight": (values, WIDTH),
+        "g_proj.weight": (values, WIDTH),
+        "g_norm_swish_gate.weight": (values // GLA_HEADS,),
+        "o_proj.weight": (WIDTH, values),
+    }
+    if gated:
+        shapes |= {
+            "gk_proj.0.weight": (GLA_RANK, WIDTH),
+            "gk_proj.1.weight": (keys, GLA_RANK),
+            "gk_proj.1.bias": (keys,),
+        }
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
 def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    width, d_ff = WIDTH, config["intermediate_size"]
+    width = WIDTH
     head = width // config["n_head"]
     rows = (config["n_head"] + 2 * config["n_query_groups"]) * head
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (VOCABULARY, width)}
     for i in range(config["n_layer"]):
         at = f"transformer.h.{i}."
-        attention = {
+        attention: dict[str, tuple[int, ...]] = {
             f"{at}attn.attn.weight": (rows, width),
             f"{at}attn.proj.weight": (width, width),
         }
@@ -176,12 +243,17 @@ def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes |= mixer_shapes(f"{at}mb.") | attention
         else:
             shapes[f"{at}norm_1.weight"] = (width,)
-            shapes |= attention if i % 2 else mixer_shapes(f"{at}attn.")
+            shapes |= {
+                "attention": attention,
+                "mamba": mixer_shapes(f"{at}attn."),
+                "mlp": mlp_shapes(f"{at}attn.", 2 * width),
+                "gla": gla_shapes(f"{at}attn.", gated=True),
+                "retention": gla_shapes(f"{at}attn.", gated=False),
+            }[samba_mixer(config, i)]
         shapes[f"{at}norm_2.weight"] = (width,)
-        shapes |= {f"{at}mlp.swiglu.{w}.weight": (d_ff, width) for w in ("w1", "w2")}
-        shapes[f"{at}mlp.swiglu.w3.weight"] = (width, d_ff)
+        shapes |= mlp_shapes(f"{at}mlp.", config["intermediate_size"])
     shapes["transformer.ln_f.weight"] = (width,)
-    return shapes
+    return shapes if config["mamba_init"] else shapes | {"lm_head.weight": (VOCABULARY, width)}
 
 
 def write_mamba(folder: Path, *, kind: str = "bin", **changes: Any) -> dict[str, torch.Tensor]:
@@ -196,8 +268,23 @@ def write_mamba(folder: Path, *, kind: str = "bin", **changes: Any) -> dict[str,
     return weights
 
 
+def write_mambabyte(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A MambaByte folder: LayerNorm, and a head that is not the embedding."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(MAMBABYTE_CONFIG | changes), encoding="utf-8")
+    weights = random_weights(
+        backbone_shapes(embedding="embedding", tied=False, vocabulary=256, norms=("weight", "bias"))
+    )
+    write_weights(folder, weights, "bin")
+    return weights
+
+
 def write_weights(folder: Path, weights: dict[str, torch.Tensor], kind: str) -> None:
-    save = {"bin": torch.save, "safetensors": save_file}[kind.removeprefix("sharded ")]
+    savers: dict[str, Callable[[dict[str, torch.Tensor], Path], object]] = {
+        "bin": torch.save,
+        "safetensors": save_file,
+    }
+    save = savers[kind.removeprefix("sharded ")]
     name = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}[kind.split()[-1]]
     if not kind.startswith("sharded "):
         save(weights, folder / name)
@@ -273,6 +360,66 @@ def write_llama(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     config = LLAMA_CONFIG | changes
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = random_weights(llama_shapes(config))
+    save_file(weights, folder / "model.safetensors")
+    return weights
+
+
+def conba_shapes(prefix: str, conba: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    heads, states, inner = WIDTH // conba["head_dim"], conba["d_state"], conba["d_select"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "select_gate_proj.weight": (inner, WIDTH),
+        "select_up_proj.weight": (inner, WIDTH),
+        "select_down_proj.weight": (heads * states, inner),
+        "scale_proj.weight": (heads * states, WIDTH),
+        "scale_proj.bias": (heads * states,),
+        "A_log": (heads, states),
+        "w_tau": (heads, states),
+        "C": (heads, conba["head_dim"], states),
+        "D": (heads, conba["head_dim"]),
+        "gate_proj.weight": (WIDTH, WIDTH),
+        "norm.weight": (WIDTH,),
+        "out_proj.weight": (WIDTH, WIDTH),
+    }
+    if conba.get("gain") != "off":
+        shapes["desired_proj.weight"] = (WIDTH, WIDTH)
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def mixcon_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    d_ff, experts = config["intermediate_size"], config["num_experts"]
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    head = WIDTH // heads
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        shapes |= {f"{at}{name}_layernorm.weight": (WIDTH,) for name in ("input", "pre_ff")}
+        if i % config.get("attn_layer_period", 4) == config.get("attn_layer_offset", 2):
+            rows = {"q": heads * head, "k": groups * head, "v": groups * head}
+            shapes |= {f"{at}self_attn.{n}_proj.weight": (r, WIDTH) for n, r in rows.items()}
+            shapes[f"{at}self_attn.o_proj.weight"] = (WIDTH, heads * head)
+        else:
+            shapes |= conba_shapes(f"{at}conba.", config["conba"])
+        if i % 2:
+            shapes[f"{at}feed_forward.router.weight"] = (experts, WIDTH)
+            shapes[f"{at}feed_forward.experts.gate_up_proj"] = (experts, 2 * d_ff, WIDTH)
+            shapes[f"{at}feed_forward.experts.down_proj"] = (experts, WIDTH, d_ff)
+        else:
+            shapes |= {f"{at}feed_forward.{n}_proj.weight": (d_ff, WIDTH) for n in ("gate", "up")}
+            shapes[f"{at}feed_forward.down_proj.weight"] = (WIDTH, d_ff)
+    shapes["model.final_layernorm.weight"] = (WIDTH,)
+    tied = config.get("tie_word_embeddings", False)
+    return shapes if tied else shapes | {"lm_head.weight": (VOCABULARY, WIDTH)}
+
+
+def write_mixcon(
+    folder: Path, *, conba: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, torch.Tensor]:
+    """A MixCon folder, with changes to its config and to the config's ``conba``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = MIXCON_CONFIG | changes
+    config["conba"] = MIXCON_CONFIG["conba"] | (conba or {})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = random_weights(mixcon_shapes(config))
     save_file(weights, folder / "model.safetensors")
     return weights
 

@@ -12,3 +12,8 @@ from pathlib import Path
 def builtin_bundle() -> Path:
     """The folder of the bundle that ships in the package."""
     return Path(str(files("longspan.builtin"))) / "bundle"
+
+
+def named_bundle(path: Path) -> Path:
+    """The folder that a person names: ``builtin`` is the bundle that ships, unless it is a path."""
+    return builtin_bundle() if str(path) == "builtin" and not path.exists() else path

@@ -6,15 +6,16 @@ report = export_bundle("mamba-130m", "mamba-130m-bundle", weights="bfloat16")
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 
 import onnx
+import torch
 
 from longspan.bundle import (
+    BYTES,
     GENAI_CONFIG,
     GRAPHS,
     TOKENIZER,
@@ -31,16 +32,15 @@ from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
-from longspan.export.tokenizer import check_tokenizer
+from longspan.export.tokenizer import choose_tokenizer, tokenizer_content
 from longspan.export.weights import ByteRange, write_safetensors
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.families import open_checkpoint
-from longspan.runtime.verify import Check, verify_bundle
+from longspan.runtime.verify import Check, nonfinite_names, verify_bundle
 from longspan.sizes import format_bytes
-from longspan.tensors import DType
+from longspan.tensors import WEIGHT_DTYPES, DType
 from longspan.version import __version__
 
-WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 LATER_WEIGHTS = ("int8", "int4")
 Progress = Callable[[str], None]
 
@@ -85,10 +85,12 @@ def export_bundle(
     *,
     weights: str | None = None,
     tokenizer: str | Path | None = None,
+    split_digits: bool = False,
     config: str | Path | None = None,
     prompt_template: str | None = None,
     stop: tuple[str, ...] | None = None,
     force: bool = False,
+    allow_nonfinite: bool = False,
     on_progress: Progress | None = None,
 ) -> ExportReport:
     """Write the bundle of a checkpoint, verified on this machine's CPU.
@@ -97,15 +99,21 @@ def export_bundle(
         checkpoint: a folder, or a file of weights with its config beside it.
         bundle: the folder to write; it appears only when it is complete.
         weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None keeps the checkpoint's.
-        tokenizer: a ``tokenizer.json``; None takes the one in the checkpoint's folder, if any.
+        tokenizer: a ``tokenizer.json``, or ``"bytes"`` for a model whose tokens are bytes, id =
+            value (a file of that name is ``"./bytes"``). None takes the file in the checkpoint's
+            folder; where there is none, bytes if the family's tokens are.
+        split_digits: change the tokenizer so that every digit is a token of its own.
         config: the checkpoint's config; None takes the ``config.json`` beside its weights.
         prompt_template: how a question is put, with ``{question}``; None for the usual way.
         stop: texts that end an answer; None for the end of a line.
         force: replace what is at `bundle`, once the new bundle is complete.
+        allow_nonfinite: take weights with NaN or infinities as they are. The manifest names them,
+            and verification counts equal ones as equal.
         on_progress: called with a line of text before each step.
 
     Raises:
-        BadCheckpoint: the checkpoint cannot be read, or is not supported.
+        BadCheckpoint: the checkpoint cannot be read, is not supported, or has a weight that is
+            not finite.
         BadInput: an option cannot be used, or `bundle` holds something already.
         VerificationFailed: the engines disagree beyond the tolerance; nothing is written.
     """
@@ -115,16 +123,25 @@ def export_bundle(
     check_free(Path(bundle), force=force)
     opened = open_checkpoint(checkpoint, config)
     dtype = dtype or opened.dtype
-    vocabulary = _tokenizer(opened, tokenizer)
+    vocabulary = choose_tokenizer(opened, tokenizer)
+    content = tokenizer_content(vocabulary, checkpoint=opened.path, split=split_digits)
     with new_folder(Path(bundle), force=force) as partial:
         specs = opened.specs(dtype)
         weight_bytes = sum(spec.nbytes for spec in specs)
         progress(f"writing {format_bytes(weight_bytes)} of {dtype} weights ({opened.family})")
-        ranges = write_safetensors(partial / WEIGHTS, specs, opened.read)
+        weights_read = _WeightsRead(opened, allow_nonfinite=allow_nonfinite)
+        ranges = write_safetensors(partial / WEIGHTS, specs, weights_read)
         _write_graphs(partial, opened, dtype, ranges, progress)
-        if vocabulary is not None:
-            shutil.copyfile(vocabulary, partial / TOKENIZER)
-        manifest = _manifest(partial, opened, dtype, prompt)
+        if content is not None:
+            (partial / TOKENIZER).write_bytes(content)
+        manifest = _manifest(
+            partial,
+            opened,
+            dtype,
+            prompt,
+            byte_tokens=vocabulary == BYTES,
+            nonfinite=weights_read.nonfinite,
+        )
         write_manifest(partial, manifest)
         progress("verifying: chunks against one pass, ONNX Runtime against torch")
         checks = _verified(partial)
@@ -138,6 +155,21 @@ def export_bundle(
         cache_entry_bytes=manifest.cache_entry_bytes,
         checks=checks,
     )
+
+
+class _WeightsRead:
+    """Reads weights by name, and remembers which hold NaN or infinities, where that is allowed."""
+
+    def __init__(self, checkpoint: Checkpoint, *, allow_nonfinite: bool) -> None:
+        self._checkpoint = checkpoint
+        self._allow = allow_nonfinite
+        self.nonfinite: list[str] = []
+
+    def __call__(self, name: str) -> torch.Tensor:
+        tensor = self._checkpoint.read(name, allow_nonfinite=self._allow)
+        if self._allow and not bool(torch.isfinite(tensor).all()):
+            self.nonfinite.append(name)
+        return tensor
 
 
 def _no_progress(line: str) -> None:
@@ -197,15 +229,15 @@ def _write_graph(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _tokenizer(checkpoint: Checkpoint, given: str | Path | None) -> Path | None:
-    """The tokenizer's file, checked; None for a model without one."""
-    source = Path(given) if given is not None else checkpoint.tokenizer
-    if source is not None:
-        check_tokenizer(source, vocab_size=checkpoint.config.vocab_size)
-    return source
-
-
-def _manifest(folder: Path, checkpoint: Checkpoint, dtype: DType, prompt: Prompt) -> Manifest:
+def _manifest(
+    folder: Path,
+    checkpoint: Checkpoint,
+    dtype: DType,
+    prompt: Prompt,
+    *,
+    byte_tokens: bool,
+    nonfinite: Sequence[str],
+) -> Manifest:
     config, specs = checkpoint.config, checkpoint.specs(dtype)
     genai = genai_config(config, eos=checkpoint.eos)
     if genai is not None:
@@ -219,23 +251,41 @@ def _manifest(folder: Path, checkpoint: Checkpoint, dtype: DType, prompt: Prompt
         state=config.state_layout(dtype),
         chunk_bytes=chunk_bytes(config, dtype),
         prompt=prompt,
+        tokenizer=BYTES if byte_tokens else None,
         eos=checkpoint.eos,
         files={name: file_sha256(folder / name) for name in files},
-        source={"checkpoint": checkpoint.path.resolve().name, "longspan": __version__},
+        source={
+            "checkpoint": checkpoint.path.resolve().name,
+            "longspan": __version__,
+            **({"nonfinite": sorted(nonfinite)} if nonfinite else {}),
+        },
     )
 
 
 def _verified(folder: Path) -> tuple[Check, ...]:
-    checks = verify_bundle(open_bundle(folder), device="cpu")
+    bundle = open_bundle(folder)
+    checks = verify_bundle(bundle, device="cpu")
     for check in checks:
         if not check.passed:
             raise VerificationFailed(
                 f"The bundle was checked before it was written, and {check.name!r} differs by "
                 f"{check.max_error:.2g} of the largest value; the tolerance is "
-                f"{check.tolerance:.2g}. Nothing was written. Export with weights='float32' "
-                "(--weights float32); if that fails too, please report the model's config."
+                f"{check.tolerance:.2g}. Nothing was written. {_after_failure(bundle.manifest)}"
             )
     return checks
+
+
+def _after_failure(manifest: Manifest) -> str:
+    """What to do when a check fails."""
+    if manifest.nonfinite:
+        return (
+            f"NaN or infinities, in {nonfinite_names(manifest)}, spread to other results when the "
+            "text is cut otherwise or another engine computes. Use a checkpoint without them."
+        )
+    return (
+        "Export with weights='float32' (--weights float32); if that fails too, please report the "
+        "model's config."
+    )
 
 
 def _with_checks(manifest: Manifest, checks: tuple[Check, ...]) -> Manifest:

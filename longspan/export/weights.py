@@ -80,7 +80,7 @@ def write_safetensors(
         The range of each tensor in the file.
 
     Raises:
-        BadInput: a value does not fit the dtype.
+        BadInput: a finite value does not fit the dtype.
     """
     by_name = {spec.name: spec for spec in specs}
     header, ranges = file_layout(by_name.values())
@@ -101,12 +101,19 @@ def _alignment(size_bytes: int) -> int:
 def _converted(name: str, tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     assert tuple(tensor.shape) == spec.shape, f"{name}: {tuple(tensor.shape)} is not {spec.shape}"
     result = tensor.detach().to(getattr(torch, spec.dtype)).contiguous()
-    if spec.dtype == "float16" and not bool(torch.isfinite(result).all()):
+    if spec.dtype == "float16":
+        _check_range(name, tensor, result)
+    return result
+
+
+def _check_range(name: str, tensor: torch.Tensor, halved: torch.Tensor) -> None:
+    """Refuse a finite value that float16 made infinite."""
+    lost = tensor[torch.isfinite(tensor) & ~torch.isfinite(halved)]
+    if lost.numel():
         raise BadInput(
-            f"float16 was asked for, and {name} holds {float(tensor.abs().max()):.3g}. float16 "
+            f"float16 was asked for, and {name} holds {float(lost.abs().max()):.3g}. float16 "
             "ends at 65504. Export with weights='bfloat16' (--weights bfloat16) or 'float32'."
         )
-    return result
 
 
 def _check_readable(path: Path, specs: Mapping[str, TensorSpec]) -> None:

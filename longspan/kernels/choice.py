@@ -17,20 +17,28 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-Name = Literal["reference", "triton", "onnx"]
+Name = Literal["reference", "grouped", "triton", "onnx"]
 Implementation = Callable[..., Any]
 
 _MODULES: Mapping[str, str] = MappingProxyType(
-    {"reference": "reference", "triton": "triton_kernel", "onnx": "onnx_op"}
+    {
+        "reference": "reference",
+        "grouped": "grouped",
+        "triton": "triton_kernel",
+        "onnx": "onnx_op",
+    }
 )
 _FOLDERS: Mapping[str, str] = MappingProxyType({"window_attention": "attention"})
+# Ops whose oracle does needless work, so that plain torch has a second way.
+_PLAIN: Mapping[str, Name] = MappingProxyType({"moe": "grouped"})
 _overrides: ContextVar[Mapping[str, Name | Implementation]] = ContextVar(
     "longspan_overrides", default=MappingProxyType({})
 )
+_recorded: ContextVar[set[str] | None] = ContextVar("longspan_recorded", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +69,14 @@ def choose(
         return Choice(name="onnx", reason="a graph is being exported")
     if op == "linear":
         return Choice(name="reference", reason="torch's own matrix product, on every device")
+    plain = _PLAIN.get(op, "reference")
     if dtype == torch.float64:
-        return Choice(name="reference", reason="float64 is computed in float64: plain torch")
+        return Choice(name=plain, reason="float64 is computed in float64: plain torch")
     if device_type == "cuda" and _has_triton():
         return Choice(name="triton", reason="the tensors are on CUDA and Triton is installed")
     if device_type == "cuda":
-        return Choice(name="reference", reason="the tensors are on CUDA, but Triton is missing")
-    return Choice(name="reference", reason=f"the tensors are on {device_type}: plain torch")
+        return Choice(name=plain, reason="the tensors are on CUDA, but Triton is missing")
+    return Choice(name=plain, reason=f"the tensors are on {device_type}: plain torch")
 
 
 @contextmanager
@@ -76,8 +85,9 @@ def override(op: str, implementation: Name | Implementation) -> Iterator[None]:
 
     Args:
         op: name of the op's public function.
-        implementation: ``"reference"``, ``"triton"`` (on CPU tensors it needs
-            ``TRITON_INTERPRET=1``), ``"onnx"``, or a callable with the op's signature.
+        implementation: ``"reference"``, ``"grouped"`` (of ``moe`` alone), ``"triton"`` (on CPU
+            tensors it needs ``TRITON_INTERPRET=1``), ``"onnx"``, or a callable with the op's
+            signature.
     """
     token = _overrides.set(MappingProxyType({**_overrides.get(), op: implementation}))
     try:
@@ -86,12 +96,34 @@ def override(op: str, implementation: Name | Implementation) -> Iterator[None]:
         _overrides.reset(token)
 
 
+@contextmanager
+def recorded() -> Iterator[set[str]]:
+    """Collect the names of the ops that are called inside the ``with`` block."""
+    names: set[str] = set()
+    token = _recorded.set(names)
+    try:
+        yield names
+    finally:
+        _recorded.reset(token)
+
+
+def implementations(op: str) -> tuple[Name, ...]:
+    """The implementations of `op` that longspan has, whether or not they run on this machine."""
+    folder = f"longspan.kernels.{_FOLDERS.get(op, op)}"
+    return tuple(
+        name for name in get_args(Name) if importlib.util.find_spec(f"{folder}.{_MODULES[name]}")
+    )
+
+
 def implementation(op: str, tensor: torch.Tensor) -> Implementation:
     """The function that computes `op` for tensors like `tensor`: an override, or the choice.
 
     Raises:
         RuntimeError: the Triton kernel was asked for on a CPU tensor without the interpreter.
     """
+    names = _recorded.get()
+    if names is not None:
+        names.add(op)
     chosen = _overrides.get().get(op)
     if chosen is None:
         exporting = torch.onnx.is_in_onnx_export()

@@ -17,8 +17,7 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         inner = config.n_heads * config.head_dim
-        rows = inner + 2 * config.n_kv_heads * config.head_dim
-        self.qkv_proj = Linear(d_model, rows, bias=config.qkv_bias, dtype=dtype)
+        self.qkv_proj = Linear(d_model, config.qkv_rows, bias=config.qkv_bias, dtype=dtype)
         self.out_proj = Linear(inner, d_model, bias=config.out_bias, dtype=dtype)
 
     def project(
@@ -26,26 +25,49 @@ class Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values of x, after RoPE.
 
-        Keys are kept so, at absolute positions: what is kept needs no second rotation.
-
         Args:
             x: float [B, L, D].
             position: int64 [1], tokens read before x.
-            kept: the dtype that the state keeps keys and values in; they are rounded to it before
-                their first use, so that a cut changes nothing where it is narrower than x.
+            kept: the dtype that the state keeps keys and values in.
 
         Returns:
             dtype of `x` [B, L, H, P], [B, L, G, P] and [B, L, G, P].
         """
+        return self.heads(self.qkv_proj(x), position, kept)
+
+    def heads(
+        self, qkv: torch.Tensor, position: torch.Tensor, kept: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cut what was projected into queries, keys and values, and rotate them.
+
+        Keys are kept so, at absolute positions: what is kept needs no second rotation.
+
+        Args:
+            qkv: float [B, L, (H + 2 G) P].
+            position: int64 [1], tokens read before.
+            kept: the dtype that the state keeps keys and values in; they are rounded to it before
+                their first use, so that a cut changes nothing where it is narrower than qkv.
+
+        Returns:
+            dtype of `qkv` [B, L, H, P], [B, L, G, P] and [B, L, G, P].
+        """
         config = self.config
         heads, groups = config.n_heads, config.n_kv_heads
-        batch, length, _ = x.shape
-        qkv = self.qkv_proj(x).view(batch, length, heads + 2 * groups, config.head_dim)
-        q, k, v = qkv.split([heads, groups, groups], dim=2)
+        batch, length, _ = qkv.shape
+        parts = qkv.view(batch, length, heads + 2 * groups, config.head_dim)
+        q, k, v = torch.split(parts, [heads, groups, groups], dim=2)
         if config.rope_base is not None:
-            positions = position + torch.arange(length, device=x.device)
-            q = rotate(q, positions, base=config.rope_base, dims=config.rope_dims)
-            k = rotate(k, positions, base=config.rope_base, dims=config.rope_dims)
+            positions = position + torch.arange(length, device=qkv.device)
+            q, k = (
+                rotate(
+                    each,
+                    positions,
+                    base=config.rope_base,
+                    dims=config.rope_dims,
+                    interleaved=config.rope_interleaved,
+                )
+                for each in (q, k)
+            )
         return q, k.to(kept).to(k.dtype), v.to(kept).to(v.dtype)
 
     def merge(self, y: torch.Tensor) -> torch.Tensor:

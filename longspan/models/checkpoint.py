@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,22 @@ def copied(name: str, source: str, *shape: int) -> Weight:
     return Weight(name=name, sources={source: shape}, make=same)
 
 
+def joined(
+    name: str, prefix: str, rows: Mapping[str, int], *columns: int, kind: str = "weight"
+) -> Weight:
+    """Several projections of one input as one, their rows in this order.
+
+    Args:
+        name: of the parameter.
+        prefix: of the modules' names.
+        rows: how many rows each module has, by its name.
+        columns: the width of the input; nothing for a bias.
+        kind: ``"weight"`` or ``"bias"``.
+    """
+    sources = {f"{prefix}{module}.{kind}": (count, *columns) for module, count in rows.items()}
+    return Weight(name=name, sources=sources, make=lambda *parts: torch.cat(parts))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """An opened checkpoint, checked by name and shape.
@@ -63,6 +80,7 @@ class Checkpoint:
         files: its tensors.
         weights: how each parameter is made, by name.
         tokenizer: its ``tokenizer.json``, if it has one.
+        byte_tokens: whether a token is a byte where there is no tokenizer.
         eos: id of the token that ends a text, if its config names one.
     """
 
@@ -71,6 +89,7 @@ class Checkpoint:
     files: TensorFiles
     weights: Mapping[str, Weight]
     tokenizer: Path | None = None
+    byte_tokens: bool = False
     eos: int | None = None
 
     @property
@@ -84,6 +103,21 @@ class Checkpoint:
         (source,) = self.weights["embedding"].sources
         return dtype_name(str(self.files.dtype(source)).removeprefix("torch."))
 
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of the tensors that are used, by dtype, as the files hold them."""
+        counts: dict[str, int] = {}
+        sources = {
+            source: shape
+            for weight in self.weights.values()
+            for source, shape in weight.sources.items()
+        }
+        for source, shape in sources.items():
+            dtype = self.files.dtype(source)
+            assert dtype is not None, f"{source} was checked to be floating point"
+            name = str(dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + prod(shape) * dtype.itemsize
+        return counts
+
     def specs(self, dtype: DType | None = None) -> tuple[TensorSpec, ...]:
         """Every parameter once, in `dtype` (None: the checkpoint's); A, D, dt_bias in float32."""
         return tuple(
@@ -95,20 +129,25 @@ class Checkpoint:
             for name, parameter in empty_decoder(self.config).state_dict().items()
         )
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, *, allow_nonfinite: bool = False) -> torch.Tensor:
         """One parameter, in the dtype of its source; A, D and dt_bias in float32.
 
+        Args:
+            name: as `weights` has it.
+            allow_nonfinite: whether it may hold NaN and infinities.
+
         Raises:
-            BadCheckpoint: a value is not finite.
+            BadCheckpoint: a value is not finite, and that is not allowed.
         """
         weight = self.weights[name]
         tensor = weight.make(*(self.files.read(source) for source in weight.sources))
         tensor = tensor.float() if is_float32(name) else tensor
-        if not bool(torch.isfinite(tensor).all()):
+        if not allow_nonfinite and not bool(torch.isfinite(tensor).all()):
             raise BadCheckpoint(
                 f"{self.files.path} holds values that are not finite in "
-                f"{', '.join(weight.sources)}. A model with such weights answers nothing but NaN. "
-                "Use an earlier checkpoint of this training."
+                f"{', '.join(weight.sources)}. A model with such weights may answer nothing but "
+                "NaN. Use an earlier checkpoint of this training, or take the weights as they are "
+                "with allow_nonfinite=True (--allow-nonfinite)."
             )
         return tensor
 
@@ -138,6 +177,7 @@ def build(
     optional: Mapping[str, tuple[int, ...]] | None = None,
     copies: tuple[str, str] | None = None,
     tokenizer: Path | None = None,
+    byte_tokens: bool = False,
     eos: int | None = None,
 ) -> Checkpoint:
     """Check names and shapes of all tensors, and make the checkpoint.
@@ -150,6 +190,7 @@ def build(
         optional: tensors that may be there beside those of `weights`, with their shapes.
         copies: two tensors that must be equal if both are there: a tied head and its embedding.
         tokenizer: the tokenizer's file.
+        byte_tokens: whether a token is a byte where there is no tokenizer.
         eos: id of the token that ends a text.
 
     Raises:
@@ -166,7 +207,13 @@ def build(
     if copies is not None and set(copies) <= files.names:
         _check_copies(files, *copies)
     return Checkpoint(
-        path=path, config=config, files=files, weights=by_name, tokenizer=tokenizer, eos=eos
+        path=path,
+        config=config,
+        files=files,
+        weights=by_name,
+        tokenizer=tokenizer,
+        byte_tokens=byte_tokens,
+        eos=eos,
     )
 
 
@@ -252,7 +299,9 @@ def _check_tensor(files: TensorFiles, name: str, shape: tuple[int, ...]) -> None
 
 
 def _check_copies(files: TensorFiles, name: str, other: str) -> None:
-    if not torch.equal(files.read(name), files.read(other)):
+    ours, theirs = files.read(name).float(), files.read(other).float()
+    # Not torch.equal: a NaN in both is no difference.
+    if not torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True):
         raise BadCheckpoint(
             f"{files.path} has a tensor {name!r} that differs from {other!r}, but its config says "
             "that they are tied. Tied tensors must be equal. "

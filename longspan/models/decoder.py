@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from longspan.kernels.linear import linear
-from longspan.kernels.rms_norm import rms_norm
 from longspan.models.config import LayerConfig, ModelConfig
 from longspan.models.mixers import make_mixer
+from longspan.models.norm import make_norm
 from longspan.tensors import DType, dtype_name
 
 State = dict[str, torch.Tensor]
@@ -34,25 +34,12 @@ def _from_start(keep: torch.Tensor, length: int) -> torch.Tensor:
     return torch.where(keep < 0, keep + length, keep)
 
 
-class RmsNorm(nn.Module):
-    """RMSNorm with a weight; reads the float32 residual, gives the dtype of the computation."""
-
-    def __init__(self, width: int, *, eps: float, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
-
-    def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Normalise x [..., D] into `dtype`."""
-        return rms_norm(x, self.weight, eps=self.eps, dtype=dtype)
-
-
 class Layer(nn.Module):
     """One residual block: x + mixer(norm(x)), the sum in the residual's float32."""
 
     def __init__(self, config: LayerConfig, model: ModelConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.norm = RmsNorm(model.d_model, eps=model.norm_eps, dtype=dtype)
+        self.norm = make_norm(model, dtype)
         self.mixer = make_mixer(config, model.d_model, dtype)
 
     def forward(
@@ -86,7 +73,7 @@ class Decoder(nn.Module):
         self.compute = compute or dtype
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model, dtype=dtype))
         self.layers = nn.ModuleList(Layer(layer, config, dtype=dtype) for layer in config.layers)
-        self.norm = RmsNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
+        self.norm = make_norm(config, dtype)
         self.head = (
             None
             if config.tied

@@ -28,21 +28,23 @@ class Field:
     """What a key may hold.
 
     Attributes:
-        kind: type of the value; `object` for a key that does not change what the model computes.
+        kind: type of the value; `object` where it is ignored, or checked by the family itself.
         default: value of an absent key; `REQUIRED` if it must be there.
         only: the values that longspan supports; empty for any.
         positive: whether a number must be above zero.
+        ignored: whether the value says nothing about what the model computes.
     """
 
     kind: type = object
     default: Any = REQUIRED
     only: tuple[Any, ...] = ()
     positive: bool = False
+    ignored: bool = False
 
 
 def ignored(*keys: str) -> dict[str, Field]:
     """Keys that may be there and say nothing about what the model computes."""
-    return dict.fromkeys(keys, Field(default=None))
+    return dict.fromkeys(keys, Field(default=None, ignored=True))
 
 
 def count(default: Any = REQUIRED) -> Field:

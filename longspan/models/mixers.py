@@ -8,17 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from longspan.models.conba import Conba
 from longspan.models.config import (
+    ConbaConfig,
     FullAttentionConfig,
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
+    MoeConfig,
     WindowAttentionConfig,
 )
 from longspan.models.full_attention import FullAttention
+from longspan.models.gla import GatedLinearAttention
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
+from longspan.models.moe import Moe
 from longspan.models.swiglu import SwiGlu
 from longspan.models.window_attention import WindowAttention
 
@@ -26,9 +32,12 @@ from longspan.models.window_attention import WindowAttention
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
+    ConbaConfig: Conba,
+    GlaConfig: GatedLinearAttention,
     WindowAttentionConfig: WindowAttention,
     FullAttentionConfig: FullAttention,
     MlpConfig: SwiGlu,
+    MoeConfig: Moe,
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -25,10 +26,15 @@ from longspan.errors import BadCheckpoint
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-_CANDIDATES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
+WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
+# What torch.load raises at damaged bytes: it trusts every length and every index that it reads.
+_DAMAGED = (
+    pickle.UnpicklingError, struct.error, AssertionError, AttributeError, EOFError, LookupError,
+    OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class TensorFiles(ABC):
@@ -162,12 +168,12 @@ def open_tensors(path: Path) -> TensorFiles:
     """
     if path.is_file():
         return _open_file(path)
-    for name in _CANDIDATES:
+    for name in WEIGHT_FILES:
         if (path / name).is_file():
             return ShardedFiles(path / name) if name.endswith(".json") else _open_file(path / name)
     raise BadCheckpoint(
         f"{path} was asked for as a checkpoint and holds no weights. A checkpoint has one of "
-        f"{', '.join(_CANDIDATES)}. Check that the download is complete."
+        f"{', '.join(WEIGHT_FILES)}. Check that the download is complete."
     )
 
 
@@ -207,13 +213,18 @@ def _unpickle(path: Path) -> Any:
             # torch warns of pickle protocols that it then refuses, or reads.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except _DAMAGED as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it names {refused[1]}" if refused else "it is damaged, or no torch.save file"
+        if refused is None:
+            raise BadCheckpoint(
+                f"{path} was asked for as weights and cannot be read: it is damaged, or no "
+                "torch.save file. Every byte that torch.save wrote must be there. Download or save "
+                "the checkpoint again."
+            ) from error
         raise BadCheckpoint(
-            f"{path} was asked for as weights and cannot be read safely: {found}. Only a dict of "
-            "plain tensors is read, because a pickle of anything else can run any code. "
-            "Save the tensors alone, best as safetensors."
+            f"{path} was asked for as weights and cannot be read safely: it names {refused[1]}. "
+            "Only a dict of plain tensors is read, because a pickle of anything else can run any "
+            "code. Save the tensors alone, best as safetensors."
         ) from error
 
 

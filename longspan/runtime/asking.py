@@ -8,18 +8,19 @@ answer.text, answer.finish
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longspan.bundle import Manifest
 from longspan.errors import BadInput
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.room import Room
 from longspan.runtime.sampling import Sampler
-from longspan.runtime.tokens import Detokenizer
+from longspan.runtime.tokens import TextStream
 
 Finish = Literal["stop", "eos", "length", "room", "cancelled"]
 
@@ -34,6 +35,16 @@ class Ending:
     eos: int | None
     max_tokens: int
 
+    @classmethod
+    def of(cls, manifest: Manifest, *, stop: Sequence[str] | None, max_tokens: int) -> Ending:
+        """The end of an answer of the bundle of `manifest`; `stop` None for the bundle's own.
+
+        Raises:
+            BadInput: a stop string is empty, or `max_tokens` is below 1.
+        """
+        stops = manifest.prompt.stop if stop is None else tuple(stop)
+        return cls(stop=stops, eos=manifest.eos, max_tokens=max_tokens)
+
     def __post_init__(self) -> None:
         """Check the values.
 
@@ -47,6 +58,43 @@ class Ending:
                 "A stop string is empty, and every answer would end at once. Give the text that "
                 "ends an answer, or stop=() for none."
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftReport:
+    """What drafts did for an answer.
+
+    Attributes:
+        proposed: tokens that a draft model guessed.
+        accepted: those of them that the model itself chose.
+        forwards: passes of the model for the answer, after the question.
+        draft_forwards: passes of the draft model, the question among them.
+        tokens: of the answer.
+    """
+
+    proposed: int
+    accepted: int
+    forwards: int
+    draft_forwards: int
+    tokens: int
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of the guesses that were accepted, 0 to 1; None where nothing was guessed."""
+        return self.accepted / self.proposed if self.proposed else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as data."""
+        return asdict(self) | {"acceptance_rate": self.acceptance_rate}
+
+    def text(self) -> str:
+        """The report for people."""
+        rate = "" if self.acceptance_rate is None else f" ({self.acceptance_rate:.0%})"
+        return (
+            f"{self.tokens:,} tokens in {self.forwards:,} passes: {self.accepted:,} of "
+            f"{self.proposed:,} drafted tokens accepted{rate}, in {self.draft_forwards:,} passes "
+            "of the draft model."
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +118,11 @@ class Decoding:
     tokens: int = 0
     steps: int = 0
     finish: Finish | None = None
+
+    @property
+    def draft(self) -> DraftReport | None:
+        """What drafts did so far; None where there are none."""
+        return None
 
     def run(self, logits: NDArray[np.float32], state: State) -> Iterator[int]:
         """The tokens; the model computes the next one only when it is asked for."""
@@ -148,7 +201,7 @@ class Answer:
         self,
         start: Callable[[], tuple[NDArray[np.float32], State]],
         decoding: Decoding,
-        detokenizer: Detokenizer,
+        stream: TextStream,
         *,
         on_end: Callable[[Decoding], None],
     ) -> None:
@@ -157,7 +210,7 @@ class Answer:
         self.first_token_seconds: float | None = None
         self._start = start
         self._decoding = decoding
-        self._detokenizer = detokenizer
+        self._stream = stream
         self._on_end = on_end
         self._pieces: list[str] = []
         self._begun = False
@@ -171,6 +224,11 @@ class Answer:
     def tokens(self) -> int:
         """Tokens decoded so far, those of a stop string included, an end token not."""
         return self._decoding.tokens
+
+    @property
+    def draft(self) -> DraftReport | None:
+        """What the draft model's guesses did so far; None without one."""
+        return self._decoding.draft
 
     def read(self) -> str:
         """The whole text, computed if need be."""
@@ -193,10 +251,7 @@ class Answer:
 
     def _texts(self, started: float) -> Iterator[str]:
         text, spaced = StopText(self._decoding.ending.stop), False
-        for token in self._decoding.run(*self._start()):
-            if self.first_token_seconds is None:
-                self.first_token_seconds = time.perf_counter() - started
-            new = self._detokenizer.push(token)
+        for new in self._decoded(started):
             if new and not spaced:
                 new, spaced = new.removeprefix(" "), True
             if certain := text.push(new):
@@ -207,6 +262,14 @@ class Answer:
         self.finish = self._decoding.finish
         if rest := text.rest():
             yield rest
+
+    def _decoded(self, started: float) -> Iterator[str]:
+        """The text of each token, and what is left of it after the last."""
+        for token in self._decoding.run(*self._start()):
+            if self.first_token_seconds is None:
+                self.first_token_seconds = time.perf_counter() - started
+            yield self._stream.push(token)
+        yield self._stream.rest()
 
 
 def format_question(template: str, question: str) -> str:

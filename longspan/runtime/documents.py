@@ -14,7 +14,7 @@ import codecs
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longspan.errors import BadDocument
@@ -22,6 +22,26 @@ from longspan.errors import BadDocument
 PIECE = 65_536
 SEPARATOR = "\n\n"
 _BOM = codecs.BOM_UTF8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentRange:
+    """Where a document stands in a text: UTF-8 bytes from `first_byte` up to, not with, `end_byte`.
+
+    A file's byte order mark is not read, and so not counted.
+    """
+
+    name: str
+    first_byte: int
+    end_byte: int
+
+    def text(self) -> str:
+        """The range for people."""
+        return f"{self.name}: bytes {self.first_byte:,} up to {self.end_byte:,}"
+
+    def moved(self, count: int) -> DocumentRange:
+        """The same range where `count` bytes stand before the text."""
+        return replace(self, first_byte=self.first_byte + count, end_byte=self.end_byte + count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +55,15 @@ class Document:
         pieces: the text from its start, in pieces of at most 65,536 characters. While it is
             consumed it raises `BadDocument` for what is not UTF-8 text, and at its end for a
             document of white space only.
+        parts: where each of several documents stands in the text, once `pieces` was read to its
+            end; none for a document that is not made of several.
     """
 
     name: str
     bytes_total: int | None
     again: bool
     pieces: Callable[[], Iterator[str]]
+    parts: Callable[[], tuple[DocumentRange, ...]] = tuple
 
 
 Source = str | Path | Document | Iterable[str | Path]
@@ -149,11 +172,20 @@ def _several(documents: list[Document]) -> Document:
     if len(documents) == 1:
         return documents[0]
 
+    parts: list[DocumentRange] = []
+
     def texts() -> Iterator[str]:
+        parts.clear()
+        end = 0
         for i, document in enumerate(documents):
             if i:
+                end += len(SEPARATOR)
                 yield SEPARATOR
-            yield from document.pieces()
+            first = end
+            for piece in document.pieces():
+                end += len(piece.encode())
+                yield piece
+            parts.append(DocumentRange(name=document.name, first_byte=first, end_byte=end))
 
     sizes = [document.bytes_total for document in documents]
     known = [size for size in sizes if size is not None]
@@ -163,6 +195,7 @@ def _several(documents: list[Document]) -> Document:
         bytes_total=sum(known) + joints if len(known) == len(sizes) else None,
         again=all(document.again for document in documents),
         pieces=texts,
+        parts=lambda: tuple(parts),
     )
 
 

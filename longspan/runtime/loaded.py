@@ -8,94 +8,41 @@ for piece in runtime.ask(memory, "Who is the captain?"):
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Bundle
-from longspan.engines import Engine
 from longspan.errors import BadInput
-from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Decoding, Ending, format_question
-from longspan.runtime.backends import Backend, State
+from longspan.runtime.asking import DEFAULT_MAX_TOKENS, Answer, Ending, format_question
+from longspan.runtime.backends import State
+from longspan.runtime.byte_tokens import id_dtype
 from longspan.runtime.checkpoint import DEFAULT_SECONDS, Keeper, partial_path
-from longspan.runtime.documents import Document, Source, open_document
-from longspan.runtime.measured import BudgetWatch, Measured, Tally
+from longspan.runtime.documents import Document, DocumentRange, Source, open_document
+from longspan.runtime.drafting import DEFAULT_DRAFT_TOKENS
+from longspan.runtime.loaded_model import LoadedModel
 from longspan.runtime.memory import (
     DocumentRead,
     Memory,
-    Origin,
     check_origin,
     load_memory,
     timestamp,
 )
-from longspan.runtime.plan import Plan
 from longspan.runtime.reader import OnNotice, Reader, token_pieces
-from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, every_logits, feed
+from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, feed
 from longspan.runtime.report import ReadReport
-from longspan.runtime.room import Room
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.span_file import require_writable
-from longspan.runtime.tokens import Detokenizer, Tokenizer, Tokens, bundle_tokenizer
+from longspan.runtime.speculative import NO_DRAFT, with_drafts
+from longspan.runtime.tokens import Tokens
 
 
-class Runtime:
+class Runtime(LoadedModel):
     """A loaded bundle; close it, or use it in a `with`.
 
-    Attributes:
-        bundle: what was loaded.
-        plan: where the budget's bytes go.
+    Attributes and what needs no text are `LoadedModel`'s.
     """
-
-    def __init__(
-        self, bundle: Bundle, plan: Plan, backend: Backend, watch: BudgetWatch, stack: ExitStack
-    ) -> None:
-        self.bundle = bundle
-        self.plan = plan
-        self._backend = backend
-        self._vocab_size = bundle.manifest.config.vocab_size
-        self._watch = watch
-        self._stack = stack
-        self._prefill = Tally()
-        self._decode = Tally()
-
-    def __enter__(self) -> Runtime:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the model; the runtime cannot be used after."""
-        self._stack.close()
-
-    @property
-    def engine(self) -> Engine:
-        """What computes."""
-        return self._backend.engine
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer.
-
-        Raises:
-            BadInput: the bundle has none.
-        """
-        return bundle_tokenizer(self.bundle)
-
-    @property
-    def measured(self) -> Measured:
-        """Memory beside the plan, and speed, since `load`."""
-        return Measured.of(self._watch, self.plan, prefill=self._prefill, decode=self._decode)
 
     def read(
         self,
@@ -168,6 +115,8 @@ class Runtime:
     ) -> Memory:
         """Read token ids, int64 [n] a piece, as `read` reads text.
 
+        Where the model's tokens are all the bytes and no others, that is any file's content.
+
         Raises:
             BadInput: an id is not in the vocabulary.
             BadMemory: `memory` is another model's.
@@ -175,7 +124,8 @@ class Runtime:
             DoesNotFit: the caches have no room for the next chunk.
         """
         reader = self._reader(on_progress, memory)
-        checked = token_pieces(check_tokens(piece, self._vocab_size) for piece in pieces)
+        ids = (check_tokens(piece, self._vocab_size) for piece in pieces)
+        checked = token_pieces(ids, dtype=id_dtype(self.bundle.manifest))
         result = reader.read_pieces(checked, self._start(memory))
         return self._remember(reader, result, memory, "tokens")
 
@@ -191,6 +141,8 @@ class Runtime:
         top_k: int | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
+        draft_memory: Memory | None = None,
+        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
     ) -> Answer:
         """Ask about what was read; the memory is not changed.
 
@@ -204,33 +156,38 @@ class Runtime:
             top_k: draw from the k most probable tokens only.
             top_p: draw from the most probable tokens that together reach p.
             seed: of the drawing; None for a fresh one.
+            draft_memory: what the draft model read; None for the question and the answer alone.
+            draft_tokens: how many tokens, in its own, the draft model guesses at once.
 
         Returns:
             The answer, computed while it is iterated.
 
         Raises:
             BadInput: a value is out of its range, or the bundle has no tokenizer.
-            BadMemory: the memory is another model's.
+            BadMemory: a memory is another model's.
             DoesNotFit: the caches have no room for the question.
         """
-        prompt = self.bundle.manifest.prompt
-        ending = Ending(
-            stop=prompt.stop if stop is None else tuple(stop),
-            eos=self.bundle.manifest.eos,
-            max_tokens=max_tokens,
-        )
+        manifest = self.bundle.manifest
+        ending = Ending.of(manifest, stop=stop, max_tokens=max_tokens)
         sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
-        text = format_question(prompt.template if template is None else template, question)
-        check_origin("This memory", memory.origin, self.bundle.manifest)
+        template = manifest.prompt.template if template is None else template
+        text = format_question(template, question)
+        check_origin("This memory", memory.origin, manifest)
         tokens = check_tokens(
             self.tokenizer.encode(text, continues=memory.tokens > 0), self._vocab_size
         )
         room = self._room(memory).after(tokens)
         room.require("The question")
+        decoding = self._decoding(sampler, ending, np.random.default_rng(seed), room)
+        if self.draft is not None:
+            drafter = self.draft.drafter(text, draft_memory, self.bundle, self.tokenizer)
+            decoding = with_drafts(decoding, drafter, draft_tokens, self.plan.chunk_tokens)
+        elif draft_memory is not None:
+            raise BadInput(NO_DRAFT)
         return Answer(
             lambda: self._after(memory, tokens),
-            self._decoding(sampler, ending, np.random.default_rng(seed), room),
-            Detokenizer(self.tokenizer),
+            decoding,
+            self.tokenizer.stream(),
             on_end=self._count,
         )
 
@@ -242,48 +199,6 @@ class Runtime:
                 tokenizer.
         """
         return load_memory(path, self.bundle.manifest)
-
-    def logits(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits float32 [L, V] after every one of L >= 1 tokens, from the empty state.
-
-        Raises:
-            BadInput: there is no token, or an id is not in the vocabulary.
-            DoesNotFit: the caches have no room for them.
-        """
-        ids = check_tokens(np.asarray(tokens), self._vocab_size)
-        if not len(ids):
-            raise BadInput("There are no tokens to compute logits for. Give at least one id.")
-        self._room(None).after(ids).require(f"A text of {len(ids):,} tokens")
-        return every_logits(self._backend, ids, self.plan.chunk_tokens)
-
-    def decode_seconds(self, memory: Memory, tokens: int) -> float:
-        """Seconds that `tokens` >= 1 steps of the model take from `memory`, whatever it says.
-
-        Raises:
-            DoesNotFit: the caches have no room for them.
-        """
-        ending = Ending(stop=(), eos=None, max_tokens=tokens + 1)
-        room = self._room(memory)
-        room.after(np.zeros(tokens, np.int64)).require(f"An answer of {tokens:,} tokens")
-        decoding = self._decoding(Sampler(), ending, np.random.default_rng(0), room)
-        for _ in decoding.run(memory.last_logits, self._backend.from_arrays(memory.state)):
-            pass
-        self._count(decoding)
-        return decoding.seconds
-
-    @cached_property
-    def _origin(self) -> Origin:
-        return Origin.of(self.bundle.manifest, self.engine)
-
-    def _start(self, memory: Memory | None) -> Callable[[], State]:
-        if memory is None:
-            return self._backend.new_state
-        check_origin("This memory", memory.origin, self.bundle.manifest)
-        return lambda: self._backend.from_arrays(memory.state)
-
-    def _room(self, memory: Memory | None) -> Room:
-        state = None if memory is None else memory.state
-        return Room.of(self.bundle.manifest, self.plan.capacity, state)
 
     def _reader(
         self, on_progress: OnProgress | None, memory: Memory | None, keeper: Keeper | None = None
@@ -307,10 +222,15 @@ class Runtime:
             continues=memory is not None,
             on_notice=on_notice,
         )
-        return self._remember(reader, result, memory, document.name)
+        return self._remember(reader, result, memory, document.name, document.parts())
 
     def _remember(
-        self, reader: Reader, result: ReadResult, memory: Memory | None, name: str
+        self,
+        reader: Reader,
+        result: ReadResult,
+        memory: Memory | None,
+        name: str,
+        parts: tuple[DocumentRange, ...] = (),
     ) -> Memory:
         self._prefill.add(reader.tokens, reader.seconds)
         document = DocumentRead(
@@ -318,6 +238,7 @@ class Runtime:
             sha256=result.end.text_sha256,
             bytes=result.end.text_bytes,
             tokens=result.tokens,
+            parts=parts,
         )
         return Memory(
             state=self._backend.to_arrays(result.state),
@@ -335,12 +256,3 @@ class Runtime:
         logits, state = feed(self._backend, start, tokens, self.plan.chunk_tokens)
         self._watch.require()
         return logits, state
-
-    def _decoding(
-        self, sampler: Sampler, ending: Ending, rng: np.random.Generator, room: Room
-    ) -> Decoding:
-        return Decoding(backend=self._backend, sampler=sampler, rng=rng, ending=ending, room=room)
-
-    def _count(self, decoding: Decoding) -> None:
-        self._decode.add(decoding.steps, decoding.seconds)
-        self._watch.peak()

@@ -16,9 +16,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import Manifest
+from longspan.bundle import BYTES, Manifest
 from longspan.engines import Engine
 from longspan.errors import BadMemory
+from longspan.runtime.documents import DocumentRange
 from longspan.runtime.span_file import SpanHeader, read_arrays, read_header, write_span
 from longspan.tensors import DType
 from longspan.version import __version__
@@ -35,12 +36,27 @@ _HOST_DTYPES: dict[DType, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentRead:
-    """A document that was read: its name, the SHA-256 and bytes of its text, its tokens."""
+    """A document that was read.
+
+    Attributes:
+        name: what messages call it.
+        sha256: hex SHA-256 of its text.
+        bytes: UTF-8 bytes of its text; `tokens`, where a token is a byte.
+        tokens: how many it is.
+        parts: where each document stands in it that was read as a part of it.
+    """
 
     name: str
     sha256: str
     bytes: int
     tokens: int
+    parts: tuple[DocumentRange, ...] = ()
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> DocumentRead:
+        """Read what `asdict` made of one, or of one before there were parts."""
+        parts = tuple(DocumentRange(**part) for part in facts.get("parts", ()))
+        return cls(**{**facts, "parts": parts})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +122,26 @@ class Memory:
     def tokens(self) -> int:
         """Tokens that were read."""
         return sum(document.tokens for document in self.documents)
+
+    @property
+    def byte_tokens(self) -> bool:
+        """Whether a token is a byte, and so a position a byte offset."""
+        return self.origin.tokenizer == BYTES
+
+    @property
+    def ranges(self) -> tuple[DocumentRange, ...]:
+        """Where each document stands in all the text that was read, one after another.
+
+        Of token ids that were read as such, the text is the ids: 8 bytes each, or the bytes
+        themselves where all of the model's tokens are bytes.
+        """
+        found: list[DocumentRange] = []
+        start = 0
+        for read in self.documents:
+            whole = DocumentRange(name=read.name, first_byte=0, end_byte=read.bytes)
+            found += [part.moved(start) for part in read.parts or (whole,)]
+            start += read.bytes
+        return tuple(found)
 
     @property
     def nbytes(self) -> int:
@@ -196,7 +232,7 @@ def span_facts(origin: Origin, documents: tuple[DocumentRead, ...]) -> dict[str,
 
 def documents_of(facts: Mapping[str, str]) -> tuple[DocumentRead, ...]:
     """The documents that `span_facts` wrote down."""
-    return tuple(DocumentRead(**item) for item in json.loads(facts["documents"]))
+    return tuple(DocumentRead.from_facts(item) for item in json.loads(facts["documents"]))
 
 
 def check_origin(what: str, origin: Origin, manifest: Manifest) -> None:

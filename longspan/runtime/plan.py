@@ -124,6 +124,7 @@ def make_plan(
     cache_entries: int | None = None,
     chunk_tokens: int | None = None,
     tokenizer_file_bytes: int = 0,
+    beside: tuple[PlanItem, ...] = (),
 ) -> Plan:
     """Divide a budget.
 
@@ -138,6 +139,7 @@ def make_plan(
             them; None for one a token.
         chunk_tokens: tokens of a chunk, >= 1; None for the largest power of two that fits.
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
+        beside: what else the process will hold on the device.
 
     Returns:
         The plan, which may not fit: then its chunk is the smallest.
@@ -146,7 +148,8 @@ def make_plan(
         BadInput: the bundle tells nothing about `engine`, or a number is out of its range.
     """
     _check(manifest, engine, tokens, cache_entries, chunk_tokens)
-    fixed = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+    baseline, *own = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+    fixed = (baseline, *beside, *own)
 
     def items_at(chunk: int, capacity: int) -> tuple[PlanItem, ...]:
         caches = cache_items(manifest, engine, capacity)

@@ -180,12 +180,12 @@ def resume(pieces: Iterator[TokenPiece], reached: Reached) -> Iterator[TokenPiec
     return chain([first], pieces)
 
 
-def token_pieces(arrays: Iterable[Tokens]) -> Iterator[TokenPiece]:
-    """Token ids int64 [n] as pieces of a text whose bytes are the ids', little-endian int64."""
+def token_pieces(arrays: Iterable[Tokens], *, dtype: str = "<i8") -> Iterator[TokenPiece]:
+    """Token ids int64 [n] as pieces of a text whose bytes are the ids', as numpy's `dtype`."""
     hasher = hashlib.sha256()
     place = Place(text_bytes=0, text_sha256=hasher.hexdigest())
     for tokens in arrays:
-        data = tokens.astype("<i8").tobytes()
+        data = tokens.astype(dtype).tobytes()
         hasher.update(data)
         start, done = place, place.text_bytes + len(data)
         place = Place(text_bytes=done, text_sha256=hasher.hexdigest())

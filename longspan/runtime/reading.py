@@ -29,7 +29,7 @@ class Progress:
 
     Attributes:
         tokens: tokens of this document read so far.
-        bytes_done: UTF-8 bytes of its text read so far, about.
+        bytes_done: UTF-8 bytes of its text read so far: exact where a token is a byte, else about.
         bytes_total: bytes of the whole text, or None where only the end will tell.
         seconds: since the reading began.
         tokens_per_second: in this reading; tokens read before an interruption do not count.
@@ -58,7 +58,7 @@ class Chunk:
         last: whether the document ends here.
         place: start of the piece of text that holds the next token; the end after the last.
         begun: the first tokens of that piece, as far as they are in this chunk or before.
-        bytes_done: UTF-8 bytes of text up to here, about.
+        bytes_done: UTF-8 bytes of text up to here: exact where a token is a byte, else about.
     """
 
     tokens: Tokens
@@ -119,13 +119,13 @@ def _take(waiting: deque[TokenPiece], begun: int, count: int) -> tuple[Tokens, i
 
 def _between(tokens: Tokens, following: TokenPiece, begun: int) -> Chunk:
     start, end = following.start, following.end
-    share = begun / len(following.tokens)
+    done = begun * (end.text_bytes - start.text_bytes) // len(following.tokens)
     return Chunk(
         tokens=tokens,
         last=False,
         place=start,
         begun=following.tokens[:begun],
-        bytes_done=start.text_bytes + int(share * (end.text_bytes - start.text_bytes)),
+        bytes_done=start.text_bytes + done,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longspan.engines import Engine
+from longspan.runtime.documents import DocumentRange
 from longspan.runtime.memory import Memory
 from longspan.runtime.plan import Plan
 from longspan.runtime.reader import Reader
@@ -19,6 +20,8 @@ class ReadReport:
     Attributes:
         memory: the `.span` file.
         memory_bytes: bytes of the state and the logits in it.
+        documents: where each stands in the text that was read.
+        byte_tokens: whether a token is a byte, and so a position a byte offset.
         tokens: tokens of the document.
         chunk_tokens: tokens that went through the model together.
         seconds: of this run; what was read before an interruption does not count.
@@ -31,6 +34,8 @@ class ReadReport:
 
     memory: Path
     memory_bytes: int
+    documents: tuple[DocumentRange, ...]
+    byte_tokens: bool
     tokens: int
     chunk_tokens: int
     seconds: float
@@ -48,6 +53,8 @@ class ReadReport:
         return cls(
             memory=path,
             memory_bytes=memory.nbytes,
+            documents=memory.ranges,
+            byte_tokens=memory.byte_tokens,
             tokens=memory.tokens,
             chunk_tokens=plan.chunk_tokens,
             seconds=reader.seconds,
@@ -59,11 +66,13 @@ class ReadReport:
         )
 
     def text(self) -> str:
-        """Two lines for people."""
-        return (
+        """Two lines for people, and where tokens are bytes one for each document."""
+        text = (
             f"{self.tokens:,} tokens read in {self.seconds:.1f} s ({self.tokens_per_second:,.0f} "
             f"a second, {self.engine}); the memory is {self.memory} "
             f"({format_bytes(self.memory_bytes)}).\n"
             f"Peak {format_bytes(self.peak_bytes)}, planned {format_bytes(self.planned_bytes)}, "
             f"budget {format_bytes(self.budget_bytes)}."
         )
+        places = self.documents if self.byte_tokens else ()
+        return "\n".join([text, *(place.text() for place in places)])

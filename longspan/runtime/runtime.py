@@ -13,17 +13,20 @@ from typing import Literal
 
 from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device
-from longspan.runtime.backends import open_backend
+from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget
+from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.documents import Source, open_document
+from longspan.runtime.drafting import CHUNK_TOKENS as DRAFT_CHUNK_TOKENS
+from longspan.runtime.drafting import Draft, draft_items, require_fixed_state
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.memory import entries_of
 from longspan.runtime.plan import Plan, make_plan, require_fit
+from longspan.runtime.plan_items import PlanItem
 from longspan.runtime.room import Room
-from longspan.runtime.tokens import bundle_tokenizer
 
 __all__ = ["Runtime", "load", "plan_bundle"]
 
@@ -37,6 +40,7 @@ def plan_bundle(
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
+    draft: str | Path | Bundle | None = None,
 ) -> Plan:
     """Divide the budget, loading nothing.
 
@@ -48,13 +52,16 @@ def plan_bundle(
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens of a chunk; None for the most that fits.
+        draft: the folder of a bundle that is to be loaded beside it.
 
     Raises:
         BadBundle: there is no bundle.
         BadInput: a value is out of its range, or the device is not there.
     """
     choice = choose_engine(device=device, backend=backend)
-    return _plan(_opened(bundle), choice, budget, chunk_tokens, tokens, cache_entries)
+    small = None if draft is None else _opened(draft)
+    plan, _ = _plans(_opened(bundle), small, choice, budget, chunk_tokens, tokens, cache_entries)
+    return plan
 
 
 def load(
@@ -67,6 +74,7 @@ def load(
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
     threads: int | None = None,
+    draft: str | Path | Bundle | None = None,
 ) -> Runtime:
     """Load a bundle, if its plan fits the budget.
 
@@ -83,6 +91,9 @@ def load(
         backend: what runs it.
         chunk_tokens: tokens that go through the model together; None for the most that fits.
         threads: CPU threads; None for all physical cores.
+        draft: the folder of a smaller bundle that drafts answers for this one to accept or reject
+            (`longspan.runtime.speculative`): the same answers in fewer passes. It runs beside it,
+            and its plan comes off the budget first.
 
     Raises:
         BadBundle: there is no bundle, or it cannot be loaded.
@@ -90,21 +101,30 @@ def load(
         DoesNotFit: the plan is larger than the budget; nothing was loaded.
         MissingExtra: the backend needs a package that is not installed.
     """
-    found = _opened(bundle)
+    found, small = _opened(bundle), None if draft is None else _opened(draft)
     choice = choose_engine(device=device, backend=backend)
-    plan = _plan(found, choice, budget, chunk_tokens, tokens, cache_entries)
+    plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens, tokens, cache_entries)
     require_fit(plan)
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
-        model = open_backend(
-            found,
-            engine=plan.engine,
-            memory_limit_bytes=plan.budget_bytes,
-            threads=threads,
-            capacity=plan.capacity,
-        )
-        stack.callback(model.close)
-        return Runtime(found, plan, model, watch, stack.pop_all())
+
+        def opened(model: Bundle, limit_bytes: int, capacity: int) -> Backend:
+            opened_backend = open_backend(
+                model,
+                engine=plan.engine,
+                memory_limit_bytes=limit_bytes,
+                threads=threads,
+                capacity=capacity,
+            )
+            stack.callback(opened_backend.close)
+            return opened_backend
+
+        helper = None
+        if small is not None and draft_plan is not None:
+            drafting = opened(small, draft_plan.total_bytes, 0)
+            helper = Draft(bundle=small, plan=draft_plan, backend=drafting)
+        answering = opened(found, plan.budget_bytes, plan.capacity)
+        return Runtime(found, plan, answering, watch, stack.pop_all(), helper)
 
 
 def load_for(
@@ -113,6 +133,7 @@ def load_for(
     document: Source | None = None,
     memory: Path | None = None,
     answer_tokens: int = 0,
+    draft: str | Path | None = None,
     budget: str | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
@@ -124,7 +145,7 @@ def load_for(
         document: will be read; if it can be read again, its tokens are counted.
         memory: a `.span` file that will be asked.
         answer_tokens: most tokens of an answer.
-        budget, device, backend: as for `load`.
+        draft, budget, device, backend: as for `load`.
 
     Raises:
         BadDocument: the document cannot be read.
@@ -141,7 +162,13 @@ def load_for(
             room, tokens = nothing.after_document(opened, tokenizer, continues=False)
             entries = room.use.entries + answer_tokens
     return load(
-        found, budget=budget, tokens=tokens, cache_entries=entries, device=device, backend=backend
+        found,
+        budget=budget,
+        tokens=tokens,
+        cache_entries=entries,
+        device=device,
+        backend=backend,
+        draft=draft,
     )
 
 
@@ -149,19 +176,38 @@ def _opened(bundle: str | Path | Bundle) -> Bundle:
     return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
 
 
-def _plan(
+def _plans(
     bundle: Bundle,
+    draft: Bundle | None,
     choice: EngineChoice,
     budget: str | int | Budget | None,
     chunk_tokens: int | None,
     tokens: int | None,
     cache_entries: int | None,
-) -> Plan:
-    tokenizer = bundle.tokenizer_path
+) -> tuple[Plan, Plan | None]:
+    """The plan with all that will be loaded, and the draft model's own."""
     if budget is None:
         budget = Budget.default(choice.device)
     elif not isinstance(budget, Budget):
         budget = Budget(budget)
+    if draft is None:
+        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries), None
+    require_fixed_state(draft)
+    small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, None, None)
+    beside = draft_items(bundle.manifest, draft, small)
+    return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, beside), small
+
+
+def _plan(
+    bundle: Bundle,
+    choice: EngineChoice,
+    budget: Budget,
+    chunk_tokens: int | None,
+    tokens: int | None,
+    cache_entries: int | None,
+    beside: tuple[PlanItem, ...] = (),
+) -> Plan:
+    tokenizer = bundle.tokenizer_path
     return make_plan(
         bundle.manifest,
         engine=choice.engine,
@@ -171,4 +217,5 @@ def _plan(
         cache_entries=cache_entries,
         chunk_tokens=chunk_tokens,
         tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
+        beside=beside,
     )

@@ -1,11 +1,13 @@
 """Text to tokens and back, as streams. No model, no files but the tokenizer's.
 
+A `Tokenizer` is a file's (`FileTokenizer`) or bytes (`longspan.runtime.byte_tokens`).
+
 A long text is tokenized in pieces, cut where the tokens of the whole are the tokens of the parts:
 before a single space, or after a single line end, that stands between two other characters. No
 token of a byte-level or SentencePiece BPE spans such a place: a pre-tokenizer's word may begin with
 a space but never holds one inside. The cuts depend on the text alone.
 
-    tokenizer = load_tokenizer(bundle.tokenizer_path)
+    tokenizer = bundle_tokenizer(bundle)      # longspan.runtime.byte_tokens
     for piece in tokenize(document.pieces(), tokenizer):
         piece.tokens   # int64 [n]
 """
@@ -16,13 +18,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-from longspan.bundle import Bundle
-from longspan.errors import BadBundle, BadInput
+from longspan.errors import BadBundle
 
 Tokens = NDArray[np.int64]
 
@@ -37,7 +39,44 @@ _BEFORE = "\n.a0"
 _REPLACEMENT = "\ufffd"
 
 
-class Tokenizer:
+class TextStream(Protocol):
+    """Turns an answer's tokens into text as they come; a character is never shown half."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character's bytes are missing."""
+
+    def rest(self) -> str:
+        """What is left to show once no more tokens come."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a character waits for the rest of its bytes."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back.
+
+    Attributes:
+        cut_marks: characters at which `cut` may cut a text; empty where it may be cut anywhere.
+    """
+
+    cut_marks: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    def encode(self, text: str, *, continues: bool = False) -> Tokens:
+        """Token ids of `text`, int64 [n]; `continues` where other text stands before it."""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of token ids; what is no UTF-8 becomes U+FFFD."""
+
+    def stream(self) -> TextStream:
+        """A new stream, for one answer."""
+
+
+class FileTokenizer:
     """A Hugging Face tokenizer that adds no special tokens.
 
     Memory: a BPE model of `tokenizers` caches 10,000 words of at most 256 bytes, then stops.
@@ -82,6 +121,10 @@ class Tokenizer:
         """The text of token ids, special tokens included."""
         return self._inner.decode([int(token) for token in tokens], skip_special_tokens=False)
 
+    def stream(self) -> Detokenizer:
+        """A new stream, for one answer."""
+        return Detokenizer(self)
+
     def _ids(self, text: str) -> Tokens:
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
@@ -103,7 +146,7 @@ class Tokenizer:
         return bool(np.array_equal(parts, self._ids(left + right)))
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> FileTokenizer:
     """Read a `tokenizer.json`.
 
     Raises:
@@ -116,22 +159,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f"{path} is no tokenizer that Hugging Face tokenizers can read ({error}). "
             "Export the checkpoint again with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
         ) from error
-    return Tokenizer(inner)
-
-
-def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer of a bundle.
-
-    Raises:
-        BadInput: the bundle has none.
-        BadBundle: it cannot be read.
-    """
-    if bundle.tokenizer_path is None:
-        raise BadInput(
-            f"The bundle {bundle.path} has no tokenizer, so it can read tokens and no "
-            "text. Give it one with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
-        )
-    return load_tokenizer(bundle.tokenizer_path)
+    return FileTokenizer(inner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +232,7 @@ def cut(texts: Iterable[str], marks: str = " \n", limit: int = PIECE) -> Iterato
         waiting += text
         start = 0
         while len(waiting) - start > limit:
-            end = _last_place(waiting, start, start + limit, marks)
+            end = last_place(waiting, start, start + limit, marks)
             yield waiting[start:end]
             start = end
         waiting = waiting[start:]
@@ -212,7 +240,7 @@ def cut(texts: Iterable[str], marks: str = " \n", limit: int = PIECE) -> Iterato
         yield waiting
 
 
-def _last_place(text: str, start: int, end: int, marks: str) -> int:
+def last_place(text: str, start: int, end: int, marks: str) -> int:
     """The last good place in text[start:end], or `end`; text[end] exists."""
     best = start
     for mark in marks:
@@ -226,7 +254,7 @@ def _last_place(text: str, start: int, end: int, marks: str) -> int:
 class Detokenizer:
     """Turns an answer's tokens into text as they come; a character is never shown half."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: FileTokenizer) -> None:
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
         self._shown = 0
@@ -244,3 +272,12 @@ class Detokenizer:
         self._tokens = self._tokens[self._shown :]
         self._shown = len(self._tokens)
         return after[len(before) :]
+
+    def rest(self) -> str:
+        """Nothing: half a character at the end is not shown."""
+        return ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a character waits for the rest of its bytes."""
+        return len(self._tokens) > self._shown

@@ -19,7 +19,7 @@ TEXT = "It rained on the quay all day.\n" * 40
 FACT = "The pass key is 58214. Remember it.\n"
 
 
-def command(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str | int | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run longspan in a process of its own, and check its exit status."""
     done = subprocess.run(
         [sys.executable, "-m", "longspan", *map(str, arguments)],
@@ -32,7 +32,7 @@ def command(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProc
     return done
 
 
-def facts(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
+def facts(*arguments: str | int | Path, status: int = 0) -> dict[str, Any]:
     """The JSON object that a command prints."""
     done = command(*arguments, "--json", status=status)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -56,6 +56,9 @@ def test_read(span: tuple[Path, dict[str, Any]]) -> None:
     path, found = span
     assert {"tokens", "chunk_tokens", "seconds", "peak_bytes", "planned_bytes"} <= found.keys()
     assert found["tokens"] > 500
+    end_byte = len((TEXT + FACT + TEXT).encode())
+    assert found["documents"] == [{"name": "quay.txt", "first_byte": 0, "end_byte": end_byte}]
+    assert not found["byte_tokens"]
     assert path.stat().st_size < 2**20
     assert not path.with_name(path.name + ".partial").exists()
 
@@ -73,6 +76,25 @@ def test_ask_from_document_streams_text(document: Path) -> None:
         "ask", "builtin", "What is the pass key?", "--document", document, "--device", "cpu"
     )
     assert done.stdout == "What is the pass key?\n58214\n"
+
+
+def test_ask_with_a_draft_model(span: tuple[Path, dict[str, Any]]) -> None:
+    question = "What is the pass key?"
+    ask = ["ask", "builtin", question, "--memory", span[0], "--device", "cpu"]
+    with_memory = facts(*ask, "--draft", "builtin", "--draft-memory", span[0], "--draft-tokens", 3)
+    (answer,) = with_memory["answers"]
+    assert answer["answer"] == "58214"
+    found = answer["draft"]
+    assert found["acceptance_rate"] == 1
+    assert found["proposed"] == found["accepted"] > 0
+    assert found["forwards"] < found["tokens"] == answer["tokens"]
+    assert with_memory["documents"][0]["first_byte"] == 0
+    done = command(*ask, "--draft", "builtin")
+    assert done.stdout == f"{question}\n58214\n"
+    assert "drafted tokens accepted" in done.stderr
+    plain = facts("plan", "builtin", "--budget", "1GiB", "--device", "cpu")
+    both = facts("plan", "builtin", "--budget", "1GiB", "--device", "cpu", "--draft", "builtin")
+    assert both["total_bytes"] > plain["total_bytes"] + 2 * 2**20
 
 
 @pytest.mark.parametrize("kind", ["bundle", "memory"])
@@ -155,6 +177,13 @@ def test_help_and_version() -> None:
         (
             ["ask", "builtin", "Who?"],
             "Give what to ask about, either --memory FILE.span or --document FILE: found neither.",
+        ),
+        (
+            ["ask", "builtin", "Who?", "--memory", "a.span", "--draft-memory", "b.span"],
+            (
+                "--draft-memory b.span is what a draft model read, and there is no draft model. "
+                "Name its bundle with --draft BUNDLE."
+            ),
         ),
         (
             ["plan", "builtin", "--budget", "much"],

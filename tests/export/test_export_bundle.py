@@ -35,11 +35,16 @@ CASES = [
     ("falcon_mamba", "float32"),
     ("mamba2", "float32"),
     ("hf_mamba2", "bfloat16"),
+    ("mambabyte", "float32"),
+    ("mambabyte", "float16"),
+    ("mambabyte", "bfloat16"),
     ("llama", "float32"),
     ("llama", "float16"),
+    ("mixcon", "float32"),
+    ("mixcon", "float16"),
 ]
 # Their tiny configs name a token that ends a text.
-WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba", "llama")
+WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba", "llama", "mixcon")
 
 
 def names(folder: Path) -> list[str]:

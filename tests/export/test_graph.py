@@ -96,6 +96,32 @@ def test_mamba_2_keeps_its_recurrent_operator(exported: Exported, graph: str) ->
     assert heads == [{"q_num_heads": 2, "kv_num_heads": 4}] * 2
 
 
+@pytest.mark.parametrize("graph", GRAPHS.values())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_norm_is_one_node_with_float32_statistics(
+    exported: Exported, graph: str, dtype: str
+) -> None:
+    model = load(exported("mambabyte", dtype).bundle / graph)
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert len(norms) == 3
+    types = {i.name: i.type.tensor_type.elem_type for i in model.graph.value_info}
+    for node in norms:
+        assert types[node.output[0]] == onnx.TensorProto.FLOAT
+        assert {a.name: a.i for a in node.attribute}["stash_type"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values())
+def test_conba_and_experts_are_scans_of_standard_operators(exported: Exported, graph: str) -> None:
+    """Two layers of Conba, one of experts, whose matrices the loop reads where they lie."""
+    model = load(exported("mixcon", "float32").bundle / graph)
+    scans = [node for node in model.graph.node if node.op_type == "Scan"]
+    assert len(scans) == 3
+    assert {node.domain for node in model.graph.node} <= {"", "com.microsoft"}
+    names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
+    read = [name for node in scans for name in node.input if name in names]
+    assert read == ["layers.3.mixer.gate_up_proj.weight", "layers.3.mixer.down_proj.weight"]
+
+
 def test_casts_of_weights_stay_in_the_graph(exported: Exported) -> None:
     model = load(exported("samba", "bfloat16").bundle / "model.cpu.onnx")
     cast = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}

@@ -99,16 +99,3 @@ def test_chunks_are_one_pass(device: str, cuts: list[int]) -> None:
     assert_close("causal_conv", torch.cat(outputs, dim=1), whole)
     assert tail is not None
     assert torch.equal(tail, whole_tail)
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_offsets_beyond_int32() -> None:
-    x = torch.randn(1, 300_000, 8192, device="cuda", dtype=torch.bfloat16)
-    weight = torch.randn(8192, 1, 4, device="cuda")
-    with override("causal_conv", "triton"):
-        y, tail = causal_conv(x, weight, activation="silu")
-    before, last = x[:, -103:-100].double(), x[:, -100:].double()
-    expected, _ = reference(last, weight.double(), None, before, activation="silu")
-    assert_close("causal_conv", y[:, -100:], expected)
-    assert torch.equal(tail, x[:, -3:])

@@ -211,24 +211,3 @@ def test_chunk_tokens(batch: int, length: int, d_inner: int, chunk: int | None) 
     assert scratch.chunk_tokens(batch, length, d_inner) == chunk
     chunks = 0 if chunk is None else -(-length // chunk)
     assert scratch.scratch_bytes(batch, length, d_inner, 16) == 4 * batch * chunks * d_inner * 17
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_offsets_beyond_int32() -> None:
-    length, width, states = 300_000, 8192, 16
-    arguments = _arguments(1, length, width, states, device="cuda", dtype=torch.bfloat16)
-    arguments["z"] = None
-
-    def part(where: slice) -> Arguments:
-        return {
-            name: tensor[:, where] if name in ("x", "dt", "B", "C") else tensor
-            for name, tensor in arguments.items()
-        }
-
-    with override("selective_scan", "triton"):
-        y, state = selective_scan(**arguments)
-        _, before = selective_scan(**part(slice(length - 50)))
-    expected_y, expected_state = _expected({**part(slice(length - 50, None)), "state": before})
-    assert_close("selective_scan", y[:, -50:], expected_y)
-    assert_close("selective_scan", state, expected_state)

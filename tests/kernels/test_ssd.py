@@ -342,19 +342,3 @@ def test_the_scratch_stops_growing_after_a_slice() -> None:
 def test_what_does_not_fit(change: Arguments, message: str) -> None:
     with pytest.raises(ValueError, match=f"^ssd: {message}$"):
         ssd(**{**_arguments(2, 3, 4, 3, 2, 5), **change})
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_offsets_beyond_int32() -> None:
-    arguments = _arguments(1, 600_000, 64, 64, 1, 16, device="cuda", dtype=torch.bfloat16)
-
-    def part(where: slice) -> Arguments:
-        return {**arguments, **{name: arguments[name][:, where] for name in BY_TOKEN}}
-
-    with override("ssd", "triton"):
-        y, state = ssd(**arguments)
-        _, before = ssd(**part(slice(600_000 - 50)))
-    expected_y, expected_state = _expected({**part(slice(600_000 - 50, None)), "state": before})
-    assert_close("ssd", y[:, -50:], expected_y)
-    assert_close("ssd state of bfloat16", state, expected_state)

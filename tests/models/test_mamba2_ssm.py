@@ -163,19 +163,6 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "supported"),
-    [("attn_layer_idx", [1], "only []"), ("d_intermediate", 64, "only 0")],
-)
-def test_hybrids_are_refused(tmp_path: Path, key: str, value: object, supported: str) -> None:
-    write_mamba2(tmp_path)
-    where = write_config(tmp_path, MAMBA2_CONFIG | {key: value})
-    assert refusal(tmp_path) == (
-        f"{where} has {key} = {json.dumps(value)}; longspan supports {supported} for a mamba2 "
-        "model. This checkpoint cannot be exported by this version."
-    )
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (

@@ -22,7 +22,7 @@ from helpers_checkpoints import (
     write_samba,
 )
 
-from longspan.models.families import open_checkpoint
+from longspan.models.families import FAMILIES, open_checkpoint
 
 
 class Evil:
@@ -91,8 +91,10 @@ def test_a_samba_of_unknown_size_needs_a_config(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         f"{tmp_path}/samba.pth was asked for as a samba checkpoint, has no config.json beside it, "
         "and its shapes are none of the published sizes (Samba_421M, Samba_1.3B, Samba_1.7B, "
-        "Samba_3.8B). Heads and window cannot be read from shapes. Put lit_gpt's Config beside it "
-        "as config.json, or give config=FILE (--config)."
+        "Samba_3.8B, Mamba_SWA_MLP_400M, Mamba_SWA_MLP_1.3B, Samba_421M_abl_mamba, "
+        "Samba_1.3B_abl_mamba, LLaMA_438M_SWA_gla, LLaMA_1.2B_SWA_gla, LLaMA_446M_SWA_ret, "
+        "LLaMA_1.4B_SWA_ret). Heads and window cannot be read from shapes. Put lit_gpt's Config "
+        "beside it as config.json, or give config=FILE (--config)."
     )
 
 
@@ -185,7 +187,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        ({"model_type": "llama"}, "its config says model_type 'llama'"),
+        ({"model_type": "bert"}, "its config says model_type 'bert'"),
         ({"b": 1, "a": 2}, "its config has the keys a, b"),
         (None, "has no config.json"),
     ],
@@ -195,14 +197,11 @@ def test_an_unknown_family_is_refused(
 ) -> None:
     if data is not None:
         write_config(tmp_path, data)
+    known = "; ".join(f"{family.name} ({family.what})" for family in FAMILIES)
+    assert known.startswith("samba (microsoft/Samba, a .pth with the key 'model'); hf_mamba (")
     assert refusal(tmp_path) == (
-        f"{tmp_path} was asked for as a checkpoint and {found}. This longspan reads: samba "
-        "(microsoft/Samba, a .pth with the key 'model'); hf_mamba (transformers' Mamba, model_type "
-        "'mamba'); falcon_mamba (transformers' Falcon-Mamba, model_type 'falcon_mamba'); hf_mamba2 "
-        "(transformers' Mamba-2, model_type 'mamba2'); mamba2 (state-spaces Mamba-2, a mamba_ssm "
-        "config whose ssm_cfg has layer 'Mamba2'); mamba (state-spaces Mamba, a config with "
-        "d_model and n_layer). Check that this is the right folder, or give a config with "
-        "config=FILE (--config)."
+        f"{tmp_path} was asked for as a checkpoint and {found}. This longspan reads: {known}. "
+        "Check that this is the right folder, or give a config with config=FILE (--config)."
     )
 
 

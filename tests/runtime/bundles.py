@@ -16,6 +16,7 @@ from longspan.bundle import TOKENIZER, WEIGHTS, Bundle, Manifest, Prompt, file_s
 from longspan.models.config import ModelConfig
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.backends.fake import FakeBackend
+from longspan.runtime.drafting import Draft
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.plan import Plan
@@ -54,6 +55,11 @@ def fake_bundle(folder: Path, *, tokenizer: bool = True, **changes: Any) -> Bund
     return Bundle(path=folder, manifest=fake_manifest(**{"files": files, **changes}))
 
 
+def byte_bundle(folder: Path, **changes: Any) -> Bundle:
+    """A bundle that only `FakeBackend` can run, whose tokens are bytes."""
+    return Bundle(path=folder, manifest=fake_manifest(256, tokenizer="bytes", **changes))
+
+
 def cached_bundle(folder: Path, **changes: Any) -> Bundle:
     """A bundle that only a `FakeBackend` with a capacity can run."""
     config = FakeBackend(VOCABULARY, capacity=0).config
@@ -69,9 +75,22 @@ def fake_runtime(
     backend: Backend | None = None,
     budget_bytes: int = 64 * GIB,
     capacity: int = 0,
+    draft: Draft | None = None,
 ) -> Iterator[Runtime]:
     """A runtime on `FakeBackend`, or on another backend."""
-    plan = Plan(
+    plan = fake_plan(chunk_tokens, budget_bytes, capacity)
+    with ExitStack() as stack:
+        watch = stack.enter_context(BudgetWatch("cpu", budget_bytes))
+        vocab_size, cached = bundle.manifest.config.vocab_size, bundle.manifest.cache_entry_bytes
+        model = backend or FakeBackend(vocab_size, capacity=capacity if cached else None)
+        stack.callback(model.close)
+        with Runtime(bundle, plan, model, watch, stack.pop_all(), draft) as runtime:
+            yield runtime
+
+
+def fake_plan(chunk_tokens: int, budget_bytes: int = 64 * GIB, capacity: int = 0) -> Plan:
+    """A plan of one item."""
+    return Plan(
         engine="onnx-cpu",
         budget_bytes=budget_bytes,
         chunk_tokens=chunk_tokens,
@@ -79,13 +98,12 @@ def fake_runtime(
         smallest_budget_bytes=GIB,
         capacity=capacity,
     )
-    with ExitStack() as stack:
-        watch = stack.enter_context(BudgetWatch("cpu", budget_bytes))
-        vocab_size, cached = bundle.manifest.config.vocab_size, bundle.manifest.cache_entry_bytes
-        model = backend or FakeBackend(vocab_size, capacity=capacity if cached else None)
-        stack.callback(model.close)
-        with Runtime(bundle, plan, model, watch, stack.pop_all()) as runtime:
-            yield runtime
+
+
+def fake_draft(bundle: Bundle, backend: Backend | None = None, *, chunk_tokens: int = 64) -> Draft:
+    """A draft model on `FakeBackend`, or on another backend."""
+    model = backend or FakeBackend(bundle.manifest.config.vocab_size)
+    return Draft(bundle=bundle, plan=fake_plan(chunk_tokens), backend=model)
 
 
 class Recorder(FakeBackend):

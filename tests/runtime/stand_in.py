@@ -75,10 +75,10 @@ CACHED_DEMO = ModelConfig(
 )
 
 
-def random_decoder(config: ModelConfig, dtype: DType) -> Decoder:
+def random_decoder(config: ModelConfig, dtype: DType, seed: int = 0) -> Decoder:
     """A decoder whose activations stay near one, with decays below one."""
     decoder = Decoder(config, dtype=getattr(torch, dtype))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)

@@ -20,9 +20,13 @@ def test_the_cpu_report() -> None:
     assert 0 < report.device.free_bytes <= report.device.total_bytes
     assert [op.op for op in report.ops] == list(OPS)
     assert {op.op: op.choice for op in report.ops} == {
+        "anchor_attention": "plain",
         "causal_conv": "CausalConvWithState",
+        "conba": "Scan",
         "full_attention": "plain",
+        "gla": "LinearAttention",
         "linear": "FusedMatMul",
+        "moe": "Scan",
         "rms_norm": "plain",
         "selective_scan": "Scan",
         "ssd": "LinearAttention",

@@ -6,14 +6,24 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from bundles import GIB, VOCABULARY, Recorder, fake_bundle, fake_runtime, same_state
+from bundles import (
+    GIB,
+    VOCABULARY,
+    Recorder,
+    cached_bundle,
+    fake_bundle,
+    fake_runtime,
+    same_state,
+)
 from tokenizers_ import SOURCE, byte_level
 
 from longspan.bundle import Bundle, ChunkBytes
 from longspan.errors import BadDocument, BadInput, DoesNotFit
+from longspan.runtime import plan_items
 from longspan.runtime import runtime as runtime_module
 from longspan.runtime.backends import Backend
 from longspan.runtime.backends.fake import FakeBackend
@@ -62,6 +72,65 @@ def test_load_reads_and_answers(bundle: Bundle, opened: list[FakeBackend]) -> No
 def test_nothing_is_loaded_when_it_does_not_fit(bundle: Bundle, opened: list[FakeBackend]) -> None:
     with pytest.raises(DoesNotFit, match="The smallest budget that would do is "):
         load(bundle, budget="1MiB", device="cpu", backend="onnx")
+    assert opened == []
+
+
+def test_a_draft_model_is_loaded_under_the_same_budget(
+    bundle: Bundle, opened: list[FakeBackend]
+) -> None:
+    options: dict[str, Any] = {"budget": "8GiB", "device": "cpu", "backend": "onnx"}
+    alone = plan_bundle(bundle, **options)
+    both = plan_bundle(bundle, draft=bundle, **options)
+    names = [item.name for item in both.items]
+    assert names[1:3] == [f"draft model {bundle.path.name}", "logits of drafted tokens"]
+    assert [names[0], *names[3:]] == [item.name for item in alone.items]
+    # A chunk of 64 tokens, and again what is beside it; 33 rows of 700 float32 logits, twice.
+    chunk = 2 * 64 * 2**10 + plan_items.BESIDE_BYTES
+    fixed = sum(item.bytes for item in alone.items[1:-2])
+    assert [item.bytes for item in both.items[1:3]] == [fixed + chunk, 33 * 700 * 8]
+    with load(bundle, draft=bundle, **options) as runtime:
+        assert runtime.draft is not None
+        assert runtime.draft.plan.chunk_tokens == 64
+        assert [item.name for item in runtime.plan.items] == names
+        memory = runtime.read(SOURCE)
+        plain, drafted = (
+            runtime.ask(memory, "import argp", max_tokens=20, draft_memory=draft_memory)
+            for draft_memory in (None, memory)
+        )
+        assert plain.read() == drafted.read()
+        assert drafted.draft is not None
+        assert drafted.draft.acceptance_rate == 1
+        assert drafted.draft.forwards < 20 / 4
+        assert runtime.measured.decode_tokens == 2 * 19
+        assert len(opened) == 2
+        assert not any(backend.closed for backend in opened)
+    assert all(backend.closed for backend in opened)
+
+
+def test_two_models_that_do_not_fit_together(bundle: Bundle, opened: list[FakeBackend]) -> None:
+    """Refused with the arithmetic, where one of them alone would fit; nothing is loaded."""
+    options: dict[str, Any] = {"device": "cpu", "backend": "onnx", "chunk_tokens": 16}
+    alone = plan_bundle(bundle, budget="8GiB", **options)
+    budget = alone.total_bytes + 2**20
+    assert plan_bundle(bundle, budget=budget + 2**20, **options).fits
+    with pytest.raises(DoesNotFit) as refusal:
+        load(bundle, budget=budget, draft=bundle, **options)
+    assert f"draft model {bundle.path.name} " in str(refusal.value)
+    assert opened == []
+
+
+def test_a_draft_model_whose_state_grows_is_refused(
+    bundle: Bundle, opened: list[FakeBackend], tmp_path: Path
+) -> None:
+    growing = cached_bundle(tmp_path)
+    for act in (load, plan_bundle):
+        with pytest.raises(BadInput) as refusal:
+            act(bundle, draft=growing, budget="8GiB", device="cpu", backend="onnx")
+        assert str(refusal.value) == (
+            f"{tmp_path} was asked for as a draft model, and its state grows with what it reads. A "
+            "draft model's state must have a fixed size. Choose a bundle without attention to the "
+            "whole text."
+        )
     assert opened == []
 
 

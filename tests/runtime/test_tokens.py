@@ -24,8 +24,8 @@ from longspan.errors import BadBundle
 from longspan.runtime.tokens import (
     PIECE,
     Detokenizer,
+    FileTokenizer,
     TextDiffersError,
-    Tokenizer,
     cut,
     load_tokenizer,
     tokenize,
@@ -44,7 +44,7 @@ def whole(inner: HuggingFaceTokenizer, text: str) -> list[int]:
     return list(inner.encode(text, add_special_tokens=False).ids)
 
 
-def in_parts(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+def in_parts(tokenizer: FileTokenizer, text: str, limit: int) -> list[int]:
     pieces = cut([text], tokenizer.cut_marks, limit)
     parts = (tokenizer.encode(piece, continues=i > 0) for i, piece in enumerate(pieces))
     return [int(token) for part in parts for token in part]
@@ -76,10 +76,10 @@ def test_good_places_never_change_tokens(text: str) -> None:
             assert in_parts(tokenizer, text, 40) == whole(inner, text)
 
 
-_wrapped: dict[str, Tokenizer] = {}
+_wrapped: dict[str, FileTokenizer] = {}
 
 
-def wrapped_once(make: Callable[[], HuggingFaceTokenizer]) -> Tokenizer:
+def wrapped_once(make: Callable[[], HuggingFaceTokenizer]) -> FileTokenizer:
     name = getattr(make, "__name__", "")
     return _wrapped.setdefault(name, wrapped(make()))
 

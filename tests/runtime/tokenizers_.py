@@ -87,9 +87,9 @@ def prepended() -> Tokenizer:
     return tokenizer
 
 
-def wrapped(inner: Tokenizer) -> tokens.Tokenizer:
+def wrapped(inner: Tokenizer) -> tokens.FileTokenizer:
     """A fresh wrapper, as a bundle's file gives it."""
-    return tokens.Tokenizer(Tokenizer.from_str(inner.to_str()))
+    return tokens.FileTokenizer(Tokenizer.from_str(inner.to_str()))
 
 
 def save(inner: Tokenizer, path: Path) -> Path:

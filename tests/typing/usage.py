@@ -32,5 +32,11 @@ def documented_calls(path: Path) -> None:
         assert_type(runtime.open("book.span"), longspan.Memory)
         assert_type(runtime.logits([12, 7, 93]), NDArray[np.float32])
         assert_type(runtime.measured.peak_bytes, int)
+    with longspan.load("bundle/", draft="small/", budget="4GiB") as runtime:
+        assert runtime.draft is not None
+        answer = runtime.ask(memory, "Who?", draft_memory=runtime.draft.open("small.span"))
+        assert answer.draft is not None
+        assert_type(answer.draft.acceptance_rate, float | None)
+        assert_type(memory.ranges[0].first_byte, int)
     assert_type(longspan.builtin_bundle(), Path)
     assert_type(longspan.Budget("3GiB").bytes, int)

@@ -7,7 +7,10 @@ onnx-cpu is fitted to ONNX Runtime 1.31.1 with its arena (growth of the resident
 4 layers, L 64 to 2,048). The live tensors of a Mamba layer are 10 E + 3 D float32 numbers a token,
 of an MLP 5 F + 3 D, of attention 3 scores and 6 bytes of masks a pair; the arena adds 5 to 20%,
 which the coefficients hold. Mamba-2 was measured at 4.8 for each channel of the convolution, 4.2 E
-and 3 D, with the arena. The other engines are counted from their code.
+and 3 D, with the arena; Conba at 5 to 8 for each number of the selection's inner width, 4 to 9 for
+each state entry and 8 to 17 for each output; a mixture of experts whose tokens all go to the same
+at 5 F + 8 D. torch-cpu was held to the same measure for these two. The rest is counted from the
+code.
 """
 
 from __future__ import annotations
@@ -18,16 +21,21 @@ from typing import Any
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.attention import full_attention, window_attention
+from longspan.export.activations.conba import conba
+from longspan.export.activations.gla import gla
 from longspan.export.activations.mamba import mamba, mamba2
-from longspan.export.activations.mlp import mlp
+from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import (
+    ConbaConfig,
     FullAttentionConfig,
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
     ModelConfig,
+    MoeConfig,
     WindowAttentionConfig,
 )
 from longspan.tensors import DTYPE_BYTES, DType
@@ -37,9 +45,12 @@ Formula = Callable[[Any, int, DType], Mapping[Engine, ChunkBytes]]
 FORMULAS: Mapping[type[LayerConfig], Formula] = {
     MambaConfig: mamba,
     Mamba2Config: mamba2,
+    ConbaConfig: conba,
+    GlaConfig: gla,
     WindowAttentionConfig: window_attention,
     FullAttentionConfig: full_attention,
     MlpConfig: mlp,
+    MoeConfig: moe,
 }
 
 

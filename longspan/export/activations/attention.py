@@ -32,7 +32,7 @@ class Pairs:
 def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine, int]:
     """Bytes a token of queries, keys, values and RoPE, of input and output, by engine."""
     H, P, D, b = layer.n_heads, layer.head_dim, width, DTYPE_BYTES[dtype]
-    rows = (H + 2 * layer.n_kv_heads) * P
+    rows = layer.qkv_rows
     return {
         "onnx-cpu": F32 * (7 * rows + 3 * D),
         "onnx-cuda": (b + F32) * 3 * rows + b * D,
@@ -43,8 +43,7 @@ def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine,
 
 def widened_projection(layer: HeadsConfig, width: int, dtype: DType) -> int:
     """The float32 copy of the projection to queries, keys and values that torch makes on CPUs."""
-    rows = (layer.n_heads + 2 * layer.n_kv_heads) * layer.head_dim
-    return widened(rows * width, dtype)
+    return widened(layer.qkv_rows * width, dtype)
 
 
 def window_attention(
@@ -79,7 +78,12 @@ def full_attention(
     """
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
     entry = 2 * layer.n_kv_heads * layer.head_dim
-    per_token = projections(layer, width, dtype)
+    # Beside what it reads, a convolution makes as much again; torch's reference joins a tail, too.
+    convolved = 0 if layer.d_conv is None else layer.qkv_rows
+    per_token = {
+        engine: each + (F32 if engine.endswith("cpu") else b) * convolved
+        for engine, each in projections(layer, width, dtype).items()
+    }
     return {
         "onnx-cpu": ChunkBytes(
             per_token=per_token["onnx-cpu"],

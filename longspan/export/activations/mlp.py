@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
-from longspan.models.config import MlpConfig
+from longspan.models.config import MlpConfig, MoeConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
 
@@ -19,4 +19,19 @@ def mlp(layer: MlpConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
         "onnx-cuda": ChunkBytes(per_token=b * (5 * F + 2 * D)),
         "torch-cpu": ChunkBytes(fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + D)),
         "torch-cuda": ChunkBytes(per_token=b * (4 * F + D)),
+    }
+
+
+def moe(layer: MoeConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkBytes]:
+    """A mixture of experts, by engine; where experts compute in turn, all tokens may go to one."""
+    F, D, b = layer.d_ff, width, DTYPE_BYTES[dtype]
+    # The router's probabilities, their order, and a token's pairs.
+    routing = 32 * layer.n_experts + (layer.n_experts + 24) * layer.top_k
+    return {
+        "onnx-cpu": ChunkBytes(per_token=F32 * (5 * F + 7 * D) + routing),
+        "onnx-cuda": ChunkBytes(per_token=b * (7 * F + 3 * D) + F32 * 6 * D + routing),
+        "torch-cpu": ChunkBytes(
+            fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + 6 * D) + routing
+        ),
+        "torch-cuda": ChunkBytes(per_token=b * (2 * D + layer.top_k * (F + D)) + F32 * D + routing),
     }

@@ -10,19 +10,25 @@ from longspan.models.config.attention import (
     WindowAttentionConfig,
 )
 from longspan.models.config.cache_use import CacheUse
+from longspan.models.config.conba import ConbaConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
-from longspan.models.config.mlp import MlpConfig
-from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig
+from longspan.models.config.mlp import MlpConfig, MoeConfig
+from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, Norm
 
 __all__ = [
     "LAYER_KINDS",
     "CacheUse",
+    "ConbaConfig",
     "FullAttentionConfig",
+    "GlaConfig",
     "HeadsConfig",
     "LayerConfig",
     "Mamba2Config",
     "MambaConfig",
     "MlpConfig",
     "ModelConfig",
+    "MoeConfig",
+    "Norm",
     "WindowAttentionConfig",
 ]

@@ -18,6 +18,7 @@ class HeadsConfig:
         head_dim: P.
         rope_base: of RoPE's frequencies; None for no RoPE.
         rope_dims: even; only so many of each head's first channels are rotated. None for all.
+        rope_interleaved: whether neighbouring channels are rotated together, not the halves.
         qkv_bias: whether the projections to queries, keys and values have a bias.
         out_bias: whether the output's projection has one.
     """
@@ -27,8 +28,14 @@ class HeadsConfig:
     head_dim: int
     rope_base: float | None = 10000.0
     rope_dims: int | None = None
+    rope_interleaved: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
+
+    @property
+    def qkv_rows(self) -> int:
+        """Channels of queries, keys and values together: (H + 2 G) P."""
+        return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +62,15 @@ class WindowAttentionConfig(HeadsConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullAttentionConfig(HeadsConfig):
-    """Attention over every token before (arXiv 1706.03762, section 3.2)."""
+    """Attention over every token before (arXiv 1706.03762, section 3.2).
+
+    Attributes:
+        d_conv: K, of a causal convolution over queries, keys and values before RoPE, as the
+            attention layers of mamba_ssm's hybrids have; None for none.
+    """
 
     kind: ClassVar[str] = "full_attention"
+    d_conv: int | None = None
 
     @classmethod
     def tiny(cls) -> FullAttentionConfig:
@@ -65,10 +78,19 @@ class FullAttentionConfig(HeadsConfig):
         return cls(n_heads=1, n_kv_heads=1, head_dim=4)
 
     def state(self, dtype: DType) -> tuple[TensorSpec, ...]:
-        """Keys and values of all tokens, caches [1, C, G, P], and the tokens read so far."""
+        """Keys and values of all tokens, caches [1, C, G, P], and the tokens read so far.
+
+        With a convolution also its last inputs [1, K-1, (H + 2 G) P].
+        """
         past = (1, 0, self.n_kv_heads, self.head_dim)
-        return (
+        kept = (
             TensorSpec(name="k", shape=past, dtype=dtype, counter="position"),
             TensorSpec(name="v", shape=past, dtype=dtype, counter="position"),
             TensorSpec(name="position", shape=(1,), dtype="int64"),
+        )
+        if self.d_conv is None:
+            return kept
+        return (
+            *kept,
+            TensorSpec(name="conv", shape=(1, self.d_conv - 1, self.qkv_rows), dtype=dtype),
         )

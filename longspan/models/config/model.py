@@ -3,37 +3,72 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
+from longspan.models.config.conba import ConbaConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
-from longspan.models.config.mlp import MlpConfig
+from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.tensors import DType, TensorSpec
 
-LayerConfig = MambaConfig | Mamba2Config | WindowAttentionConfig | FullAttentionConfig | MlpConfig
+Norm = Literal["rms", "layer"]
+LayerConfig = (
+    MambaConfig
+    | Mamba2Config
+    | ConbaConfig
+    | GlaConfig
+    | WindowAttentionConfig
+    | FullAttentionConfig
+    | MlpConfig
+    | MoeConfig
+)
 
 LAYER_KINDS: dict[str, type[LayerConfig]] = {
     kind.kind: kind
     for kind in (
         MambaConfig,
         Mamba2Config,
+        ConbaConfig,
+        GlaConfig,
         WindowAttentionConfig,
         FullAttentionConfig,
         MlpConfig,
+        MoeConfig,
     )
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder: embedding, residual layers, final norm, head."""
+    """A decoder: embedding, residual layers, final norm, head.
+
+    Attributes:
+        family: of the checkpoint, for people.
+        vocab_size: V.
+        d_model: D.
+        layers: in order.
+        norm_eps: of the norms before each mixer and before the head.
+        norm: what these are: "rms" for RMSNorm, "layer" for LayerNorm with a bias.
+        tied: whether the head is the embedding.
+    """
 
     family: str
     vocab_size: int
     d_model: int
     layers: tuple[LayerConfig, ...]
     norm_eps: float = 1e-5
+    norm: Norm = "rms"
     tied: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the kind of norm.
+
+        Raises:
+            ValueError: there is no such norm.
+        """
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm {self.norm!r} is unknown; it is one of rms and layer")
 
     @property
     def has_cache(self) -> bool:
@@ -65,6 +100,14 @@ class ModelConfig:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         return plain | {"layers": [{"kind": x.kind} | asdict(x) for x in self.layers]}
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from others: `to_json` without the fields at their defaults.
+
+        It stays the same when a later version adds a field whose default is what was there before.
+        """
+        layers = [{"kind": layer.kind} | _changed(layer) for layer in self.layers]
+        return _changed(self) | {"layers": layers}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
         """Read what `to_json` wrote.
@@ -73,6 +116,12 @@ class ModelConfig:
             ValueError: a layer kind or a field is unknown.
         """
         return cls(**{**data, "layers": tuple(_layer(item) for item in data["layers"])})
+
+
+def _changed(config: ModelConfig | LayerConfig) -> dict[str, Any]:
+    """The fields that are not at their defaults."""
+    plain = asdict(config)
+    return {f.name: plain[f.name] for f in fields(config) if getattr(config, f.name) != f.default}
 
 
 def _prefixed(spec: TensorSpec, prefix: str) -> TensorSpec:

@@ -16,6 +16,13 @@ from longspan.models.families.backbone import open_backbone
 from longspan.models.foreign_config import Field, ignored, read_fields
 
 NAME = "falcon_mamba"
+TRAPS = (
+    hf_mamba.TRAPS
+    + """\
+- dt, B and C pass an RMSNorm each, with `mixer_rms_eps` and without weights: no tensor of the
+  checkpoint tells of it.
+"""
+)
 FIELDS = hf_mamba.FIELDS | {
     "model_type": Field(str, only=("falcon_mamba",)),
     "mixer_rms_eps": Field(float, 1e-6, positive=True),

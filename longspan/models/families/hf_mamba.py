@@ -10,10 +10,18 @@ from typing import Any
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import MambaConfig, ModelConfig
-from longspan.models.families.backbone import open_backbone
+from longspan.models.families.backbone import BACKBONE_TRAPS, open_backbone
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 
 NAME = "hf_mamba"
+TRAPS = (
+    BACKBONE_TRAPS
+    + """\
+- `intermediate_size` must be `expand` times `hidden_size`, as transformers computes it.
+- `time_step_rank` may be `"auto"`: `hidden_size` / 16, rounded up.
+- Converted checkpoints repeat mamba_ssm's keys beside transformers'; those are ignored.
+"""
+)
 FIELDS = {
     "model_type": Field(str, only=("mamba",)),
     "hidden_size": count(),

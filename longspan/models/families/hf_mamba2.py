@@ -12,11 +12,21 @@ from typing import Any
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import Mamba2Config, ModelConfig
-from longspan.models.families.backbone import open_backbone
-from longspan.models.families.mamba2_config import check_groups, step_limit
+from longspan.models.families.backbone import BACKBONE_TRAPS, open_backbone
+from longspan.models.families.mamba2_config import MAMBA2_TRAPS, check_groups, step_limit
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 
 NAME = "hf_mamba2"
+TRAPS = (
+    BACKBONE_TRAPS
+    + MAMBA2_TRAPS
+    + """\
+- `norm_before_gate` is true in Codestral's config; transformers gates first all the same.
+- `time_step_limit` may end in `{"__float__": "Infinity"}`: so transformers writes infinity in JSON.
+- Absent sizes are Codestral's (128 heads of 64, 8 groups), and the head is not tied.
+- `num_heads` times `head_dim` must be `expand` times `hidden_size`.
+"""
+)
 FIELDS = {
     "model_type": Field(str, only=("mamba2",)),
     "hidden_size": count(),

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import (
     Checkpoint,
@@ -21,6 +19,7 @@ from longspan.models.checkpoint import (
     config_beside,
     copied,
     end_token,
+    joined,
     tokenizer_beside,
 )
 from longspan.models.config import FullAttentionConfig, HeadsConfig, MlpConfig, ModelConfig
@@ -28,6 +27,16 @@ from longspan.models.foreign_config import Field, count, ignored, read_fields
 from longspan.models.tensor_files import open_tensors
 
 NAME = "llama"
+TRAPS = """\
+- `q_proj`, `k_proj` and `v_proj` become one matrix, their rows in this order; `gate_proj` and
+  `up_proj` another.
+- RoPE's base is `rope_theta`, or, as transformers 5 writes it, `rope_parameters.rope_theta`; where
+  both are given they must agree. Scaled RoPE is refused.
+- `num_key_value_heads` that is absent means as many as query heads; `head_dim` may differ from
+  `hidden_size` / `num_attention_heads`.
+- Older checkpoints hold `rotary_emb.inv_freq`, which nothing reads.
+- The cache of keys and values grows with every token: the plan gives it its capacity.
+"""
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FIELDS = {
@@ -194,24 +203,18 @@ def weights(config: ModelConfig) -> Iterator[Weight]:
 def _attention_weights(ours: str, theirs: str, layer: HeadsConfig, width: int) -> Iterator[Weight]:
     inner, narrow = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
     rows = {"q_proj": inner, "k_proj": narrow, "v_proj": narrow}
-    yield _joined(f"{ours}qkv_proj.weight", theirs, "weight", rows, width)
+    yield joined(f"{ours}qkv_proj.weight", theirs, rows, width)
     yield copied(f"{ours}out_proj.weight", f"{theirs}o_proj.weight", width, inner)
     if layer.qkv_bias:
-        yield _joined(f"{ours}qkv_proj.bias", theirs, "bias", rows)
+        yield joined(f"{ours}qkv_proj.bias", theirs, rows, kind="bias")
     if layer.out_bias:
         yield copied(f"{ours}out_proj.bias", f"{theirs}o_proj.bias", width)
 
 
 def _mlp_weights(ours: str, theirs: str, layer: MlpConfig, width: int) -> Iterator[Weight]:
     rows = {"gate_proj": layer.d_ff, "up_proj": layer.d_ff}
-    yield _joined(f"{ours}gate_up_proj.weight", theirs, "weight", rows, width)
+    yield joined(f"{ours}gate_up_proj.weight", theirs, rows, width)
     yield copied(f"{ours}down_proj.weight", f"{theirs}down_proj.weight", width, layer.d_ff)
     if layer.bias:
-        yield _joined(f"{ours}gate_up_proj.bias", theirs, "bias", rows)
+        yield joined(f"{ours}gate_up_proj.bias", theirs, rows, kind="bias")
         yield copied(f"{ours}down_proj.bias", f"{theirs}down_proj.bias", width)
-
-
-def _joined(name: str, theirs: str, kind: str, rows: Mapping[str, int], *columns: int) -> Weight:
-    """Several projections of one input as one, their rows in this order."""
-    sources = {f"{theirs}{module}.{kind}": (count, *columns) for module, count in rows.items()}
-    return Weight(name=name, sources=sources, make=lambda *parts: torch.cat(parts))

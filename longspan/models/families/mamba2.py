@@ -1,6 +1,6 @@
 """state-spaces Mamba-2 as mamba_ssm saves it: ``ssm_cfg: {"layer": "Mamba2"}``, ``backbone.*``.
 
-Mamba-2 in every layer; hybrids with attention or MLPs are refused by the keys that make them so.
+Mamba-2, with attention layers and gated MLPs where the config says so (the ``mamba2attn`` hybrids).
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint
 from longspan.models.config import Mamba2Config, ModelConfig
 from longspan.models.families import mamba
-from longspan.models.families.backbone import open_backbone
-from longspan.models.families.mamba2_config import check_groups, step_limit
+from longspan.models.families.backbone import layer_norm_by_name, open_backbone
+from longspan.models.families.mamba2_config import MAMBA2_TRAPS, check_groups, step_limit
+from longspan.models.families.mamba_ssm import block_layers
 from longspan.models.foreign_config import Field, count, ignored, read_fields
 
 NAME = "mamba2"
+TRAPS = (
+    mamba.MAMBA_SSM_TRAPS
+    + MAMBA2_TRAPS
+    + """\
+- D is one number a head, or one a channel with `D_has_hdim`.
+- `rmsnorm` false leaves the gate alone, without a norm.
+- `d_ssm` below `expand` times `d_model` would put a gated MLP beside the recurrence: refused.
+"""
+)
 NORM_EPS = 1e-5
 SSM_FIELDS = {
     "layer": Field(str, only=("Mamba2",)),
@@ -54,7 +64,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     Raises:
         BadCheckpoint: config or weights are not what longspan supports.
     """
-    return open_backbone(path, config, model_config)
+    return open_backbone(path, config, model_config, decide=layer_norm_by_name)
 
 
 def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
@@ -70,8 +80,9 @@ def model_config(data: Mapping[str, Any], where: str) -> ModelConfig:
         family=NAME,
         vocab_size=-(-values["vocab_size"] // multiple) * multiple,
         d_model=values["d_model"],
-        layers=(mixer,) * values["n_layer"],
+        layers=block_layers(values, mixer, where=where, family=NAME),
         norm_eps=NORM_EPS,
+        norm="rms" if values["rms_norm"] else "layer",
         tied=values["tie_embeddings"],
     )
 

@@ -8,6 +8,12 @@ from typing import Any
 
 from longspan.errors import BadCheckpoint
 
+MAMBA2_TRAPS = """\
+- `in_proj` has the rows [z, x, B, C, dt]; one convolution reads x, B and C together.
+- The gate comes before the norm, and the norm has a mean square for each group.
+- The recurrent state is [heads, state, width] here, [heads, width, state] there.
+"""
+
 
 def check_groups(heads: int, groups: int, *, where: str, keys: tuple[str, str]) -> None:
     """Check that every group serves the same number of heads.

@@ -1,8 +1,10 @@
 """microsoft/Samba as lit_gpt saves it: a ``.pth`` with the key ``model``.
 
 One block of the repository becomes two or three layers here: mixer and MLP, or in the
-Mamba-SWA-MLP variant Mamba, attention and MLP; pure Mamba has one. Its bf16 RoPE table is not
-imitated: it is a rounding of its training, wrong by up to 2^-9 of a turn at any position.
+Mamba-SWA-MLP variant Mamba, attention and MLP; pure Mamba has one. The paper's comparisons are the
+same file with other mixers: retention, gated linear attention, an MLP, or attention alone. Its bf16
+RoPE table is not imitated: it is a rounding of its training, wrong by up to 2^-9 of a turn at any
+position.
 """
 
 from __future__ import annotations
@@ -15,13 +17,35 @@ import torch
 
 from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
-from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
+from longspan.models.config import (
+    GlaConfig,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+    WindowAttentionConfig,
+)
 from longspan.models.families.mixer import mamba_weights
-from longspan.models.families.samba_config import Block, Mixer, blocks, config_values, tied_head
+from longspan.models.families.samba_blocks import Block, Mixer, blocks
+from longspan.models.families.samba_config import config_values, tied_head
 from longspan.models.foreign_config import load_config
 from longspan.models.tensor_files import PickleFile, TensorFiles
 
 NAME = "samba"
+FILES = ("*.pth",)
+TRAPS = """\
+- `attn.attn.weight` packs its rows by key group: the group's queries, its key, its value. They are
+  sorted into queries, keys, values.
+- `n_layer` counts blocks; a block is two residual layers here, three in the Mamba-SWA-MLP variant,
+  one in a pure Mamba.
+- State size, convolution width and rank of dt stand in no config: they are read from the shapes.
+  Heads and window cannot be, so a size that was not published needs a config.
+- Which blocks are Mamba: `attn_layer_pos` (a list, also as Python text) goes before `mb_per_layer`.
+- No key of lit_gpt says whether the head is tied: it is where weights start as Mamba's (`mamba`,
+  `mamba_init`), or where no `lm_head.weight` is stored. `tied` overrides that.
+- The vocabulary is padded to a multiple of `padding_multiple`, 512 unless it is given.
+- The window of W tokens counts the current one, so W - 1 keys are kept.
+- lit_gpt's table of RoPE is rounded to bfloat16; angles here are exact.
+"""
 SUFFIXES = (".pth", ".pt", ".ckpt")
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
@@ -45,7 +69,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     beside = config or file.parent / "config.json"
     given = load_config(beside) if config is not None or beside.is_file() else None
     values = config_values(given, str(beside), files)
-    model = _model_config(values, files)
+    model = model_config(values, files)
     shape = (model.vocab_size, model.d_model)
     return build(
         path,
@@ -56,6 +80,23 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         copies=(HEAD, EMBEDDING) if model.tied else None,
         tokenizer=tokenizer_beside(file.parent),
         eos=values["eos_token_id"],
+    )
+
+
+def model_config(values: Mapping[str, Any], files: TensorFiles) -> ModelConfig:
+    """The layers that the checked values of a config describe.
+
+    Args:
+        values: as `config_values` gives them.
+        files: the tensors, whose shapes tell what lit_gpt's config does not.
+    """
+    return ModelConfig(
+        family=NAME,
+        vocab_size=values["padded_vocab_size"],
+        d_model=values["n_embd"],
+        layers=tuple(mixer.config for block in blocks(values, files) for mixer in block),
+        norm_eps=values["norm_eps"],
+        tied=tied_head(values, files),
     )
 
 
@@ -87,17 +128,6 @@ def _weights_file(path: Path) -> Path:
     return found[0]
 
 
-def _model_config(values: Mapping[str, Any], files: TensorFiles) -> ModelConfig:
-    return ModelConfig(
-        family=NAME,
-        vocab_size=values["padded_vocab_size"],
-        d_model=values["n_embd"],
-        layers=tuple(mixer.config for block in blocks(values, files) for mixer in block),
-        norm_eps=values["norm_eps"],
-        tied=tied_head(values, files),
-    )
-
-
 def _weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:
     yield copied("embedding", EMBEDDING, config.vocab_size, config.d_model)
     numbered = (
@@ -118,6 +148,8 @@ def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[We
         return _attention_weights(ours, theirs, layer, width)
     if isinstance(layer, MlpConfig):
         return _mlp_weights(ours, theirs, layer, width)
+    if isinstance(layer, GlaConfig):
+        return _gla_weights(ours, theirs, layer, width)
     assert isinstance(layer, MambaConfig), "lit_gpt's Samba has no other mixer"
     return mamba_weights(ours, theirs, layer, width)
 
@@ -144,3 +176,27 @@ def _mlp_weights(ours: str, theirs: str, layer: MlpConfig, width: int) -> tuple[
     )
     down = copied(f"{ours}down_proj.weight", f"{theirs}swiglu.w3.weight", width, layer.d_ff)
     return gate_up, down
+
+
+def _gla_weights(ours: str, theirs: str, layer: GlaConfig, width: int) -> tuple[Weight, ...]:
+    keys, values = layer.n_heads * layer.key_dim, layer.n_heads * layer.value_dim
+    rows = {"q_proj": keys, "k_proj": keys, "v_proj": values, "g_proj": values}
+    gate: tuple[Weight, ...] = ()
+    if layer.gate_rank is not None:
+        rows["gk_proj.0"] = layer.gate_rank
+        gate = (
+            copied(f"{ours}decay_proj.weight", f"{theirs}gk_proj.1.weight", keys, layer.gate_rank),
+            copied(f"{ours}decay_proj.bias", f"{theirs}gk_proj.1.bias", keys),
+        )
+    joined = Weight(
+        name=f"{ours}in_proj.weight",
+        sources={f"{theirs}{name}.weight": (count, width) for name, count in rows.items()},
+        make=lambda *parts: torch.cat(parts),
+    )
+    norm = copied(f"{ours}norm_weight", f"{theirs}g_norm_swish_gate.weight", layer.value_dim)
+    return (
+        joined,
+        *gate,
+        norm,
+        copied(f"{ours}out_proj.weight", f"{theirs}o_proj.weight", width, values),
+    )

@@ -1,0 +1,40 @@
+"""Conba."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from longspan.bundle import ChunkBytes
+from longspan.engines import Engine
+from longspan.export.activations.numbers import F32, widened
+from longspan.kernels.conba.scratch import CHUNK_TOKENS, MAP_VALUES, ONE_PASS_TOKENS
+from longspan.models.config import ConbaConfig
+from longspan.tensors import DTYPE_BYTES, DType
+
+
+def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkBytes]:
+    """A Conba mixer, by engine."""
+    M, D, b = layer.d_select, width, DTYPE_BYTES[dtype]
+    E, S = layer.n_heads * layer.head_dim, layer.n_heads * layer.d_state
+    rows = sum(layer.in_rows)
+    adaptive = layer.gain != "off"
+    # The scaling takes three float32 tensors of its size, the gated norm four of the output's;
+    # without a gain the states of all tokens stand beside the product with C.
+    wide = max(3 * S, 4 * E if adaptive else 2 * S + 4 * E)
+    # A chunk's map and the two states before it, float32, for every state entry.
+    scratch = 0 if adaptive else F32 * (MAP_VALUES + 2) * S
+    on_cpu = max(8 * (M + S + E), 4 * (M + S) + 17 * E) if adaptive else 8 * (M + E) + 12 * S
+    return {
+        "onnx-cpu": ChunkBytes(per_token=F32 * on_cpu),
+        "onnx-cuda": ChunkBytes(
+            per_token=b * (2 * (rows + M + E + D) + S) + F32 * 6 * (S + E),
+        ),
+        "torch-cpu": ChunkBytes(
+            fixed=widened(rows * D, dtype) + 4 * F32 * S * layer.head_dim,
+            per_token=F32 * (6 * M + 8 * S + 7 * E),
+        ),
+        "torch-cuda": ChunkBytes(
+            fixed=scratch * (ONE_PASS_TOKENS // CHUNK_TOKENS),
+            per_token=b * (rows + S + 2 * E + 2 * D) + F32 * wide + -(-scratch // CHUNK_TOKENS),
+        ),
+    }

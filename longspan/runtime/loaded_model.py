@@ -1,0 +1,138 @@
+"""A model that is loaded under a budget: what it is, what it holds, what it computes from tokens.
+
+It knows no documents and no questions: those are `longspan.runtime.loaded`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longspan.bundle import Bundle
+from longspan.engines import Engine
+from longspan.errors import BadInput
+from longspan.runtime.asking import Decoding, Ending
+from longspan.runtime.backends import Backend, State
+from longspan.runtime.byte_tokens import bundle_tokenizer
+from longspan.runtime.drafting import Draft
+from longspan.runtime.measured import BudgetWatch, Measured, Tally
+from longspan.runtime.memory import Memory, Origin, check_origin
+from longspan.runtime.plan import Plan
+from longspan.runtime.reading import check_tokens, every_logits
+from longspan.runtime.room import Room
+from longspan.runtime.sampling import Sampler
+from longspan.runtime.tokens import Tokenizer
+
+
+class LoadedModel:
+    """A loaded bundle; close it, or use it in a `with`.
+
+    Attributes:
+        bundle: what was loaded.
+        plan: where the budget's bytes go.
+        draft: the model that drafts answers, which are the same in fewer passes; or None.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        plan: Plan,
+        backend: Backend,
+        watch: BudgetWatch,
+        stack: ExitStack,
+        draft: Draft | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.plan = plan
+        self.draft = draft
+        self._backend = backend
+        self._vocab_size = bundle.manifest.config.vocab_size
+        self._watch = watch
+        self._stack = stack
+        self._prefill = Tally()
+        self._decode = Tally()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model; it cannot be used after."""
+        self._stack.close()
+
+    @property
+    def engine(self) -> Engine:
+        """What computes."""
+        return self._backend.engine
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer.
+
+        Raises:
+            BadInput: the bundle has none.
+        """
+        return bundle_tokenizer(self.bundle)
+
+    @property
+    def measured(self) -> Measured:
+        """Memory beside the plan, and speed, since `load`."""
+        return Measured.of(self._watch, self.plan, prefill=self._prefill, decode=self._decode)
+
+    def logits(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits float32 [L, V] after every one of L >= 1 tokens, from the empty state.
+
+        Raises:
+            BadInput: there is no token, or an id is not in the vocabulary.
+            DoesNotFit: the caches have no room for them.
+        """
+        ids = check_tokens(np.asarray(tokens), self._vocab_size)
+        if not len(ids):
+            raise BadInput("There are no tokens to compute logits for. Give at least one id.")
+        self._room(None).after(ids).require(f"A text of {len(ids):,} tokens")
+        return every_logits(self._backend, ids, self.plan.chunk_tokens)
+
+    def decode_seconds(self, memory: Memory, tokens: int) -> float:
+        """Seconds that `tokens` >= 1 steps of the model take from `memory`, whatever it says.
+
+        Raises:
+            DoesNotFit: the caches have no room for them.
+        """
+        ending = Ending(stop=(), eos=None, max_tokens=tokens + 1)
+        room = self._room(memory)
+        room.after(np.zeros(tokens, np.int64)).require(f"An answer of {tokens:,} tokens")
+        decoding = self._decoding(Sampler(), ending, np.random.default_rng(0), room)
+        for _ in decoding.run(memory.last_logits, self._backend.from_arrays(memory.state)):
+            pass
+        self._count(decoding)
+        return decoding.seconds
+
+    @cached_property
+    def _origin(self) -> Origin:
+        return Origin.of(self.bundle.manifest, self.engine)
+
+    def _start(self, memory: Memory | None) -> Callable[[], State]:
+        if memory is None:
+            return self._backend.new_state
+        check_origin("This memory", memory.origin, self.bundle.manifest)
+        return lambda: self._backend.from_arrays(memory.state)
+
+    def _room(self, memory: Memory | None) -> Room:
+        state = None if memory is None else memory.state
+        return Room.of(self.bundle.manifest, self.plan.capacity, state)
+
+    def _decoding(
+        self, sampler: Sampler, ending: Ending, rng: np.random.Generator, room: Room
+    ) -> Decoding:
+        return Decoding(backend=self._backend, sampler=sampler, rng=rng, ending=ending, room=room)
+
+    def _count(self, decoding: Decoding) -> None:
+        self._decode.add(decoding.steps, decoding.seconds)
+        self._watch.peak()
