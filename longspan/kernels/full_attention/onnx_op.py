@@ -13,9 +13,20 @@ from longspan.kernels.attention.onnx_op import masked_attention
 
 
 def _appended(past: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The cache [B, C, G, P] with the new entries [B, L, G, P] at `places` int64 [L]."""
-    rows = torch.arange(past.shape[0], device=past.device)[:, None]
-    return past.index_put((rows, places[None, :]), new.to(past.dtype))
+    """The cache [B, C, G, P] with the new entries [B, L, G, P] at `places` int64 [L].
+
+    Not `index_put`, which expands the entries: ONNX Runtime's CPU cannot expand bfloat16.
+    """
+    batch, length = new.shape[:2]
+    rows = torch.arange(batch, device=past.device)[:, None].expand(batch, length)
+    indices = torch.stack([rows, places[None, :].expand(batch, length)], dim=-1)
+    return torch.onnx.ops.symbolic(
+        "ScatterND",
+        (past, indices, new.to(past.dtype)),
+        dtype=past.dtype,
+        shape=past.shape,
+        version=18,
+    )
 
 
 def full_attention(
