@@ -85,10 +85,12 @@ class Manifest:
             a chunk's peak is the largest layer's plus the last.
         prompt: how `ask` puts a question.
         tokenizer: "bytes" where a token is a byte; None where `tokenizer.json` tells, or nothing.
+        sentence_token: id of the token that reading puts after each sentence; None for none.
         eos: id of the token that ends an answer, if the model has one.
         files: SHA-256 of every other file of the bundle, by name.
-        source: what was exported: path's last name, longspan's version, verification errors, and
-            under ``nonfinite`` the parameters that hold NaN or infinities, if any do.
+        source: what was exported: path's last name, longspan's version, verification errors,
+            under ``nonfinite`` the parameters that hold NaN or infinities, if any do, and under
+            ``anchors`` what was asked of them and is known about them, if it was.
     """
 
     config: ModelConfig
@@ -99,6 +101,7 @@ class Manifest:
     chunk_bytes: Mapping[Engine, tuple[ChunkBytes, ...]]
     prompt: Prompt = field(default_factory=Prompt)
     tokenizer: Literal["bytes"] | None = None
+    sentence_token: int | None = None
     eos: int | None = None
     files: Mapping[str, str]
     source: Mapping[str, Any]
@@ -138,8 +141,15 @@ class Manifest:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def tokenizer_fingerprint(self) -> str | None:
-        """Hex SHA-256 of the tokenizer's file, "bytes", or None for a bundle without tokenizer."""
-        return self.tokenizer or self.files.get(TOKENIZER)
+        """What tells how a text becomes tokens; None for a bundle without tokenizer.
+
+        It is the hex SHA-256 of the tokenizer's file, or "bytes"; with a token after each sentence,
+        the hex SHA-256 of that and the token.
+        """
+        named = self.tokenizer or self.files.get(TOKENIZER)
+        if named is None or self.sentence_token is None:
+            return named
+        return hashlib.sha256(f"{named} {self.sentence_token}".encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
@@ -158,6 +168,7 @@ class Manifest:
             },
             "prompt": asdict(self.prompt),
             "tokenizer": self.tokenizer,
+            "sentence_token": self.sentence_token,
             "eos": self.eos,
             "files": dict(self.files),
             "source": dict(self.source),
@@ -190,6 +201,7 @@ class Manifest:
             },
             prompt=Prompt(template=data["prompt"]["template"], stop=tuple(data["prompt"]["stop"])),
             tokenizer=_tokenizer(data.get("tokenizer")),
+            sentence_token=data.get("sentence_token"),
             eos=data["eos"],
             files=dict(data["files"]),
             source=dict(data["source"]),

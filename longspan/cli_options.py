@@ -65,6 +65,25 @@ AllowNonfinite = Annotated[
     bool,
     typer.Option("--allow-nonfinite", help="Take weights with NaN or infinities as they are."),
 ]
+Anchors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE",
+        help="Tokens that stand for the segment before them, whose keys are dropped (AnLLM): ac, "
+        "ep, ids=1,2,3, every=N, or every=auto, the most anchors with which --tokens fit --budget.",
+    ),
+]
+Positions = Annotated[
+    str | None,
+    typer.Option(help="With --anchors: absolute, or compressed as in AnLLM's authors' runs."),
+]
+AutoTokens = Annotated[
+    str | None, typer.Option(metavar="N", help="With every=auto: length of a document, as 256K.")
+]
+AutoBudget = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="With every=auto: bytes that reading it may hold here."),
+]
 Weights = Annotated[
     str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the checkpoint.")
 ]

@@ -57,6 +57,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "layers": manifest.config.layers_by_kind(),
         "vocabulary": manifest.config.vocab_size,
         "tokenizer": manifest.tokenizer_fingerprint() is not None,
+        "anchors": manifest.source.get("anchors", {}).get("asked"),
         "prompt": manifest.prompt.template,
         "nonfinite": list(manifest.nonfinite),
         "source": manifest.source.get("checkpoint"),

@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
         needed_for="Exporting a checkpoint", package=error.name or "torch", extra="export"
     ) from error
 
-from longspan.export.bundle_writer import ExportReport, export_bundle
+from longspan.export.bundle_writer import export_bundle
+from longspan.export.report import ExportReport
 
 __all__ = ["ExportReport", "export_bundle"]
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -28,10 +29,12 @@ from longspan.bundle import (
 )
 from longspan.errors import BadInput, VerificationFailed
 from longspan.export.activations import chunk_bytes
+from longspan.export.anchors import AnchorReport, AnchorRequest, add_anchors
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
+from longspan.export.report import ExportReport
 from longspan.export.tokenizer import choose_tokenizer, tokenizer_content
 from longspan.export.weights import ByteRange, write_safetensors
 from longspan.models.checkpoint import Checkpoint
@@ -45,40 +48,6 @@ LATER_WEIGHTS = ("int8", "int4")
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportReport:
-    """What was written.
-
-    Attributes:
-        bundle: the bundle's folder.
-        family: the checkpoint's family.
-        parameters: how many numbers the model has.
-        weight_bytes: bytes of all weights.
-        state_bytes: bytes of one sequence's state, caches aside.
-        cache_entry_bytes: bytes that a token adds to the caches; 0 for a state of fixed size.
-        checks: how well the engines of this machine agree.
-    """
-
-    bundle: Path
-    family: str
-    parameters: int
-    weight_bytes: int
-    state_bytes: int
-    cache_entry_bytes: int
-    checks: tuple[Check, ...]
-
-    def text(self) -> str:
-        """The report for people."""
-        first = (
-            f"{self.bundle}: {self.family}, {self.parameters:,} parameters, "
-            f"{format_bytes(self.weight_bytes)} of weights, "
-            f"{format_bytes(self.state_bytes)} of state"
-        )
-        if self.cache_entry_bytes:
-            first += f", {format_bytes(self.cache_entry_bytes)} of cache a token"
-        return "\n".join([first, *(check.text() for check in self.checks)])
-
-
 def export_bundle(
     checkpoint: str | Path,
     bundle: str | Path,
@@ -89,6 +58,10 @@ def export_bundle(
     config: str | Path | None = None,
     prompt_template: str | None = None,
     stop: tuple[str, ...] | None = None,
+    anchors: str | None = None,
+    positions: str | None = None,
+    tokens: str | int | None = None,
+    budget: str | int | None = None,
     force: bool = False,
     allow_nonfinite: bool = False,
     on_progress: Progress | None = None,
@@ -106,6 +79,12 @@ def export_bundle(
         config: the checkpoint's config; None takes the ``config.json`` beside its weights.
         prompt_template: how a question is put, with ``{question}``; None for the usual way.
         stop: texts that end an answer; None for the end of a line.
+        anchors: what stands for a segment that is closed, whose keys are then dropped (AnLLM):
+            ``"ac"``, ``"ep"``, ``"ids=1,2,3"``, ``"every=N"`` or ``"every=auto"``; see
+            `longspan.export.anchors`. None to keep every token, as the checkpoint does.
+        positions: with anchors: ``"absolute"`` (None), or ``"compressed"`` as in the authors' runs.
+        tokens: for ``every=auto``: length of a document, as ``"256K"``.
+        budget: for ``every=auto``: bytes that the process may hold that reads it on this machine.
         force: replace what is at `bundle`, once the new bundle is complete.
         allow_nonfinite: take weights with NaN or infinities as they are. The manifest names them,
             and verification counts equal ones as equal.
@@ -115,6 +94,7 @@ def export_bundle(
         BadCheckpoint: the checkpoint cannot be read, is not supported, or has a weight that is
             not finite.
         BadInput: an option cannot be used, or `bundle` holds something already.
+        DoesNotFit: with no interval of anchors does the document fit the budget.
         VerificationFailed: the engines disagree beyond the tolerance; nothing is written.
     """
     dtype = _weight_dtype(weights)
@@ -125,27 +105,34 @@ def export_bundle(
     dtype = dtype or opened.dtype
     vocabulary = choose_tokenizer(opened, tokenizer)
     content = tokenizer_content(vocabulary, checkpoint=opened.path, split=split_digits)
-    with new_folder(Path(bundle), force=force) as partial:
+    opened, anchor_report = add_anchors(
+        opened,
+        AnchorRequest(anchors=anchors, positions=positions, tokens=tokens, budget=budget),
+        tokenizer=content,
+        describe=partial(_described, dtype=dtype),
+    )
+    with new_folder(Path(bundle), force=force) as folder:
         specs = opened.specs(dtype)
         weight_bytes = sum(spec.nbytes for spec in specs)
         progress(f"writing {format_bytes(weight_bytes)} of {dtype} weights ({opened.family})")
         weights_read = _WeightsRead(opened, allow_nonfinite=allow_nonfinite)
-        ranges = write_safetensors(partial / WEIGHTS, specs, weights_read)
-        _write_graphs(partial, opened, dtype, ranges, progress)
+        ranges = write_safetensors(folder / WEIGHTS, specs, weights_read)
+        _write_graphs(folder, opened, dtype, ranges, progress)
         if content is not None:
-            (partial / TOKENIZER).write_bytes(content)
+            (folder / TOKENIZER).write_bytes(content)
         manifest = _manifest(
-            partial,
+            folder,
             opened,
             dtype,
             prompt,
             byte_tokens=vocabulary == BYTES,
             nonfinite=weights_read.nonfinite,
+            anchors=anchor_report,
         )
-        write_manifest(partial, manifest)
+        write_manifest(folder, manifest)
         progress("verifying: chunks against one pass, ONNX Runtime against torch")
-        checks = _verified(partial)
-        write_manifest(partial, _with_checks(manifest, checks))
+        checks = _verified(folder)
+        write_manifest(folder, _with_checks(manifest, checks))
     return ExportReport(
         bundle=Path(bundle),
         family=opened.family,
@@ -154,6 +141,7 @@ def export_bundle(
         state_bytes=manifest.state_bytes,
         cache_entry_bytes=manifest.cache_entry_bytes,
         checks=checks,
+        anchors=anchor_report,
     )
 
 
@@ -237,12 +225,31 @@ def _manifest(
     *,
     byte_tokens: bool,
     nonfinite: Sequence[str],
+    anchors: AnchorReport | None,
 ) -> Manifest:
-    config, specs = checkpoint.config, checkpoint.specs(dtype)
-    genai = genai_config(config, eos=checkpoint.eos)
+    genai = genai_config(checkpoint.config, eos=checkpoint.eos)
     if genai is not None:
         (folder / GENAI_CONFIG).write_text(json.dumps(genai, indent=2) + "\n", encoding="utf-8")
     files = sorted(path.name for path in folder.iterdir())
+    return replace(
+        _described(checkpoint, dtype),
+        prompt=prompt,
+        tokenizer=BYTES if byte_tokens else None,
+        sentence_token=None if anchors is None else anchors.sentence_token,
+        eos=checkpoint.eos,
+        files={name: file_sha256(folder / name) for name in files},
+        source={
+            "checkpoint": checkpoint.path.resolve().name,
+            "longspan": __version__,
+            **({"nonfinite": sorted(nonfinite)} if nonfinite else {}),
+            **({} if anchors is None else {"anchors": anchors.to_json()}),
+        },
+    )
+
+
+def _described(checkpoint: Checkpoint, dtype: DType) -> Manifest:
+    """What a manifest says of the model alone."""
+    config, specs = checkpoint.config, checkpoint.specs(dtype)
     return Manifest(
         config=config,
         dtype=dtype,
@@ -250,15 +257,8 @@ def _manifest(
         weight_bytes=sum(spec.nbytes for spec in specs),
         state=config.state_layout(dtype),
         chunk_bytes=chunk_bytes(config, dtype),
-        prompt=prompt,
-        tokenizer=BYTES if byte_tokens else None,
-        eos=checkpoint.eos,
-        files={name: file_sha256(folder / name) for name in files},
-        source={
-            "checkpoint": checkpoint.path.resolve().name,
-            "longspan": __version__,
-            **({"nonfinite": sorted(nonfinite)} if nonfinite else {}),
-        },
+        files={},
+        source={},
     )
 
 

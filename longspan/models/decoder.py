@@ -43,10 +43,11 @@ class Layer(nn.Module):
         self.mixer = make_mixer(config, model.d_model, dtype)
 
     def forward(
-        self, x: torch.Tensor, state: State, dtype: torch.dtype
+        self, x: torch.Tensor, state: State, tokens: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, State]:
-        """Read x float32 [B, L, D]; the mixer computes in `dtype`."""
-        y, state = self.mixer(self.norm(x, dtype), state)
+        """Read x float32 [B, L, D], made of tokens int64 [B, L]; the mixer computes in `dtype`."""
+        asked = (tokens,) if getattr(self.mixer, "reads_tokens", False) else ()
+        y, state = self.mixer(self.norm(x, dtype), state, *asked)
         return x + y.to(x.dtype), state
 
 
@@ -127,7 +128,8 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             prefix = f"layers.{i}."
             names = [spec.name for spec in self.config.layers[i].state(self.state_dtype())]
-            x, new = layer(x, {name: state[prefix + name] for name in names}, self.compute)
+            past = {name: state[prefix + name] for name in names}
+            x, new = layer(x, past, tokens, self.compute)
             after |= {prefix + name: new[name] for name in names}
         x = x[:, -1:] if keep is None else x.index_select(1, _from_start(keep, length))
         x = self.norm(x, self.compute)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from longspan.models.anchor_attention import AnchorAttention
 from longspan.models.conba import Conba
 from longspan.models.config import (
+    AnchorAttentionConfig,
     ConbaConfig,
     FullAttentionConfig,
     GlaConfig,
@@ -28,7 +30,8 @@ from longspan.models.moe import Moe
 from longspan.models.swiglu import SwiGlu
 from longspan.models.window_attention import WindowAttention
 
-# Each module takes (config, d_model, dtype=...), and (x [B, L, D], state) -> (y, state).
+# Each module takes (config, d_model, dtype=...), and (x [B, L, D], state) -> (y, state). One whose
+# class says `reads_tokens = True` takes (x, state, tokens int64 [B, L]).
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
@@ -36,6 +39,7 @@ MIXERS: Mapping[type[LayerConfig], Any] = {
     GlaConfig: GatedLinearAttention,
     WindowAttentionConfig: WindowAttention,
     FullAttentionConfig: FullAttention,
+    AnchorAttentionConfig: AnchorAttention,
     MlpConfig: SwiGlu,
     MoeConfig: Moe,
 }

@@ -15,6 +15,7 @@ import numpy as np
 
 from longspan.bundle import BYTES, Bundle, Manifest
 from longspan.errors import BadInput
+from longspan.runtime.sentences import SentenceTokenizer
 from longspan.runtime.tokens import Tokenizer, Tokens, load_tokenizer
 
 VALUES = 256
@@ -79,7 +80,8 @@ def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
             f"The bundle {bundle.path} has no tokenizer, so it can read tokens and no text. Give "
             "it one with: longspan export CHECKPOINT BUNDLE --tokenizer FILE"
         )
-    return load_tokenizer(bundle.tokenizer_path)
+    tokenizer, token = load_tokenizer(bundle.tokenizer_path), bundle.manifest.sentence_token
+    return tokenizer if token is None else SentenceTokenizer(tokenizer, token)
 
 
 def id_dtype(manifest: Manifest) -> str:

@@ -107,7 +107,8 @@ class LoadedModel:
         """
         ending = Ending(stop=(), eos=None, max_tokens=tokens + 1)
         room = self._room(memory)
-        room.after(np.zeros(tokens, np.int64)).require(f"An answer of {tokens:,} tokens")
+        # No id: anchors take less room than other tokens.
+        room.after(np.full(tokens, -1)).require(f"An answer of {tokens:,} tokens")
         decoding = self._decoding(Sampler(), ending, np.random.default_rng(0), room)
         for _ in decoding.run(memory.last_logits, self._backend.from_arrays(memory.state)):
             pass

@@ -1,10 +1,11 @@
 """The budget divided item by item, before anything is loaded. It loads and measures nothing.
 
-Of a model whose state grows, the plan sets the capacity of the caches, too. Where the length of
-the document is known, the caches hold it and `RESERVE_ENTRIES` for questions and answers, and the
-chunk is the largest that fits beside them. Where it is not, the chunk comes first, the largest
-that fits beside `LEAST_CAPACITY` entries, then the largest capacity that fits beside that chunk,
-up to `MOST_CAPACITY`.
+Of a model whose state grows, the plan sets the capacity of the caches, too. Where it is known what
+the document takes, the caches hold that and `RESERVE_ENTRIES` for questions and answers, and the
+chunk is the largest that fits beside them. Its length tells what it takes, unless ids are anchors:
+then the text does. Where it is not known, the chunk comes first, the largest that fits beside
+`LEAST_CAPACITY` entries, then the largest capacity that fits beside that chunk, up to
+`MOST_CAPACITY`.
 
 plan = make_plan(manifest, engine="onnx-cpu", budget_bytes=2**28, baseline_bytes=66 * 2**20,
                  tokens=None)
@@ -20,6 +21,7 @@ from typing import Any
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.errors import BadInput, DoesNotFit
+from longspan.models.config import CacheUse
 from longspan.runtime.plan_items import (
     MIB,
     PlanItem,
@@ -53,9 +55,14 @@ class Plan:
         smallest_budget_bytes: the least budget that would do, with the smallest chunk (or with
             the chunk that was asked for).
         longest_tokens: the longest document that fits, with the smallest chunk; None for any
-            length, where every layer has a state of fixed size.
+            length, where every layer has a state of fixed size, and where the text decides how
+            much it takes.
+        most_entries: the most that a document may take in each cache, with the smallest chunk;
+            None where the state does not grow.
         capacity: entries that each cache has room for; 0 where the state does not grow.
         cache_entry_bytes: bytes of one entry of every cache together.
+        anchors: whether the caches hold anchors in place of what they close.
+        tokens: length of the document that was planned for, if it is known.
     """
 
     engine: Engine
@@ -64,8 +71,11 @@ class Plan:
     items: tuple[PlanItem, ...]
     smallest_budget_bytes: int
     longest_tokens: int | None = None
+    most_entries: int | None = None
     capacity: int = 0
     cache_entry_bytes: int = 0
+    anchors: bool = False
+    tokens: int | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -91,6 +101,7 @@ class Plan:
         if fit:
             facts["smallest_budget_bytes"] = self.smallest_budget_bytes
             facts["longest_tokens"] = self.longest_tokens
+            facts["most_entries"] = self.most_entries
         return facts
 
     def summary(self, *, fit: bool = False) -> str:
@@ -105,13 +116,22 @@ class Plan:
         ]
         if fit or not self.fits:
             least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
-            longest = self.longest_tokens
-            if longest is None:
+            if self.most_entries is None:
                 lines.append(f"{least}; it reads documents of any length.")
             else:
                 given = f"the budget of {format_bytes(self.budget_bytes)}"
-                lines.append(f"{least}; {given} holds {_documents(longest)}.")
+                lines.append(f"{least}; {given} holds {self.longest}.")
         return "\n".join(lines)
+
+    @property
+    def longest(self) -> str:
+        """Which documents fit, in words, where the state grows."""
+        if self.longest_tokens == 0:
+            return "no document"
+        if self.longest_tokens is not None:
+            return f"documents of up to {self.longest_tokens:,} tokens"
+        entries = f"{self.most_entries:,} anchors and tokens of the longest segment together"
+        return f"documents of up to {entries}"
 
 
 def make_plan(
@@ -136,7 +156,7 @@ def make_plan(
             `longspan.runtime.baseline.measure_baseline` reads it.
         tokens: length of the document, >= 1; chunks need not be longer. None for any length.
         cache_entries: entries that the document takes in each cache, >= 0, as `CacheUse` counts
-            them; None for one a token.
+            them; None for what any `tokens` take.
         chunk_tokens: tokens of a chunk, >= 1; None for the largest power of two that fits.
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
         beside: what else the process will hold on the device.
@@ -163,23 +183,29 @@ def make_plan(
         return _last(most, lambda capacity: total_at(chunk, capacity) <= budget_bytes)
 
     grows = manifest.cache_entry_bytes > 0
-    known = tokens if cache_entries is None else cache_entries
-    capacity = _capacity(known) if grows else 0
+    use, known = CacheUse.of(manifest.config), cache_entries
+    if known is None and tokens is not None:
+        known = use.entries_after(tokens)
+    capacity = _capacity(known, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
     fitting = (size for size in sizes if total_at(size, capacity) <= budget_bytes)
     chosen, smallest = next(fitting, sizes[-1]), total_at(sizes[-1], capacity)
     if grows and known is None:
-        capacity = max(capacity, min(most_entries(chosen), MOST_CAPACITY))
-    longest = max(0, most_entries(sizes[-1]) - RESERVE_ENTRIES) if grows else None
+        limit = MOST_CAPACITY if tokens is None else tokens + RESERVE_ENTRIES
+        capacity = max(capacity, min(most_entries(chosen), limit, MOST_CAPACITY))
+    most = max(0, most_entries(sizes[-1]) - RESERVE_ENTRIES) if grows else None
     return Plan(
         engine=engine,
         budget_bytes=budget_bytes,
         chunk_tokens=chosen,
         items=items_at(chosen, capacity),
         smallest_budget_bytes=smallest,
-        longest_tokens=longest,
+        longest_tokens=None if most is None else _longest(use, most),
+        most_entries=most,
         capacity=capacity,
         cache_entry_bytes=manifest.cache_entry_bytes,
+        anchors=bool(manifest.config.anchor_layers),
+        tokens=tokens,
     )
 
 
@@ -211,13 +237,17 @@ def _cache_arithmetic(plan: Plan) -> str:
     return (
         f"A copy of the cache has {document:,} entries for the document and {RESERVE_ENTRIES:,} "
         f"for a question and its answer: {plan.capacity:,} x {each:,} bytes = "
-        f"{format_bytes(plan.capacity * each)}. This budget holds "
-        f"{_documents(plan.longest_tokens or 0)}."
+        f"{format_bytes(plan.capacity * each)}. This budget holds {plan.longest}."
+        + (_other_anchors(plan) if plan.anchors else "")
     )
 
 
-def _documents(longest_tokens: int) -> str:
-    return f"documents of up to {longest_tokens:,} tokens" if longest_tokens else "no document"
+def _other_anchors(plan: Plan) -> str:
+    """How the same document might fit."""
+    return (
+        " To have as many anchors as fit, export the checkpoint with --anchors every=auto "
+        f"--tokens {plan.tokens or 'N'} --budget {_mib(plan.budget_bytes)}."
+    )
 
 
 def _check(
@@ -242,9 +272,19 @@ def _check(
             raise BadInput(f"{name} is {value}; it must be {least} or more.")
 
 
-def _capacity(known: int | None) -> int:
+def _capacity(known: int | None, tokens: int | None) -> int:
     """Entries that the caches must have: for a document that takes `known`, or for any."""
-    return LEAST_CAPACITY if known is None else known + RESERVE_ENTRIES
+    if known is not None:
+        return known + RESERVE_ENTRIES
+    return LEAST_CAPACITY if tokens is None else min(LEAST_CAPACITY, tokens + RESERVE_ENTRIES)
+
+
+def _longest(use: CacheUse, entries: int) -> int | None:
+    """Tokens of the longest document that takes `entries`; None where its text decides."""
+    if use.entries_after(0) is None:
+        return None
+    # More tokens than caches of anchors could ever hold.
+    return _last(2**62, lambda tokens: (use.entries_after(tokens) or 0) <= entries)
 
 
 def _last(most: int, fits: Callable[[int], bool]) -> int:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from longspan.bundle import Manifest
 from longspan.errors import DoesNotFit
 from longspan.models.config import CacheUse
-from longspan.runtime.backends.caches import larger_caches
 from longspan.runtime.documents import Document
 from longspan.runtime.reading import Chunk
 from longspan.runtime.tokens import Tokenizer, Tokens, tokenize
@@ -92,8 +91,21 @@ class Room:
         raise DoesNotFit(
             f"{what} takes the caches to {self.use.entries:,} entries, and they have room for "
             f"{self.capacity:,}: {self.capacity:,} x {each:,} bytes = "
-            f"{format_bytes(self.capacity * each)} a copy. Nothing of it was read. "
-            f"{larger_caches(self.use.entries)}"
+            f"{format_bytes(self.capacity * each)} a copy. Nothing of it was read. {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        """What to do where the caches are too small."""
+        entries = self.use.entries
+        if self.manifest.config.anchor_layers:
+            return (
+                f"Load the bundle with cache_entries={entries} or more, and a budget that holds "
+                "them; or export the checkpoint with --anchors every=auto --tokens N --budget "
+                "SIZE, to have as many anchors as fit."
+            )
+        return (
+            f"Load the bundle with tokens={entries} or more; longspan plan --tokens {entries} "
+            "--fit tells the budget that needs."
         )
 
     def checked(self, chunks: Iterable[Chunk], tokens: int) -> Iterator[Chunk]:

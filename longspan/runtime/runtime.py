@@ -48,7 +48,7 @@ def plan_bundle(
         bundle: its folder.
         budget: bytes that the whole process may hold; None for nine tenths of what is free.
         tokens: length of the document; None for any.
-        cache_entries: entries that it takes in each cache; None for one a token.
+        cache_entries: entries that it takes in each cache; None for what any `tokens` take.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens of a chunk; None for the most that fits.
@@ -86,7 +86,7 @@ def load(
         budget: bytes that the whole process may hold on the device, as ``"2GiB"``; None for nine
             tenths of what is free.
         tokens: length of the document that will be read; None for any.
-        cache_entries: entries that it takes in each cache; None for one a token.
+        cache_entries: entries that it takes in each cache; None for what any `tokens` take.
         device: where to run.
         backend: what runs it.
         chunk_tokens: tokens that go through the model together; None for the most that fits.

@@ -150,8 +150,7 @@ def test_more_entries_than_there_is_room_for_are_refused(bundle: Bundle, engine:
         opened(bundle, engine, 29).from_arrays(arrays)
     assert str(refusal.value) == (
         "The state has 30 entries in use in the cache layers.0.k, and the caches here have room "
-        "for 29. Load the bundle with tokens=30 or more; longspan plan --tokens 30 --fit tells the "
-        "budget that needs."
+        "for 29. Load the model with cache_entries=30 or more, and a budget that holds them."
     )
 
 

@@ -20,13 +20,18 @@ from typing import Any
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.attention import full_attention, window_attention
+from longspan.export.activations.attention import (
+    anchor_attention,
+    full_attention,
+    window_attention,
+)
 from longspan.export.activations.conba import conba
 from longspan.export.activations.gla import gla
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import (
+    AnchorAttentionConfig,
     ConbaConfig,
     FullAttentionConfig,
     GlaConfig,
@@ -49,6 +54,7 @@ FORMULAS: Mapping[type[LayerConfig], Formula] = {
     GlaConfig: gla,
     WindowAttentionConfig: window_attention,
     FullAttentionConfig: full_attention,
+    AnchorAttentionConfig: anchor_attention,
     MlpConfig: mlp,
     MoeConfig: moe,
 }

@@ -1,4 +1,4 @@
-"""Attention over a window, and over everything before."""
+"""Attention over a window, over everything before, and over anchors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.numbers import F32, widened
+from longspan.export.activations.numbers import F32, I64, widened
 from longspan.kernels.full_attention.scratch import scratch_bytes
-from longspan.models.config import FullAttentionConfig, HeadsConfig, WindowAttentionConfig
+from longspan.models.config import (
+    AnchorAttentionConfig,
+    FullAttentionConfig,
+    HeadsConfig,
+    WindowAttentionConfig,
+)
 from longspan.tensors import DTYPE_BYTES, DType
 
 
@@ -103,4 +108,46 @@ def full_attention(
             fixed=scratch_bytes(16 if dtype == "float32" else 64, layer.head_dim),
             per_token=per_token["torch-cuda"],
         ),
+    }
+
+
+def anchor_attention(
+    layer: AnchorAttentionConfig, width: int, dtype: DType
+) -> Mapping[Engine, ChunkBytes]:
+    """Attention over anchors and the open segment, by engine; the caches are planned elsewhere.
+
+    All but torch-cuda join the cache's C entries and the L new ones before they score them, so
+    that the formula is one of C + L columns: `full_attention`'s, the joined keys and values, eight
+    numbers a column that say what is an anchor of which segment, and masks of a byte a pair.
+    """
+    H, b = layer.n_heads, DTYPE_BYTES[dtype]
+    entry = 2 * layer.n_kv_heads * layer.head_dim
+    per_token = projections(layer, width, dtype)
+    column = b * entry + 8 * I64
+
+    def scored(engine: Engine, *, fixed: int, per_column: int, per_pair: int) -> ChunkBytes:
+        return ChunkBytes(
+            fixed=fixed,
+            per_token=per_token[engine] + per_column,
+            per_pair=per_pair,
+            per_entry=per_column,
+            per_token_entry=per_pair,
+        )
+
+    wide = F32 * entry + widened(entry, dtype)
+    return {
+        "onnx-cpu": scored(
+            "onnx-cpu", fixed=0, per_column=column + wide, per_pair=(18 * H * F32) // 5 + 6
+        ),
+        "onnx-cuda": scored(
+            "onnx-cuda", fixed=0, per_column=column + b * entry, per_pair=3 * H * b + 6
+        ),
+        "torch-cpu": scored(
+            "torch-cpu",
+            fixed=widened_projection(layer, width, dtype),
+            per_column=column + wide,
+            per_pair=3 * H * F32 + 4,
+        ),
+        # The anchors before each token, and the token of each anchor: two int32.
+        "torch-cuda": ChunkBytes(per_token=per_token["torch-cuda"] + 8),
     }

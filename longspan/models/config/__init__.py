@@ -4,9 +4,12 @@ A layer is one residual block, ``x + mixer(norm(x))``: a Samba unit is four of t
 config tells the tensors it carries from token to token (`state`).
 """
 
+from longspan.models.config.anchors import with_anchors
 from longspan.models.config.attention import (
+    AnchorAttentionConfig,
     FullAttentionConfig,
     HeadsConfig,
+    Positions,
     WindowAttentionConfig,
 )
 from longspan.models.config.cache_use import CacheUse
@@ -18,6 +21,7 @@ from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, 
 
 __all__ = [
     "LAYER_KINDS",
+    "AnchorAttentionConfig",
     "CacheUse",
     "ConbaConfig",
     "FullAttentionConfig",
@@ -30,5 +34,7 @@ __all__ = [
     "ModelConfig",
     "MoeConfig",
     "Norm",
+    "Positions",
     "WindowAttentionConfig",
+    "with_anchors",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from longspan.tensors import DType, TensorSpec
+
+Positions = Literal["absolute", "compressed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,4 +95,43 @@ class FullAttentionConfig(HeadsConfig):
         return (
             *kept,
             TensorSpec(name="conv", shape=(1, self.d_conv - 1, self.qkv_rows), dtype=dtype),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorAttentionConfig(HeadsConfig):
+    """Attention that reads closed segments through their anchors (AnLLM, arXiv 2402.07616).
+
+    The token at absolute position t is an anchor if its id is one of `anchor_ids`, or if
+    `anchor_every` divides t + 1. An anchor ends its segment.
+
+    Attributes:
+        anchor_ids: ids that are anchors wherever they stand.
+        anchor_every: tokens of a segment that no such id ends before; None for no limit.
+        positions: what RoPE turns by. "compressed" is what the authors' inference computes: a
+            call's first token is turned by the entries that the cache holds when the call begins,
+            so the result depends on how the text is cut into calls.
+    """
+
+    kind: ClassVar[str] = "anchor_attention"
+    anchor_ids: tuple[int, ...] = ()
+    anchor_every: int | None = None
+    positions: Positions = "absolute"
+
+    @classmethod
+    def tiny(cls) -> AnchorAttentionConfig:
+        """The smallest that runs."""
+        return cls(n_heads=1, n_kv_heads=1, head_dim=4, anchor_ids=(0,), anchor_every=2)
+
+    def state(self, dtype: DType) -> tuple[TensorSpec, ...]:
+        """Keys and values of anchors and the open segment, caches [1, C, G, P], and counters.
+
+        `anchors` of the `entries` in use are anchors, the first ones; `position` tokens are read.
+        """
+        past = (1, 0, self.n_kv_heads, self.head_dim)
+        counters = ("anchors", "entries", "position")
+        return (
+            TensorSpec(name="k", shape=past, dtype=dtype, counter="entries"),
+            TensorSpec(name="v", shape=past, dtype=dtype, counter="entries"),
+            *(TensorSpec(name=name, shape=(1,), dtype="int64") for name in counters),
         )

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from longspan.models.config.attention import FullAttentionConfig, WindowAttentionConfig
+from longspan.models.config.attention import (
+    AnchorAttentionConfig,
+    FullAttentionConfig,
+    WindowAttentionConfig,
+)
 from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
@@ -20,6 +24,7 @@ LayerConfig = (
     | GlaConfig
     | WindowAttentionConfig
     | FullAttentionConfig
+    | AnchorAttentionConfig
     | MlpConfig
     | MoeConfig
 )
@@ -33,6 +38,7 @@ LAYER_KINDS: dict[str, type[LayerConfig]] = {
         GlaConfig,
         WindowAttentionConfig,
         FullAttentionConfig,
+        AnchorAttentionConfig,
         MlpConfig,
         MoeConfig,
     )
@@ -74,6 +80,11 @@ class ModelConfig:
     def has_cache(self) -> bool:
         """Whether a layer's state grows with what is read."""
         return any(spec.counter for layer in self.layers for spec in layer.state("float32"))
+
+    @property
+    def anchor_layers(self) -> tuple[AnchorAttentionConfig, ...]:
+        """The layers that keep anchors in place of the segments that they close."""
+        return tuple(each for each in self.layers if isinstance(each, AnchorAttentionConfig))
 
     def state_layout(self, dtype: DType, capacity: int = 0) -> tuple[TensorSpec, ...]:
         """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`.
@@ -134,4 +145,7 @@ def _layer(item: dict[str, Any]) -> LayerConfig:
     if kind not in LAYER_KINDS:
         known = ", ".join(LAYER_KINDS)
         raise ValueError(f"layer kind {kind!r} is unknown; this longspan knows {known}")
-    return LAYER_KINDS[kind](**{key: value for key, value in item.items() if key != "kind"})
+    # JSON has no tuples.
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in item.items()}
+    del values["kind"]
+    return LAYER_KINDS[kind](**values)

@@ -16,14 +16,6 @@ from longspan.errors import DoesNotFit
 from longspan.tensors import TensorSpec
 
 
-def larger_caches(entries: int) -> str:
-    """What a person can do who needs `entries` in each cache."""
-    return (
-        f"Load the bundle with tokens={entries} or more; longspan plan --tokens {entries} --fit "
-        "tells the budget that needs."
-    )
-
-
 def padded(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]:
     """The array of `spec` among `arrays`, a cache with zeros up to its capacity.
 
@@ -37,7 +29,8 @@ def padded(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]
     if used > capacity:
         raise DoesNotFit(
             f"The state has {used:,} entries in use in the cache {spec.name}, and the caches here "
-            f"have room for {capacity:,}. {larger_caches(used)}"
+            f"have room for {capacity:,}. Load the model with cache_entries={used} or more, and a "
+            "budget that holds them."
         )
     wide = np.zeros(spec.shape, array.dtype)
     wide[:, :used] = array
