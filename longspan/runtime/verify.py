@@ -233,6 +233,9 @@ def _difference(run: _Run, reference: _Run, manifest: Manifest) -> float:
         (_as_float(run.state[spec.name], spec), _as_float(reference.state[spec.name], spec))
         for spec in manifest.state
     ]
+    # Caches with other numbers of entries in use.
+    if any(ours.shape != theirs.shape for ours, theirs in pairs):
+        return np.inf
     if manifest.nonfinite:
         pairs = [_without_equal_nonfinite(*pair) for pair in pairs]
     return float(np.nan_to_num(np.max([_relative(*pair) for pair in pairs]), nan=np.inf))
