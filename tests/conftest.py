@@ -14,6 +14,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+# What a device in a `with` redirects is looked up once, at its first use; were it then the poisoned
+# functions, an empty model on the meta device would take the memory of a full one.
+with torch.device("meta"):
+    torch.empty(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -144,7 +144,7 @@ LLAMA_CONFIG = {
     "attention_bias": True,
     "eos_token_id": 5,
 }
-MIXCON_CONFIG = {
+MIXCON_CONFIG: dict[str, Any] = {
     "model_type": "mixcon",
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
@@ -176,14 +176,67 @@ SAMBA_CONFIG = {
 }
 
 
+# The models that Samba's paper compares it with: what each changes in the config.
+SAMBA_VARIANTS: dict[str, dict[str, Any]] = {
+    "samba": {},
+    "mamba-swa-mlp": {"mamba_swa_mlp": True},
+    "nope": {"nope": True},
+    "one kv head": {"n_query_groups": 1, "rope_base": 500.0},
+    "swa": {"mb_per_layer": -1, "mamba_init": False},
+    "attention to all": {"mb_per_layer": -1, "local_window": -1},
+    "one block to all": {"full_per_layer": 2},
+    "mlp2-swa-mlp": {"abl_mamba": True},
+    "sliding gla": {"mb_per_layer": -1, "gla_per_layer": 2},
+    "sliding retnet": {"mb_per_layer": -1, "ret_per_layer": 2},
+}
+# Of the tiny gated linear attention: lit_gpt's own heads are 384 wide.
+GLA_HEADS, GLA_RANK = 2, 3
+
+
+def samba_mixer(config: dict[str, Any], i: int) -> str:
+    """What block `i` mixes with, as lit_gpt decides."""
+    rules = (("mb_per_layer", "mamba"), ("ret_per_layer", "retention"), ("gla_per_layer", "gla"))
+    for key, name in rules:
+        if config.get(key, -1) > 0 and i % config[key] == 0:
+            return "mlp" if name == "mamba" and config.get("abl_mamba") else name
+    return "attention"
+
+
+def mlp_shapes(prefix: str, d_ff: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}swiglu.{w}.weight": (d_ff, WIDTH) for w in ("w1", "w2")
+    }
+    return shapes | {f"{prefix}swiglu.w3.weight": (WIDTH, d_ff)}
+
+
+def gla_shapes(prefix: str, *, gated: bool) -> dict[str, tuple[int, ...]]:
+    """Gated linear attention's tensors; not gated, retention's."""
+    keys, values = (WIDTH // 2, WIDTH) if gated else (WIDTH, 2 * WIDTH)
+    shapes: dict[str, tuple[int, ...]] = {
+        "q_proj.weight": (keys, WIDTH),
+        "k_proj.weight": (keys, WIDTH),
+        "v_proj.weight": (values, WIDTH),
+        "g_proj.weight": (values, WIDTH),
+        "g_norm_swish_gate.weight": (values // GLA_HEADS,),
+        "o_proj.weight": (WIDTH, values),
+    }
+    if gated:
+        shapes |= {
+            "gk_proj.0.weight": (GLA_RANK, WIDTH),
+            "gk_proj.1.weight": (keys, GLA_RANK),
+            "gk_proj.1.bias": (keys,),
+        }
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
 def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    width, d_ff = WIDTH, config["intermediate_size"]
+    width = WIDTH
     head = width // config["n_head"]
     rows = (config["n_head"] + 2 * config["n_query_groups"]) * head
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (VOCABULARY, width)}
     for i in range(config["n_layer"]):
         at = f"transformer.h.{i}."
-        attention = {
+        attention: dict[str, tuple[int, ...]] = {
             f"{at}attn.attn.weight": (rows, width),
             f"{at}attn.proj.weight": (width, width),
         }
@@ -192,12 +245,17 @@ def samba_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes |= mixer_shapes(f"{at}mb.") | attention
         else:
             shapes[f"{at}norm_1.weight"] = (width,)
-            shapes |= attention if i % 2 else mixer_shapes(f"{at}attn.")
+            shapes |= {
+                "attention": attention,
+                "mamba": mixer_shapes(f"{at}attn."),
+                "mlp": mlp_shapes(f"{at}attn.", 2 * width),
+                "gla": gla_shapes(f"{at}attn.", gated=True),
+                "retention": gla_shapes(f"{at}attn.", gated=False),
+            }[samba_mixer(config, i)]
         shapes[f"{at}norm_2.weight"] = (width,)
-        shapes |= {f"{at}mlp.swiglu.{w}.weight": (d_ff, width) for w in ("w1", "w2")}
-        shapes[f"{at}mlp.swiglu.w3.weight"] = (width, d_ff)
+        shapes |= mlp_shapes(f"{at}mlp.", config["intermediate_size"])
     shapes["transformer.ln_f.weight"] = (width,)
-    return shapes
+    return shapes if config["mamba_init"] else shapes | {"lm_head.weight": (VOCABULARY, width)}
 
 
 def write_mamba(folder: Path, *, kind: str = "bin", **changes: Any) -> dict[str, torch.Tensor]:

@@ -139,6 +139,7 @@ def export_bundle(
         parameters=manifest.parameters,
         weight_bytes=manifest.weight_bytes,
         state_bytes=manifest.state_bytes,
+        cache_entry_bytes=manifest.cache_entry_bytes,
         checks=checks,
         anchors=anchor_report,
     )

@@ -19,7 +19,8 @@ class ExportReport:
         family: the checkpoint's family.
         parameters: how many numbers the model has.
         weight_bytes: bytes of all weights.
-        state_bytes: bytes of one sequence's state.
+        state_bytes: bytes of one sequence's state, caches aside.
+        cache_entry_bytes: bytes that an entry adds to the caches; 0 for a state of fixed size.
         checks: how well the engines of this machine agree.
         anchors: what stands for closed segments; None where every layer keeps what it keeps.
     """
@@ -29,6 +30,7 @@ class ExportReport:
     parameters: int
     weight_bytes: int
     state_bytes: int
+    cache_entry_bytes: int
     checks: tuple[Check, ...]
     anchors: AnchorReport | None = None
 
@@ -39,5 +41,8 @@ class ExportReport:
             f"{format_bytes(self.weight_bytes)} of weights, "
             f"{format_bytes(self.state_bytes)} of state"
         )
+        if self.cache_entry_bytes:
+            entry = "a token" if self.anchors is None else "an entry"
+            first += f", {format_bytes(self.cache_entry_bytes)} of cache {entry}"
         anchors = () if self.anchors is None else (self.anchors.text(),)
         return "\n".join([first, *anchors, *(check.text() for check in self.checks)])

@@ -11,5 +11,7 @@ The letters of this package, each with its symbol in the papers:
     P   head width                     head_dim                     V   vocabulary
     W   tokens that a window sees, the current one among them
 
+In linear attention K and V are the widths of a head's keys and values, as in its papers.
+
 Activations are row vectors; a weight has the shape (out, in) that torch gives it.
 """

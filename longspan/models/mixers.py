@@ -14,6 +14,7 @@ from longspan.models.config import (
     AnchorAttentionConfig,
     ConbaConfig,
     FullAttentionConfig,
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -22,6 +23,7 @@ from longspan.models.config import (
     WindowAttentionConfig,
 )
 from longspan.models.full_attention import FullAttention
+from longspan.models.gla import GatedLinearAttention
 from longspan.models.mamba import Mamba
 from longspan.models.mamba2 import Mamba2
 from longspan.models.moe import Moe
@@ -34,6 +36,7 @@ MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,
     ConbaConfig: Conba,
+    GlaConfig: GatedLinearAttention,
     WindowAttentionConfig: WindowAttention,
     FullAttentionConfig: FullAttention,
     AnchorAttentionConfig: AnchorAttention,

@@ -19,8 +19,8 @@ from longspan.runtime.nvidia import find_cuda
 from longspan.sizes import format_bytes
 
 OPS = (
-    "anchor_attention", "causal_conv", "conba", "full_attention", "linear", "moe", "rms_norm",
-    "selective_scan", "ssd", "window_attention",
+    "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear", "moe",
+    "rms_norm", "selective_scan", "ssd", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
@@ -32,6 +32,7 @@ _CONV_REASON = "ONNX Runtime's own kernel: one node for the window of inputs and
 _SSD_REASON = "ONNX Runtime's recurrent kernel: a decay a head is the shape that it was made for"
 _CONBA_REASON = "ONNX Runtime has no operator for it: one token at a time"
 _MOE_REASON = "one expert at a time, for the tokens that were sent to it; of standard operations"
+_GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
 _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
@@ -40,6 +41,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
+        "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
@@ -55,6 +57,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
+        "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),

@@ -120,15 +120,18 @@ class Plan:
                 lines.append(f"{least}; it reads documents of any length.")
             else:
                 given = f"the budget of {format_bytes(self.budget_bytes)}"
-                lines.append(f"{least}; {given} holds documents of up to {self.longest}.")
+                lines.append(f"{least}; {given} holds {self.longest}.")
         return "\n".join(lines)
 
     @property
     def longest(self) -> str:
-        """How long a document may be, in words, where the state grows."""
+        """Which documents fit, in words, where the state grows."""
+        if self.longest_tokens == 0:
+            return "no document"
         if self.longest_tokens is not None:
-            return f"{self.longest_tokens:,} tokens"
-        return f"{self.most_entries:,} anchors and tokens of the longest segment together"
+            return f"documents of up to {self.longest_tokens:,} tokens"
+        entries = f"{self.most_entries:,} anchors and tokens of the longest segment together"
+        return f"documents of up to {entries}"
 
 
 def make_plan(
@@ -234,8 +237,8 @@ def _cache_arithmetic(plan: Plan) -> str:
     return (
         f"A copy of the cache has {document:,} entries for the document and {RESERVE_ENTRIES:,} "
         f"for a question and its answer: {plan.capacity:,} x {each:,} bytes = "
-        f"{format_bytes(plan.capacity * each)}. This budget holds documents of up to "
-        f"{plan.longest}." + (_other_anchors(plan) if plan.anchors else "")
+        f"{format_bytes(plan.capacity * each)}. This budget holds {plan.longest}."
+        + (_other_anchors(plan) if plan.anchors else "")
     )
 
 

@@ -18,9 +18,10 @@ FLOAT32_BYTES = 4
 # What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
 # host memory.
 STATE_COPIES = {"cpu": 4, "cuda": 3}
-# What a call reads, what it writes, and on CPUs the memory that is read on from or asked, or what
-# is saved: it lies in host memory without spare entries.
-CACHE_COPIES = {"cpu": 3, "cuda": 2}
+# What a call reads and what it writes. On CPUs also the memory that is asked or saved, in host
+# memory; and ONNX Runtime's arena keeps the room of both while the state that is asked, made from
+# that memory, lies outside it.
+CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 2, "torch-cuda": 2}
 # Logits float32 on the device and in the caller's hands, and while sampling a float64 copy, its
 # order int64 and its running sum.
 LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
@@ -77,7 +78,7 @@ def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[Plan
     """What caches of `capacity` entries take; nothing for a state of fixed size."""
     if not manifest.cache_entry_bytes:
         return ()
-    copies = CACHE_COPIES[device_of(engine)]
+    copies = CACHE_COPIES[engine]
     taken = copies * capacity * manifest.cache_entry_bytes
     return (PlanItem(name=f"cache of {capacity:,} entries, {copies} copies", bytes=taken),)
 

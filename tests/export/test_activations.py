@@ -10,10 +10,12 @@ from longspan.engines import Engine
 from longspan.export.activations import chunk_bytes
 from longspan.export.activations.mamba import SCAN_CHUNKS
 from longspan.kernels.conba.scratch import scratch_bytes as conba_scratch_bytes
+from longspan.kernels.gla.scratch import scratch_bytes as gla_scratch_bytes
 from longspan.kernels.selective_scan.scratch import scratch_bytes
 from longspan.kernels.ssd.scratch import scratch_bytes as ssd_scratch_bytes
 from longspan.models.config import (
     ConbaConfig,
+    GlaConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
@@ -26,6 +28,8 @@ from longspan.tensors import DType
 MAMBA = MambaConfig(d_inner=64, d_state=16, d_conv=4, dt_rank=2)
 MAMBA2 = Mamba2Config(n_heads=4, head_dim=16, n_groups=2, d_state=32, d_conv=4)
 OFF = ConbaConfig(n_heads=4, head_dim=8, d_state=16, d_select=24, gain="off")
+GLA = GlaConfig(n_heads=4, key_dim=16, value_dim=32, gate_rank=5)
+RETENTION = GlaConfig(n_heads=2, key_dim=160, value_dim=192, gate_rank=None, rope_base=10000.0)
 CONFIG = ModelConfig(
     family="samba",
     vocab_size=100,
@@ -38,6 +42,8 @@ CONFIG = ModelConfig(
         ConbaConfig(n_heads=4, head_dim=8, d_state=16, d_select=24),
         OFF,
         MoeConfig(n_experts=4, top_k=2, d_ff=48),
+        GLA,
+        RETENTION,
     ),
 )
 
@@ -80,12 +86,29 @@ def test_the_scratch_of_conba_is_inside_the_formula(length: int) -> None:
     assert layer.at(length) - tensors >= scratch
 
 
+@pytest.mark.parametrize("length", [1, 9, 64, 1024, 1025, 1_000_000])
+@pytest.mark.parametrize(("index", "layer"), [(7, GLA), (8, RETENTION)])
+def test_the_scratch_of_linear_attention_is_fixed(
+    length: int, index: int, layer: GlaConfig
+) -> None:
+    found = chunk_bytes(CONFIG, "bfloat16")["torch-cuda"][index]
+    sizes = {"heads": layer.n_heads, "key_width": layer.key_dim, "value_width": layer.value_dim}
+    assert found.fixed >= gla_scratch_bytes(1, length, **sizes)
+
+
+def test_onnx_runtime_copies_a_state_only_where_a_head_is_cut() -> None:
+    """160 x 192 float32 numbers are more than a block of the CUDA kernel holds: two parts."""
+    found = chunk_bytes(CONFIG, "float32")["onnx-cuda"]
+    assert found[7].fixed == 0
+    assert found[8].fixed == 2 * 4 * 2 * 160 * 192
+
+
 def test_only_attention_grows_with_the_square() -> None:
     found = chunk_bytes(CONFIG, "float32")
     pairs = {engine: [item.per_pair > 0 for item in items] for engine, items in found.items()}
     assert pairs == {
-        "onnx-cpu": [i == 2 for i in range(8)],
-        "onnx-cuda": [i == 2 for i in range(8)],
-        "torch-cpu": [i == 2 for i in range(8)],
-        "torch-cuda": [False] * 8,
+        "onnx-cpu": [i == 2 for i in range(10)],
+        "onnx-cuda": [i == 2 for i in range(10)],
+        "torch-cpu": [i == 2 for i in range(10)],
+        "torch-cuda": [False] * 10,
     }

@@ -40,8 +40,10 @@ CASES = [
     ("mambabyte", "bfloat16"),
     ("llama", "float32"),
     ("llama", "float16"),
+    ("llama", "bfloat16"),
     ("mixcon", "float32"),
     ("mixcon", "float16"),
+    ("mixcon", "bfloat16"),
 ]
 # Their tiny configs name a token that ends a text.
 WITH_EOS = ("hf_mamba", "hf_mamba2", "falcon_mamba", "llama", "mixcon")

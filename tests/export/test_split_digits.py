@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers_checkpoints import VOCABULARY, write_hf
+import torch
+from helpers_checkpoints import (
+    HF_CONFIG,
+    VOCABULARY,
+    WIDTH,
+    backbone_shapes,
+    random_weights,
+    write_config,
+    write_hf,
+)
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from longspan.errors import BadInput
@@ -98,11 +108,21 @@ def test_the_bundle_has_the_changed_tokenizer(
         assert written.encode("10").tokens == tokens
 
 
-def test_there_must_be_a_tokenizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tokenizer", "found"), [(None, "no tokenizer"), ("bytes", "bytes for tokens")]
+)
+def test_there_must_be_a_file(tmp_path: Path, tokenizer: str | None, found: str) -> None:
+    config = HF_CONFIG | {"vocab_size": 256}
     write_hf(tmp_path / "checkpoint")
+    write_config(tmp_path / "checkpoint", config)
+    weights = random_weights(backbone_shapes(embedding="embeddings"))
+    weights["backbone.embeddings.weight"] = torch.randn(256, WIDTH)
+    save_file(weights, tmp_path / "checkpoint/model.safetensors")
     with pytest.raises(BadInput) as caught:
-        export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", split_digits=True)
+        export_bundle(
+            tmp_path / "checkpoint", tmp_path / "bundle", tokenizer=tokenizer, split_digits=True
+        )
     assert str(caught.value) == (
-        f"split_digits was asked for, and {tmp_path}/checkpoint has no tokenizer. There must be "
-        "one to change. Give it with tokenizer=FILE (--tokenizer)."
+        f"split_digits was asked for, and {tmp_path}/checkpoint has {found}. There must be a "
+        "tokenizer.json to change. Give it with tokenizer=FILE (--tokenizer)."
     )

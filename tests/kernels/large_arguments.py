@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from longspan.kernels.conba import ConbaState
+
 Arguments = dict[str, Any]
 
 
@@ -90,10 +92,13 @@ def window_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
 
 
 def full_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
-    """A long text at once: many heads over one key head, so that 2^31 queries are few tokens."""
+    """A long text at once: many heads over one key head, so that 2^31 numbers are few tokens.
+
+    Queries are wide, so that few keys weigh much and y is no mean of thousands, which is near 0.
+    """
     width = 128
     return {
-        "q": draw.inputs(1, tokens, units, width),
+        "q": draw.inputs(1, tokens, units, width).mul_(4),
         "k": draw.inputs(1, tokens, 1, width),
         "v": draw.inputs(1, tokens, 1, width),
         "past_k": draw.inputs(1, tokens, 1, width),
@@ -117,20 +122,41 @@ def cache_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
     return {"q": q, "k": k, "v": v, "past_k": past_k, "past_v": past_v, "position": position}
 
 
-def anchor_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
-    """A long text with an anchor every few tokens, and a cache with room for what is kept of it."""
-    width, period = 128, 128 if tokens > 1000 else 8
-    is_anchor = torch.zeros(tokens, dtype=torch.bool, device=draw.device)
-    is_anchor[period - 1 :: period] = True
-    past = (1, tokens // period + tokens % period, units, width)
-    none = torch.tensor([0], device=draw.device)
+def conba_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
+    """With a gain, which is the walk of heads."""
+    states, width = 64, 64
     return {
-        "q": draw.inputs(1, tokens, units, width),
-        "k": draw.inputs(1, tokens, units, width),
-        "v": draw.inputs(1, tokens, units, width),
-        "past_k": draw.inputs(*past),
-        "past_v": draw.inputs(*past),
-        "anchors": none,
-        "entries": none,
-        "is_anchor": is_anchor,
+        "s": draw.inputs(1, tokens, units, states),
+        "a": torch.rand(1, tokens, units, states, device=draw.device),
+        "u": draw.inputs(1, tokens, units, width),
+        "r": draw.inputs(1, tokens, units, width),
+        "w_tau": draw.parameters(units, states),
+        "C": draw.parameters(units, width, states) / states**0.5,
+        "D": draw.parameters(units, width),
+        "state": ConbaState(
+            x=draw.parameters(1, units, states),
+            delay=draw.parameters(1, 1, units, states),
+            gain=draw.parameters(1, units, states, width) / 256,
+            error=draw.parameters(1, units, width),
+        ),
+    }
+
+
+def conba_arguments_without_gain(draw: Draw, tokens: int, units: int) -> Arguments:
+    """Without a gain, which is the walk of channels in chunks."""
+    arguments = conba_arguments(draw, tokens, units)
+    state = arguments["state"]
+    still = ConbaState(x=state.x, delay=state.delay)
+    return {**arguments, "r": None, "state": still, "update_every": None}
+
+
+def moe_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
+    """One expert of four a token, narrow inside."""
+    width, d_ff, experts = 64 * units, 32, 4
+    return {
+        "x": draw.inputs(1, tokens, width),
+        "logits": draw.parameters(1, tokens, experts),
+        "gate_up": (draw.parameters(experts, 2 * d_ff, width) / width**0.5).to(draw.dtype),
+        "down": (draw.parameters(experts, width, d_ff) / d_ff**0.5).to(draw.dtype),
+        "top_k": 1,
     }

@@ -9,23 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from longspan.kernels import override
-from longspan.kernels.anchor_attention import anchor_attention
 from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.conba import conba
 from longspan.kernels.full_attention import full_attention
+from longspan.kernels.moe import moe
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
 from longspan.kernels.ssd import ssd
 from tests.kernels.large_arguments import (
     Arguments,
     Draw,
-    anchor_arguments,
     cache_arguments,
+    conba_arguments,
+    conba_arguments_without_gain,
     conv_arguments,
     full_arguments,
+    moe_arguments,
     norm_arguments,
     scan_arguments,
     ssd_arguments,
@@ -68,6 +69,11 @@ def after_nothing(arguments: Arguments, first: int) -> Arguments:
     return part(arguments, ("x",), slice(first, None))
 
 
+def after_nothing_routed(arguments: Arguments, first: int) -> Arguments:
+    """No state: each token, and where it goes, is by itself."""
+    return part(arguments, ("x", "logits"), slice(first, None))
+
+
 def after_inputs(arguments: Arguments, first: int) -> Arguments:
     """The convolution's tail: its last inputs."""
     taps = arguments["weight"].shape[2]
@@ -107,21 +113,6 @@ def after_keys(arguments: Arguments, first: int) -> Arguments:
     }
 
 
-def after_segments(arguments: Arguments, first: int) -> Arguments:
-    """The anchors before, and the tokens of the segment that is open."""
-    is_anchor = arguments["is_anchor"]
-    anchors = is_anchor[:first].nonzero()[:, 0]
-    opened = torch.arange(int(anchors[-1]) + 1, first, device=anchors.device)
-    kept = torch.cat([anchors, opened])
-    end = part(arguments, ("q", "k", "v"), slice(first, None))
-    for name in ("k", "v"):
-        end[f"past_{name}"] = torch.zeros_like(arguments[f"past_{name}"])
-        end[f"past_{name}"][:, : len(kept)] = arguments[name][:, kept]
-    end["anchors"] = arguments["anchors"] + len(anchors)
-    end["entries"] = arguments["entries"] + len(kept)
-    return {**end, "is_anchor": is_anchor[first:]}
-
-
 def last_entries(arguments: Arguments, first: int) -> Arguments:
     """The entries of the cache that weigh anything, and the same new tokens."""
     return {
@@ -152,6 +143,22 @@ CASES = (
         name="ssd", op=ssd, units=64, arguments=ssd_arguments, large="x",
         end=after_reading(ssd, "x", "dt", "B", "C"), state_row="ssd state of bfloat16",
     ),
+    # s, u, r and y: 16 GiB; a, and as it is drawn: 8 GiB. The tokens before: another y.
+    Case(
+        name="conba", op=conba, units=512, arguments=conba_arguments, large="s",
+        end=after_reading(conba, "s", "a", "u", "r"), state_row="conba", end_tokens=32,
+    ),
+    # s and u: 8 GiB; r as it is drawn, and a: 12 GiB; the states of all tokens in float32, the
+    # product with C, D u and their sum: 32 GiB; y: 4 GiB.
+    Case(
+        name="conba, no gain", op=conba, units=512, arguments=conba_arguments_without_gain,
+        large="s", end=after_reading(conba, "s", "a", "u"), state_row="conba", end_tokens=32,
+    ),
+    # x, the experts' parts and y: 12 GiB.
+    Case(
+        name="moe", op=moe, units=16, arguments=moe_arguments, large="x",
+        end=after_nothing_routed,
+    ),
     # q, k, v and y, as many key heads as query heads: 16 GiB.
     Case(
         name="window_attention", op=window_attention, units=32, arguments=window_arguments,
@@ -169,10 +176,5 @@ CASES = (
         name="full_attention, a long cache", op=full_attention, units=32,
         arguments=cache_arguments, large="past_k", end=last_entries, state_row="full_attention",
         end_tokens=16,
-    ),
-    # q, k, v and y: 16 GiB; 4,160 entries of the cache are little.
-    Case(
-        name="anchor_attention", op=anchor_attention, units=32, arguments=anchor_arguments,
-        large="q", end=after_segments, state_row="anchor_attention",
     ),
 )  # fmt: skip

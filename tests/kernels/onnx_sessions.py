@@ -20,7 +20,9 @@ def open_session(
     options.intra_op_num_threads = 1
     for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    # float32 means float32, as in longspan's own sessions.
+    choice = (provider, {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {})
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[choice])
 
 
 def run_session(

@@ -393,26 +393,3 @@ def test_chunk_count(length: int, delay: int, linear: bool, chunks: int) -> None
 def test_what_does_not_fit(change: Arguments, message: str) -> None:
     with pytest.raises(ValueError, match=f"^conba: {message}$"):
         conba(**{**_arguments(2, 3, 2, 5, 3), **change})
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.parametrize("every", [1, None], ids=["token", "off"])
-def test_offsets_beyond_int32(every: int | None) -> None:
-    length, sizes = 70_000, (512, 64, 64)
-    dtype = torch.bfloat16
-    arguments = _arguments(1, length, *sizes, every=every, device="cuda", dtype=dtype)
-
-    def part(where: slice) -> Arguments:
-        parts = {
-            name: None if arguments[name] is None else arguments[name][:, where]
-            for name in BY_TOKEN
-        }
-        return {**arguments, **parts}
-
-    with override("conba", "triton"):
-        y, state = conba(**arguments)
-        _, before = conba(**part(slice(length - 20)))
-    expected_y, expected_state = _expected({**part(slice(length - 20, None)), "state": before})
-    assert_close("conba", y[:, -20:], expected_y)
-    _assert_same_state(state, expected_state)

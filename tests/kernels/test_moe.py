@@ -202,14 +202,3 @@ def test_what_is_chosen() -> None:
 def test_what_does_not_fit(change: Arguments, message: str) -> None:
     with pytest.raises(ValueError, match=f"^moe: {message}$"):
         moe(**{**_arguments(2, 3, 5, 3, 4, 2), **change})
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_offsets_beyond_int32() -> None:
-    """2,200,000 pairs of 1,024 inner values."""
-    arguments = _arguments(1, 1_100_000, 64, 1024, 4, 2, device="cuda", dtype=torch.bfloat16)
-    with override("moe", "triton"):
-        y = moe(**arguments)
-    end = {name: arguments[name][:, -50:] for name in ("x", "logits")}
-    assert_close("moe", y[:, -50:], _expected({**arguments, **end}))

@@ -16,6 +16,7 @@ import torch
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.gla import gla
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
 from longspan.kernels.ssd import ssd
@@ -131,7 +132,17 @@ def _attend_from_the_middle(layer: Layer, *tensors: torch.Tensor) -> Tensors:
     return window_attention(q, k, v, past_k, past_v, position, window=WINDOW)
 
 
-FLOAT32_STATE = ("selective_scan", "ssd")
+def _gla(layer: Layer, *tensors: torch.Tensor) -> Tensors:
+    q, k, v, decay, state = tensors
+    return gla(q, k, v, -decay.float().abs(), state=state)
+
+
+def _retention(layer: Layer, *tensors: torch.Tensor) -> Tensors:
+    q, k, v, state = tensors
+    return gla(q, k, v, layer.A[:H, 0], scale=0.7, state=state)
+
+
+FLOAT32_STATE = ("selective_scan", "ssd", "gla")
 CASES = {
     "rms_norm": Case(run=_norm, inputs=((E,),)),
     "rms_norm, no weight": Case(run=_norm_bare, inputs=((E,),)),
@@ -148,6 +159,17 @@ CASES = {
     ),
     "ssd, heads of width one": Case(
         run=_ssd_bare, inputs=((H, 1), (H,), (1, N), (1, N)), state=((H, N, 1),)
+    ),
+    "gla": Case(run=_gla, inputs=((H, N), (H, N), (H, P), (H, N)), state=((H, N, P),)),
+    "gla, one head": Case(run=_gla, inputs=((1, N), (1, N), (1, P), (1, N)), state=((1, N, P),)),
+    "gla, values in parts": Case(
+        run=_gla, inputs=((2, 160), (2, 160), (2, 192), (2, 160)), state=((2, 160, 192),)
+    ),
+    "gla, a decay a head": Case(
+        run=_retention, inputs=((H, N), (H, N), (H, P)), state=((H, N, P),)
+    ),
+    "gla, a decay a head, values in parts": Case(
+        run=_retention, inputs=((H, 160), (H, 160), (H, 192)), state=((H, 160, 192),)
     ),
     "window_attention": Case(
         run=_attend, inputs=((H, P), (G, P), (G, P)), state=((WINDOW - 1, G, P),) * 2
@@ -231,7 +253,10 @@ def test_scan_on_cpu(name: str) -> None:
     _compare_in_a_chain(name, torch.float32, layer, open_session(quick, "CPUExecutionProvider"))
 
 
-@pytest.mark.parametrize("name", ["causal_conv", *(name for name in CASES if "ssd" in name)])
+RECURRENT = [name for name in CASES if name.startswith(("ssd", "gla"))]
+
+
+@pytest.mark.parametrize("name", ["causal_conv", *RECURRENT])
 def test_scan_on_cpu_leaves_other_graphs_alone(name: str) -> None:
     _, model = _exported(name, torch.float32)
     assert scan_on_cpu(model) == model

@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -17,6 +15,7 @@ import torch
 from longspan.export.scans import expand_scans
 from longspan.kernels.conba import ConbaState, conba
 from longspan.kernels.moe import moe
+from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
 
 pytestmark = [
@@ -141,28 +140,15 @@ def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
     return layer, model
 
 
-def _session(model: onnx.ModelProto, provider: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
-
-
-def _run(session: onnxruntime.InferenceSession, tensors: Tensors) -> Tensors:
-    names = [each.name for each in session.get_inputs()]
-    feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-    outputs: list[npt.NDArray[Any]] = session.run(None, feed)
-    return tuple(torch.from_numpy(np.array(output)) for output in outputs)
-
-
 def _compare_in_a_chain(name: str, dtype: torch.dtype, provider: str) -> None:
     """Run lengths one after another, each side with the state it made itself."""
     case, (layer, model) = CASES[name], _exported(name, dtype)
-    session = _session(model, provider)
+    session = open_session(model, provider)
     row = "onnx conba" if name.startswith("conba") else "onnx"
     found_state = expected_state = _first_state(case)
     for length in (1, 2, 7, 63, 1, 9):
         inputs = _inputs(case, length, dtype)
-        y, *found = _run(session, (*inputs, *found_state))
+        y, *found = run_session(session, (*inputs, *found_state))
         expected_y, *expected = layer(*inputs, *expected_state)
         assert y.dtype == dtype
         assert_close(row, y, expected_y)
@@ -197,7 +183,7 @@ def test_of_equal_experts_the_lower_numbers_are_taken() -> None:
     layer, model = _exported("moe", torch.float32)
     x, logits = torch.randn(1, 7, D), torch.zeros(1, 7, E)
     logits[..., [1, 3, 4]] = 1.0
-    (y,) = _run(_session(model, "CPUExecutionProvider"), (x, logits))
+    (y,) = run_session(open_session(model, "CPUExecutionProvider"), (x, logits))
     (expected,) = layer(x, logits)
     assert_close("onnx", y, expected)
 
@@ -214,10 +200,10 @@ def test_a_node_without_a_body_is_named() -> None:
 def test_the_state_stays_bounded_over_a_million_tokens() -> None:
     """With the gain's feedback, which nothing in the definition bounds but the gain's own norm."""
     case, (_, model) = CASES["conba"], _exported("conba", torch.float32)
-    session = _session(model, "CPUExecutionProvider")
+    session = open_session(model, "CPUExecutionProvider")
     state, largest = _first_state(case), []
     for _ in range(100):
-        y, *after = _run(session, (*_inputs(case, 10_000, torch.float32), *state))
+        y, *after = run_session(session, (*_inputs(case, 10_000, torch.float32), *state))
         state = tuple(after)
         largest.append(max(float(tensor.abs().max()) for tensor in (y, *state)))
     assert max(largest) < 2 * max(largest[:5])

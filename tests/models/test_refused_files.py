@@ -91,8 +91,10 @@ def test_a_samba_of_unknown_size_needs_a_config(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         f"{tmp_path}/samba.pth was asked for as a samba checkpoint, has no config.json beside it, "
         "and its shapes are none of the published sizes (Samba_421M, Samba_1.3B, Samba_1.7B, "
-        "Samba_3.8B). Heads and window cannot be read from shapes. Put lit_gpt's Config beside it "
-        "as config.json, or give config=FILE (--config)."
+        "Samba_3.8B, Mamba_SWA_MLP_400M, Mamba_SWA_MLP_1.3B, Samba_421M_abl_mamba, "
+        "Samba_1.3B_abl_mamba, LLaMA_438M_SWA_gla, LLaMA_1.2B_SWA_gla, LLaMA_446M_SWA_ret, "
+        "LLaMA_1.4B_SWA_ret). Heads and window cannot be read from shapes. Put lit_gpt's Config "
+        "beside it as config.json, or give config=FILE (--config)."
     )
 
 

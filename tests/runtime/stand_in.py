@@ -66,6 +66,13 @@ DEMO = ModelConfig(
     )
     * 2,
 )
+# Of the same width, with caches of 1.5 KiB an entry.
+CACHED_DEMO = ModelConfig(
+    family="llama",
+    vocab_size=4096,
+    d_model=192,
+    layers=(FullAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=48), MlpConfig(d_ff=512)) * 2,
+)
 
 
 def random_decoder(config: ModelConfig, dtype: DType, seed: int = 0) -> Decoder:

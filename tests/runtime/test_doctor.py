@@ -24,6 +24,7 @@ def test_the_cpu_report() -> None:
         "causal_conv": "CausalConvWithState",
         "conba": "Scan",
         "full_attention": "plain",
+        "gla": "LinearAttention",
         "linear": "FusedMatMul",
         "moe": "Scan",
         "rms_norm": "plain",

@@ -26,6 +26,7 @@ from longspan.export.activations.attention import (
     window_attention,
 )
 from longspan.export.activations.conba import conba
+from longspan.export.activations.gla import gla
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
@@ -33,6 +34,7 @@ from longspan.models.config import (
     AnchorAttentionConfig,
     ConbaConfig,
     FullAttentionConfig,
+    GlaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -49,6 +51,7 @@ FORMULAS: Mapping[type[LayerConfig], Formula] = {
     MambaConfig: mamba,
     Mamba2Config: mamba2,
     ConbaConfig: conba,
+    GlaConfig: gla,
     WindowAttentionConfig: window_attention,
     FullAttentionConfig: full_attention,
     AnchorAttentionConfig: anchor_attention,

@@ -78,8 +78,8 @@ def full_attention(
 ) -> Mapping[Engine, ChunkBytes]:
     """Attention over a cache, by engine; the caches themselves are planned elsewhere.
 
-    All but torch-cuda write L scores for each of C entries down, and put the cache's keys and
-    values in another order (and widen them, on CPUs) for the products.
+    All but torch-cuda write L scores for each of C entries down, three times, and put the cache's
+    keys and values in another order (and widen them, on CPUs) for the products.
     """
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
     entry = 2 * layer.n_kv_heads * layer.head_dim
@@ -101,7 +101,7 @@ def full_attention(
         "torch-cpu": ChunkBytes(
             fixed=widened_projection(layer, width, dtype),
             per_token=per_token["torch-cpu"],
-            per_entry=2 * F32 * entry,
+            per_entry=F32 * entry,
             per_token_entry=3 * H * F32 + 2,
         ),
         "torch-cuda": ChunkBytes(

@@ -13,14 +13,20 @@ from longspan.kernels.attention.onnx_op import masked_attention
 
 
 def _appended(past: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The cache [B, C, G, P] with the new entries [B, L, G, P] at `places` int64 [L]."""
-    batch, capacity = past.shape[:2]
-    starts = torch.arange(batch, device=past.device)[:, None] * capacity
-    # One index an entry: with an index an element, those of a chunk would be as large as its keys.
-    rows = past.flatten(0, 1).index_put(
-        ((starts + places).flatten(),), new.to(past.dtype).flatten(0, 1)
+    """The cache [B, C, G, P] with the new entries [B, L, G, P] at `places` int64 [L].
+
+    Not `index_put`, which expands the entries: ONNX Runtime's CPU cannot expand bfloat16.
+    """
+    batch, length = new.shape[:2]
+    rows = torch.arange(batch, device=past.device)[:, None].expand(batch, length)
+    indices = torch.stack([rows, places[None, :].expand(batch, length)], dim=-1)
+    return torch.onnx.ops.symbolic(
+        "ScatterND",
+        (past, indices, new.to(past.dtype)),
+        dtype=past.dtype,
+        shape=past.shape,
+        version=18,
     )
-    return rows.view(past.shape)
 
 
 def full_attention(

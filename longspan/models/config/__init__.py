@@ -14,6 +14,7 @@ from longspan.models.config.attention import (
 )
 from longspan.models.config.cache_use import CacheUse
 from longspan.models.config.conba import ConbaConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, Norm
@@ -24,6 +25,7 @@ __all__ = [
     "CacheUse",
     "ConbaConfig",
     "FullAttentionConfig",
+    "GlaConfig",
     "HeadsConfig",
     "LayerConfig",
     "Mamba2Config",

@@ -11,6 +11,7 @@ from longspan.models.config.attention import (
     WindowAttentionConfig,
 )
 from longspan.models.config.conba import ConbaConfig
+from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.tensors import DType, TensorSpec
@@ -20,6 +21,7 @@ LayerConfig = (
     MambaConfig
     | Mamba2Config
     | ConbaConfig
+    | GlaConfig
     | WindowAttentionConfig
     | FullAttentionConfig
     | AnchorAttentionConfig
@@ -33,6 +35,7 @@ LAYER_KINDS: dict[str, type[LayerConfig]] = {
         MambaConfig,
         Mamba2Config,
         ConbaConfig,
+        GlaConfig,
         WindowAttentionConfig,
         FullAttentionConfig,
         AnchorAttentionConfig,

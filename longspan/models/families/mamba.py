@@ -111,7 +111,7 @@ def model_config(
         family=family,
         vocab_size=-(-values["vocab_size"] // multiple) * multiple,
         d_model=width,
-        layers=block_layers(values, mixer, where=where, family=NAME),
+        layers=block_layers(values, mixer, where=where, family=family),
         norm_eps=1e-5,
         norm="rms" if values["rms_norm"] else "layer",
         tied=values["tie_embeddings"],

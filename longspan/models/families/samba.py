@@ -1,8 +1,10 @@
 """microsoft/Samba as lit_gpt saves it: a ``.pth`` with the key ``model``.
 
 One block of the repository becomes two or three layers here: mixer and MLP, or in the
-Mamba-SWA-MLP variant Mamba, attention and MLP; pure Mamba has one. Its bf16 RoPE table is not
-imitated: it is a rounding of its training, wrong by up to 2^-9 of a turn at any position.
+Mamba-SWA-MLP variant Mamba, attention and MLP; pure Mamba has one. The paper's comparisons are the
+same file with other mixers: retention, gated linear attention, an MLP, or attention alone. Its bf16
+RoPE table is not imitated: it is a rounding of its training, wrong by up to 2^-9 of a turn at any
+position.
 """
 
 from __future__ import annotations
@@ -14,10 +16,24 @@ from typing import Any
 import torch
 
 from longspan.errors import BadCheckpoint
-from longspan.models.checkpoint import Checkpoint, Weight, build, copied, tokenizer_beside
-from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
+from longspan.models.checkpoint import (
+    Checkpoint,
+    Weight,
+    build,
+    copied,
+    joined,
+    tokenizer_beside,
+)
+from longspan.models.config import (
+    GlaConfig,
+    HeadsConfig,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+)
 from longspan.models.families.mixer import mamba_weights
-from longspan.models.families.samba_config import Block, Mixer, blocks, config_values, tied_head
+from longspan.models.families.samba_blocks import Block, Mixer, blocks
+from longspan.models.families.samba_config import config_values, tied_head
 from longspan.models.foreign_config import load_config
 from longspan.models.tensor_files import PickleFile, TensorFiles
 
@@ -28,9 +44,18 @@ TRAPS = """\
   sorted into queries, keys, values.
 - `n_layer` counts blocks; a block is two residual layers here, three in the Mamba-SWA-MLP variant,
   one in a pure Mamba.
-- State size, convolution width and rank of dt stand in no config: they are read from the shapes.
-  Heads and window cannot be, so a size that was not published needs a config.
-- Which blocks are Mamba: `attn_layer_pos` (a list, also as Python text) goes before `mb_per_layer`.
+- State size, convolution width and rank of dt stand in no config, nor do heads and rank of gated
+  linear attention: they are read from the shapes. Attention's heads and window cannot be, so a size
+  that was not published needs a config.
+- What a block mixes with, whose module is `attn` whatever it is: a list of attention blocks,
+  `attn_layer_pos` (also as Python text), leaves the others to Mamba. Without one, block i is the
+  first of Mamba (`mb_per_layer`), retention (`ret_per_layer`) and gated linear attention
+  (`gla_per_layer`) whose period divides i, and attention if none does. With `abl_mamba` a SwiGLU
+  MLP of 2 `n_embd` stands in Mamba's place.
+- Attention has a window of `local_window`, or none where that is not above zero, and none in the
+  last block of every `full_per_layer`; without a window its cache grows with every token.
+- Retention has `n_head` // 2 heads, and rotates queries and keys with base 10,000 whatever `nope`
+  says.
 - No key of lit_gpt says whether the head is tied: it is where weights start as Mamba's (`mamba`,
   `mamba_init`), or where no `lm_head.weight` is stored. `tied` overrides that.
 - The vocabulary is padded to a multiple of `padding_multiple`, 512 unless it is given.
@@ -91,7 +116,7 @@ def model_config(values: Mapping[str, Any], files: TensorFiles) -> ModelConfig:
     )
 
 
-def split_packed_qkv(packed: torch.Tensor, config: WindowAttentionConfig) -> torch.Tensor:
+def split_packed_qkv(packed: torch.Tensor, config: HeadsConfig) -> torch.Tensor:
     """Sort the rows of lit_gpt's QKV matrix into queries, keys, values.
 
     Args:
@@ -135,21 +160,22 @@ def _weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:
 
 def _mixer_weights(ours: str, theirs: str, mixer: Mixer, width: int) -> tuple[Weight, ...]:
     layer, theirs = mixer.config, f"{theirs}{mixer.module}."
-    if isinstance(layer, WindowAttentionConfig):
+    if isinstance(layer, HeadsConfig):
         return _attention_weights(ours, theirs, layer, width)
     if isinstance(layer, MlpConfig):
         return _mlp_weights(ours, theirs, layer, width)
+    if isinstance(layer, GlaConfig):
+        return _gla_weights(ours, theirs, layer, width)
     assert isinstance(layer, MambaConfig), "lit_gpt's Samba has no other mixer"
     return mamba_weights(ours, theirs, layer, width)
 
 
 def _attention_weights(
-    ours: str, theirs: str, layer: WindowAttentionConfig, width: int
+    ours: str, theirs: str, layer: HeadsConfig, width: int
 ) -> tuple[Weight, ...]:
-    rows = (layer.n_heads + 2 * layer.n_kv_heads) * layer.head_dim
     qkv = Weight(
         name=f"{ours}qkv_proj.weight",
-        sources={f"{theirs}attn.weight": (rows, width)},
+        sources={f"{theirs}attn.weight": (layer.qkv_rows, width)},
         make=lambda packed: split_packed_qkv(packed, layer),
     )
     inner = layer.n_heads * layer.head_dim
@@ -165,3 +191,20 @@ def _mlp_weights(ours: str, theirs: str, layer: MlpConfig, width: int) -> tuple[
     )
     down = copied(f"{ours}down_proj.weight", f"{theirs}swiglu.w3.weight", width, layer.d_ff)
     return gate_up, down
+
+
+def _gla_weights(ours: str, theirs: str, layer: GlaConfig, width: int) -> tuple[Weight, ...]:
+    keys, values = layer.n_heads * layer.key_dim, layer.n_heads * layer.value_dim
+    rows = {"q_proj": keys, "k_proj": keys, "v_proj": values, "g_proj": values}
+    norm = copied(f"{ours}norm_weight", f"{theirs}g_norm_swish_gate.weight", layer.value_dim)
+    out = copied(f"{ours}out_proj.weight", f"{theirs}o_proj.weight", width, values)
+    if layer.gate_rank is None:
+        return joined(f"{ours}in_proj.weight", theirs, rows, width), norm, out
+    rows["gk_proj.0"] = layer.gate_rank
+    return (
+        joined(f"{ours}in_proj.weight", theirs, rows, width),
+        copied(f"{ours}decay_proj.weight", f"{theirs}gk_proj.1.weight", keys, layer.gate_rank),
+        copied(f"{ours}decay_proj.bias", f"{theirs}gk_proj.1.bias", keys),
+        norm,
+        out,
+    )

@@ -108,6 +108,8 @@ class OnnxBackend:
                 ) from error
             raise
         logits, *after = binding.get_outputs()
+        # The outputs keep the binding, and the binding would keep the state before.
+        binding.clear_binding_inputs()
         result: NDArray[np.float32] = logits.numpy()[0]
         names = (spec.name for spec in self._specs)
         return result, dict(zip(names, after, strict=True))

@@ -6,6 +6,8 @@ the file, so there is one copy. On the CPU arithmetic is float32 whatever the we
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,10 @@ except ModuleNotFoundError as error:
 
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
+
+# glibc's malloc.h
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK_BYTES = 2**20
 
 
 class TorchBackend:
@@ -62,6 +68,8 @@ class TorchBackend:
         self._specs = bundle.manifest.state_at(capacity)
         if threads is not None:
             torch.set_num_threads(threads)
+        if self._device.type == "cpu" and capacity:
+            _return_large_blocks()
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             _cap_allocator(self._device, memory_limit_bytes)
         self._decoder: Decoder | None = _load(bundle, self._device)
@@ -146,6 +154,20 @@ def _load(bundle: Bundle, device: torch.device) -> Decoder:
             f"{error}. Export the checkpoint again."
         ) from error
     return decoder.requires_grad_(False).eval()
+
+
+def _return_large_blocks() -> None:
+    """Let glibc give large blocks back to the system when they are freed.
+
+    It would keep those below 32 MiB for blocks of their size, and scores grow with every chunk:
+    over 4,096 tokens in chunks of 256 a process grew by 271 MiB, and so by 102.
+    """
+    if sys.platform != "linux":
+        return
+    # Other C libraries than glibc have no such function.
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _cap_allocator(device: torch.device, limit_bytes: int) -> None:

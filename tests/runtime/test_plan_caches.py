@@ -1,0 +1,228 @@
+"""The plan of a model whose state grows: its capacity, its messages, and what processes hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stand_in import CACHED, CACHED_DEMO, write_bundle
+
+from longspan.bundle import Bundle, ChunkBytes, Manifest
+from longspan.engines import Engine
+from longspan.errors import BadInput, DoesNotFit
+from longspan.runtime.plan import (
+    LEAST_CAPACITY,
+    MIN_CHUNK_TOKENS,
+    MOST_CAPACITY,
+    RESERVE_ENTRIES,
+    Plan,
+    make_plan,
+    require_fit,
+)
+from longspan.runtime.plan_items import CACHE_COPIES, PlanItem
+
+MIB = 2**20
+ENGINES: tuple[Engine, ...] = ("onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda")
+LAYER = ChunkBytes(fixed=4096, per_token=2048, per_entry=64, per_token_entry=16)
+ENTRY_BYTES = 2 * 4 * (2 * 4 + 6)
+MANIFEST = Manifest(
+    config=CACHED,
+    dtype="float32",
+    parameters=1_000_000,
+    weight_bytes=4_000_000,
+    state=CACHED.state_layout("float32"),
+    chunk_bytes=dict.fromkeys(ENGINES, (*[LAYER] * 4, ChunkBytes(per_token=256))),
+    files={},
+    source={},
+)
+
+
+def planned(
+    budget_bytes: int,
+    *,
+    tokens: int | None = None,
+    engine: Engine = "torch-cuda",
+    cache_entries: int | None = None,
+    chunk_tokens: int | None = None,
+) -> Plan:
+    return make_plan(
+        MANIFEST,
+        engine=engine,
+        budget_bytes=budget_bytes,
+        baseline_bytes=0,
+        tokens=tokens,
+        cache_entries=cache_entries,
+        chunk_tokens=chunk_tokens,
+    )
+
+
+def test_a_chunk_s_bytes_grow_with_the_cache() -> None:
+    assert LAYER.at(10) == 4096 + 20480
+    assert LAYER.at(10, 7) == 4096 + 20480 + 7 * 64 + 70 * 16
+    assert MANIFEST.cache_entry_bytes == ENTRY_BYTES
+    assert MANIFEST.state_bytes == sum(s.nbytes for s in MANIFEST.state_at(9)) - 9 * ENTRY_BYTES
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_document_s_length_decides_the_capacity(engine: Engine) -> None:
+    plan = planned(2**30, tokens=10_000, engine=engine)
+    copies = CACHE_COPIES[engine]
+    assert plan.fits
+    assert plan.capacity == 10_000 + RESERVE_ENTRIES
+    item = PlanItem(
+        name=f"cache of 11,024 entries, {copies} copies", bytes=copies * 11_024 * ENTRY_BYTES
+    )
+    assert item in plan.items
+    assert plan.to_json()["capacity"] == 11_024
+
+
+def test_entries_that_are_known_count_in_place_of_tokens() -> None:
+    plan = planned(2**30, tokens=10_000, cache_entries=77)
+    assert plan.capacity == 77 + RESERVE_ENTRIES
+    assert planned(2**30, cache_entries=0).capacity == RESERVE_ENTRIES
+
+
+@given(
+    engine=st.sampled_from(ENGINES),
+    budget=st.integers(2**22, 2**31),
+    tokens=st.none() | st.integers(1, 10**6),
+    chunk_tokens=st.none() | st.integers(1, 500),
+)
+def test_chunk_and_capacity_are_as_large_as_they_may_be(
+    engine: Engine, budget: int, tokens: int | None, chunk_tokens: int | None
+) -> None:
+    plan = planned(budget, tokens=tokens, engine=engine, chunk_tokens=chunk_tokens)
+    assert plan.fits == (plan.total_bytes <= budget)
+    if tokens is not None:
+        assert plan.capacity == tokens + RESERVE_ENTRIES
+        assert plan.longest_tokens is not None
+        assert (plan.longest_tokens >= tokens) == (plan.smallest_budget_bytes <= budget)
+    elif plan.fits:
+        assert LEAST_CAPACITY <= plan.capacity <= MOST_CAPACITY
+        if plan.capacity < MOST_CAPACITY:
+            entries = plan.capacity + 1 - RESERVE_ENTRIES
+            more = planned(
+                budget, cache_entries=entries, engine=engine, chunk_tokens=plan.chunk_tokens
+            )
+            assert not more.fits
+    else:
+        assert plan.capacity == LEAST_CAPACITY
+        assert plan.chunk_tokens in (MIN_CHUNK_TOKENS, chunk_tokens)
+
+
+@given(engine=st.sampled_from(ENGINES), budget=st.integers(2**22, 2**31))
+def test_the_longest_document_just_fits(engine: Engine, budget: int) -> None:
+    longest = planned(budget, engine=engine).longest_tokens
+    assert longest is not None
+    if longest:
+        assert planned(budget, tokens=longest, engine=engine).fits
+    if longest or planned(budget, tokens=1, engine=engine).fits:
+        assert not planned(budget, tokens=longest + 1, engine=engine).fits
+
+
+def test_the_smallest_budget_just_holds_the_document() -> None:
+    least = planned(1, tokens=50_000).smallest_budget_bytes
+    assert planned(least, tokens=50_000).fits
+    assert not planned(least - 1, tokens=50_000).fits
+
+
+def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
+    plan = planned(64 * MIB, tokens=100_000, engine="onnx-cpu")
+    with pytest.raises(DoesNotFit) as caught:
+        require_fit(plan)
+    assert str(caught.value) == (
+        "The budget is 64.0 MiB, and onnx-cpu with chunks of 16 tokens needs 115.1 MiB:\n"
+        "  interpreter and libraries                  0 B\n"
+        "  weights, mapped from the file          3.8 MiB\n"
+        "  state, 4 copies                        3.6 KiB\n"
+        "  logits and sampling                    1.6 KiB\n"
+        "  ONNX Runtime's session                 4.4 MiB\n"
+        "  cache of 101,024 entries, 4 copies    43.2 MiB\n"
+        "  activations of 16 tokens              30.9 MiB\n"
+        "  held beside them between layers       32.9 MiB\n"
+        "  together                             115.1 MiB\n"
+        "A copy of the cache has 100,000 entries for the document and 1,024 for a question and its "
+        "answer: 101,024 x 112 bytes = 10.8 MiB. This budget holds documents of up to 50,732 "
+        "tokens.\n"
+        "The smallest budget that would do is 116MiB. Give --budget 116MiB, a shorter document, or "
+        "export a smaller model."
+    )
+
+
+def test_the_summary_tells_the_longest_document() -> None:
+    assert planned(64 * MIB, tokens=1000).summary(fit=True).splitlines()[1] == (
+        "The smallest budget that would do is 49MiB; the budget of 64.0 MiB holds documents of up "
+        "to 30,092 tokens."
+    )
+    assert planned(40 * MIB).summary().splitlines()[1] == (
+        "The smallest budget that would do is 50MiB; the budget of 40.0 MiB holds no document."
+    )
+
+
+def test_numbers_that_are_out_of_range() -> None:
+    with pytest.raises(BadInput) as caught:
+        planned(2**30, cache_entries=-1)
+    assert str(caught.value) == "cache_entries is -1; it must be 0 or more."
+
+
+def test_a_manifest_without_caches_still_opens() -> None:
+    data = json.loads(json.dumps(MANIFEST.to_json()))
+    assert Manifest.from_json(data) == replace(MANIFEST, source={})
+    for spec in data["state"]:
+        del spec["counter"]
+    for items in data["chunk_bytes"].values():
+        for item in items:
+            del item["per_entry"], item["per_token_entry"]
+    old = Manifest.from_json(data)
+    assert old.cache_entry_bytes == 0
+    assert old.chunk_peak_bytes("onnx-cpu", 16) == MANIFEST.chunk_peak_bytes("onnx-cpu", 16)
+
+
+# A whole process reads a document, asks about it, and saves.
+WHOLE_PROCESS = """
+import json, sys
+import numpy as np
+import longspan
+
+backend, device = sys.argv[2].split("-")
+with longspan.load(sys.argv[1], budget="1GiB", tokens=1500, device=device, backend=backend,
+                   chunk_tokens=64 if device == "cpu" else None) as runtime:
+    rng = np.random.default_rng(0)
+    memory = runtime.read_tokens([rng.integers(0, 4096, 1500)])
+    runtime.decode_seconds(memory, 20)
+    memory.save(sys.argv[3])
+    runtime.decode_seconds(runtime.open(sys.argv[3]), 3)
+    measured = runtime.measured
+print(json.dumps({"peak": measured.peak_bytes, "planned": measured.planned_bytes,
+                  "items": {item.name: item.bytes for item in runtime.plan.items}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("demo") / "bundle", CACHED_DEMO)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "onnx-cpu",
+        "torch-cpu",
+        pytest.param("torch-cuda", marks=pytest.mark.gpu),
+        pytest.param("onnx-cuda", marks=pytest.mark.gpu),
+    ],
+)
+def test_a_process_stays_within_its_plan(demo: Bundle, tmp_path: Path, engine: Engine) -> None:
+    """1.3 is how far a plan may be above what is used; torch's scores go back at once."""
+    arguments = [sys.executable, "-c", WHOLE_PROCESS, str(demo.path), engine]
+    done = subprocess.run([*arguments, str(tmp_path / "m.span")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["peak"] <= seen["planned"] <= 1.3 * seen["peak"], seen
+    assert (tmp_path / "m.span").stat().st_size > 1500 * demo.manifest.cache_entry_bytes
