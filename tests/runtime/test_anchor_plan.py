@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_in import CACHED_DEMO, write_bundle
 
 from longspan.bundle import Manifest
 from longspan.errors import DoesNotFit
@@ -21,6 +26,7 @@ from longspan.runtime.plan import (
     make_plan,
     require_fit,
 )
+from longspan.runtime.plan_items import CACHE_COPIES
 
 MIB = 2**20
 # Keys and values of 4 heads of 64 in float32: 2 KiB an entry.
@@ -59,7 +65,7 @@ def test_an_interval_tells_the_capacity_exactly() -> None:
     assert planned(manifest_of(), tokens=TOKENS).capacity == TOKENS + RESERVE_ENTRIES
     assert plan.cache_entry_bytes == ENTRY_BYTES
     cache = next(item for item in plan.items if item.name.startswith("cache of"))
-    assert cache.bytes == 3 * plan.capacity * ENTRY_BYTES
+    assert cache.bytes == CACHE_COPIES["onnx-cpu"] * plan.capacity * ENTRY_BYTES
 
 
 @pytest.mark.parametrize("every", [2, 16, 128, 5000])
@@ -116,7 +122,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anchor_interval, "_baseline_bytes", lambda engine: 0)
 
 
-@pytest.mark.parametrize("budget", [44, 64, 200])
+@pytest.mark.parametrize("budget", [60, 80, 200])
 @pytest.mark.usefixtures("on_cpu")
 def test_the_most_anchors_that_fit(budget: int) -> None:
     manifest = manifest_of(anchor_every=2)
@@ -165,3 +171,52 @@ def test_where_no_interval_fits_the_arithmetic_is_told() -> None:
 def test_a_fresh_process_holds_what_reading_holds() -> None:
     """Neither torch nor the exporter is among it, unlike in this process."""
     assert 20 * MIB < anchor_interval._baseline_bytes("onnx-cpu") < 200 * MIB
+
+
+# A whole process reads, answers and saves. Half of the tokens are anchors.
+WHOLE_PROCESS = """
+import json, sys
+import numpy as np
+import longspan
+
+backend, device = sys.argv[2].split("-")
+chunk_tokens = int(sys.argv[4]) if device == "cpu" else None
+with longspan.load(sys.argv[1], budget="1GiB", tokens=4000, device=device, backend=backend,
+                   chunk_tokens=chunk_tokens) as runtime:
+    memory = runtime.read_tokens([np.random.default_rng(0).integers(0, 4096, 4000)])
+    runtime.decode_seconds(memory, 20)
+    memory.save(sys.argv[3])
+    runtime.decode_seconds(runtime.open(sys.argv[3]), 3)
+    measured = runtime.measured
+print(json.dumps({"peak": measured.peak_bytes, "planned": measured.planned_bytes,
+                  "items": {item.name: item.bytes for item in runtime.plan.items}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = with_anchors(CACHED_DEMO, anchor_every=2)
+    return write_bundle(tmp_path_factory.mktemp("demo") / "bundle", config).path
+
+
+@pytest.mark.parametrize(
+    ("engine", "chunk_tokens"),
+    [
+        ("onnx-cpu", 16),
+        ("onnx-cpu", 128),
+        ("torch-cpu", 64),
+        pytest.param("torch-cuda", 0, marks=pytest.mark.gpu),
+        pytest.param("onnx-cuda", 0, marks=pytest.mark.gpu),
+    ],
+)
+def test_a_process_stays_within_its_plan(
+    demo: Path, tmp_path: Path, engine: str, chunk_tokens: int
+) -> None:
+    """1.3 is how far a plan may be above what is used."""
+    arguments = [str(demo), engine, str(tmp_path / "memory.span"), str(chunk_tokens)]
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE_PROCESS, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["peak"] <= seen["planned"] <= 1.3 * seen["peak"], seen
