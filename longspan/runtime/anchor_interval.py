@@ -92,7 +92,7 @@ def choose_interval(
         )
 
     needed = {every: _entries(every, tokens) for every in _candidates(tokens)}
-    best = min(needed, key=lambda every: needed[every])
+    best = min(needed, key=lambda every: (needed[every], abs(every * every - tokens)))
     plan = plan_for(needed[best])
     most = plan.most_entries or 0
     for every, entries in needed.items():

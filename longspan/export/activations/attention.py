@@ -118,7 +118,8 @@ def anchor_attention(
 
     All but torch-cuda join the cache's C entries and the L new ones before they score them, so
     that the formula is one of C + L columns: `full_attention`'s, the joined keys and values, eight
-    numbers a column that say what is an anchor of which segment, and masks of a byte a pair.
+    numbers a column that say what is an anchor of which segment, and masks of a byte a pair. In
+    ONNX Runtime's arena on CPUs, what was joined and the next cache do not take each other's room.
     """
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
     entry = 2 * layer.n_kv_heads * layer.head_dim
@@ -137,7 +138,10 @@ def anchor_attention(
     wide = F32 * entry + widened(entry, dtype)
     return {
         "onnx-cpu": scored(
-            "onnx-cpu", fixed=0, per_column=column + wide, per_pair=(18 * H * F32) // 5 + 6
+            "onnx-cpu",
+            fixed=0,
+            per_column=column + wide + b * entry,
+            per_pair=(18 * H * F32) // 5 + 6,
         ),
         "onnx-cuda": scored(
             "onnx-cuda", fixed=0, per_column=column + b * entry, per_pair=3 * H * b + 6
