@@ -125,10 +125,10 @@ def add_anchors(
         assert request.tokens is not None, "checked above"
         assert request.budget is not None, "checked above"
         chosen = choose_interval(
-            describe(anchored(LEAST_INTERVAL)),
+            lambda interval: describe(anchored(interval)),
             tokens=parse_tokens(request.tokens),
             budget=request.budget,
-            tokenizer_file_bytes=len(tokenizer or b""),
+            tokenizer=tokenizer,
         )
         every = chosen.every
     trained = asked == "ac"

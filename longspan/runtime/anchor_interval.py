@@ -3,32 +3,36 @@
 With an anchor every N tokens, a document of T tokens takes about T / N + N entries: its anchors and
 one segment. That is least at N = sqrt(T); below it, a smaller N keeps more anchors and takes more.
 
-    chosen = choose_interval(manifest, tokens=262_144, budget="12GiB")
+    chosen = choose_interval(describe, tokens=262_144, budget="12GiB")
     chosen.every, chosen.entries
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import isqrt
+from pathlib import Path
+from typing import Any
 
-from longspan.bundle import Manifest
+from longspan.bundle import TOKENIZER, Manifest, file_sha256, write_manifest
 from longspan.engines import Engine
-from longspan.errors import DoesNotFit
+from longspan.errors import BadInput, DoesNotFit
 from longspan.models.config.cache_use import Segments
-from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.budget import Budget
-from longspan.runtime.plan import RESERVE_ENTRIES, Plan, make_plan
+from longspan.runtime.plan import RESERVE_ENTRIES
 from longspan.runtime.plan_items import MIB
 from longspan.sizes import format_bytes
 
 # With an anchor at every token, no token would see another.
 LEAST_INTERVAL = 2
-# What a process holds before any model differs by up to 1 MiB from one to the next on the CPU: a
+# What a process holds before any model differs from one to the next (by 0.2 MiB on a CPU): a
 # document that fits here must fit there.
-SPREAD_BYTES = 4 * MIB
+SPREAD_BYTES = 2 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,38 +67,30 @@ class Interval:
 
 
 def choose_interval(
-    manifest: Manifest, *, tokens: int, budget: str | int, tokenizer_file_bytes: int = 0
+    describe: Callable[[int], Manifest],
+    *,
+    tokens: int,
+    budget: str | int,
+    tokenizer: bytes | None = None,
 ) -> Interval:
     """The smallest interval, and so the most anchors, with which a document fits this machine.
 
     Args:
-        manifest: of the bundle, whose layers have an anchor every so many tokens, whatever many.
+        describe: gives the manifest of the bundle with an anchor every so many tokens.
         tokens: length of the document, >= 1.
         budget: what the process that reads it may hold, on the device that reads by default.
-        tokenizer_file_bytes: size of the bundle's tokenizer file.
+        tokenizer: content of the bundle's tokenizer file; None without one.
 
     Raises:
-        BadInput: `budget` is no size.
+        BadInput: `budget` is no size, or the machine's default device cannot be used.
         DoesNotFit: the document fits with no interval; with the arithmetic.
     """
-    engine = choose_engine(device="auto", backend="auto").engine
-    limit, baseline_bytes = Budget(budget), _baseline_bytes(engine) + SPREAD_BYTES
-
-    def plan_for(entries: int) -> Plan:
-        return make_plan(
-            manifest,
-            engine=engine,
-            budget_bytes=limit.bytes,
-            baseline_bytes=baseline_bytes,
-            tokens=tokens,
-            cache_entries=entries,
-            tokenizer_file_bytes=tokenizer_file_bytes,
-        )
-
     needed = {every: _entries(every, tokens) for every in _candidates(tokens)}
+    # Of equals, the one nearest to the square root.
     best = min(needed, key=lambda every: (needed[every], abs(every * every - tokens)))
-    plan = plan_for(needed[best])
-    most = plan.most_entries or 0
+    limit, manifest = Budget(budget), describe(best)
+    plan = _planned(manifest, tokenizer, tokens, max(1, limit.bytes - SPREAD_BYTES))
+    most, engine = plan["most_entries"], plan["engine"]
     for every, entries in needed.items():
         if entries <= most:
             return Interval(
@@ -106,7 +102,7 @@ def choose_interval(
                 engine=engine,
             )
     together, each = needed[best] + RESERVE_ENTRIES, manifest.cache_entry_bytes
-    least = f"{-(-plan.smallest_budget_bytes // MIB)}MiB"
+    least = f"{-(-(plan['smallest_budget_bytes'] + SPREAD_BYTES) // MIB)}MiB"
     raise DoesNotFit(
         f"every=auto was asked for, for {tokens:,} tokens and a budget of {limit}. An anchor every "
         f"N tokens takes tokens / N + N entries, about; least of all N = {best:,}: "
@@ -128,12 +124,20 @@ def _entries(every: int, tokens: int) -> int:
     return entries
 
 
-def _baseline_bytes(engine: Engine) -> int:
-    """What a process that reads holds before the model: a fresh one, since this one exports."""
-    # The command line is among it.
-    code = (
-        "import longspan.cli; from longspan.runtime.baseline import measure_baseline; "
-        f"print(measure_baseline({engine!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def _planned(
+    manifest: Manifest, tokenizer: bytes | None, tokens: int, budget_bytes: int
+) -> dict[str, Any]:
+    """What ``longspan plan --fit`` says: in a process of its own, since this one exports."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, files = Path(folder), {}
+        if tokenizer is not None:
+            (path / TOKENIZER).write_bytes(tokenizer)
+            files[TOKENIZER] = file_sha256(path / TOKENIZER)
+        write_manifest(path, replace(manifest, files=files))
+        sizes = ["--tokens", str(tokens), "--budget", str(budget_bytes)]
+        command = [sys.executable, "-m", "longspan", "plan", folder, *sizes, "--fit", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, DoesNotFit.exit_code):
+        raise BadInput(f"every=auto needs a plan, and there is none: {done.stderr.strip()}")
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts

@@ -17,7 +17,6 @@ from longspan.export.activations import chunk_bytes
 from longspan.models.config import FullAttentionConfig, ModelConfig, with_anchors
 from longspan.runtime import anchor_interval
 from longspan.runtime.anchor_interval import choose_interval
-from longspan.runtime.backends.choice import EngineChoice
 from longspan.runtime.measure import measure_bundle
 from longspan.runtime.plan import (
     LEAST_CAPACITY,
@@ -118,16 +117,21 @@ def test_a_text_that_does_not_fit_is_refused_with_a_way_out() -> None:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arithmetic alone, whatever this machine has."""
-    choice = EngineChoice(engine="onnx-cpu", reason="a test")
-    monkeypatch.setattr(anchor_interval, "choose_engine", lambda **options: choice)
-    monkeypatch.setattr(anchor_interval, "_baseline_bytes", lambda engine: 0)
+
+    def facts(manifest: Manifest, tokenizer: None, tokens: int, budget: int) -> dict[str, Any]:
+        return planned(manifest, budget, tokens=tokens).to_json(fit=True)
+
+    monkeypatch.setattr(anchor_interval, "_planned", facts)
+
+
+def described(every: int) -> Manifest:
+    return manifest_of(anchor_every=every)
 
 
 @pytest.mark.parametrize("budget", [60, 80, 200])
 @pytest.mark.usefixtures("on_cpu")
 def test_the_most_anchors_that_fit(budget: int) -> None:
-    manifest = manifest_of(anchor_every=2)
-    found = choose_interval(manifest, tokens=TOKENS, budget=budget * MIB)
+    found = choose_interval(described, tokens=TOKENS, budget=budget * MIB)
     room = budget * MIB - anchor_interval.SPREAD_BYTES
 
     def fits(every: int) -> bool:
@@ -144,7 +148,7 @@ def test_the_most_anchors_that_fit(budget: int) -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_budget_that_holds_all_says_so() -> None:
-    found = choose_interval(manifest_of(anchor_every=2), tokens=1000, budget="1GiB")
+    found = choose_interval(described, tokens=1000, budget="1GiB")
     assert found.every == 2
     assert found.text() == (
         "An anchor every 2 tokens: 1,000 tokens take 500 entries, of "
@@ -155,9 +159,8 @@ def test_a_budget_that_holds_all_says_so() -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 def test_where_no_interval_fits_the_arithmetic_is_told() -> None:
-    manifest = manifest_of(anchor_every=2)
     with pytest.raises(DoesNotFit) as refusal:
-        choose_interval(manifest, tokens=TOKENS, budget="20MiB")
+        choose_interval(described, tokens=TOKENS, budget="20MiB")
     text = str(refusal.value)
     assert text.startswith(
         "every=auto was asked for, for 262,144 tokens and a budget of 20.0 MiB. An anchor every N "
@@ -166,12 +169,22 @@ def test_where_no_interval_fits_the_arithmetic_is_told() -> None:
         "onnx-cpu has room for "
     )
     budget = text.split("Give --budget ")[1].split(",")[0]
-    assert choose_interval(manifest, tokens=TOKENS, budget=budget).every <= 512
+    assert choose_interval(described, tokens=TOKENS, budget=budget).every <= 512
 
 
-def test_a_fresh_process_holds_what_reading_holds() -> None:
-    """Neither torch nor the exporter is among it, unlike in this process."""
-    assert 20 * MIB < anchor_interval._baseline_bytes("onnx-cpu") < 200 * MIB
+def test_the_plan_is_that_of_the_command_line() -> None:
+    """What a reader holds, without torch and the exporter, which this process holds."""
+    manifest = described(64)
+    facts = anchor_interval._planned(manifest, b"{}", TOKENS, 2**30)
+    names = {item["name"]: item["bytes"] for item in facts["items"]}
+    if facts["engine"] == "onnx-cpu":
+        assert 20 * MIB < names["interpreter and libraries"] < 200 * MIB
+        assert "tokenizer and text" in names
+    assert facts["capacity"] == TOKENS // 64 - 1 + 63 + RESERVE_ENTRIES
+    with pytest.raises(
+        BadInput, match=r"every=auto needs a plan, and there is none: .* is not pos"
+    ):
+        anchor_interval._planned(manifest, None, 0, 2**30)
 
 
 def test_random_tokens_measure_no_text(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ TRAPS = """\
   `hidden_size` / `num_attention_heads`.
 - Older checkpoints hold `rotary_emb.inv_freq`, which nothing reads.
 - The cache of keys and values grows with every token: the plan gives it its capacity.
+- AnLLM's checkpoints are of this family: keys and names are Llama's, the vocabulary has one token
+  more (`[PAD]`) or two (`<AC>`). `export --anchors ac` or `ep` makes them what they were trained
+  to be; without it they keep every token.
 """
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
