@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 
 from longspan.kernels.anchor_attention import anchor_attention
@@ -48,15 +50,14 @@ class AnchorAttention(Attention):
     def _are_anchors(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Which of the tokens int64 [B, L] from `position` on are anchors: bool [L]."""
         # One comparison an id: a tensor of ids would be copied to the device in every call.
-        found = torch.zeros_like(tokens, dtype=torch.bool)
-        for anchor in self.anchor_ids:
-            found = found | (tokens == anchor)
-        if tokens.shape[0] > 1 and bool((found != found[:1]).any()):
+        kinds = [tokens == anchor for anchor in self.anchor_ids]
+        if self.anchor_every is not None:
+            after = position + torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+            kinds.append((after % self.anchor_every == 0)[None])
+        found = reduce(torch.logical_or, kinds or [torch.zeros_like(tokens, dtype=torch.bool)])
+        if found.shape[0] > 1 and bool((found != found[:1]).any()):
             raise ValueError(
                 "the sequences of a batch share one cache's counters, so their anchors must stand "
                 f"at the same tokens; the {tokens.shape[0]} given differ. Read them one by one"
             )
-        if self.anchor_every is not None:
-            after = position + torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-            found = found | (after % self.anchor_every == 0)
         return found[0]

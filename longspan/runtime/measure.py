@@ -16,8 +16,10 @@ from typing import Literal
 
 import numpy as np
 
+from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device, Engine
 from longspan.errors import BadInput, MissingExtra
+from longspan.models.config import CacheUse
 from longspan.runtime.doctor import examine
 from longspan.runtime.runtime import load
 from longspan.sizes import format_bytes
@@ -101,12 +103,13 @@ def measure_bundle(
         on_start: told before each length.
 
     Raises:
-        BadInput: there is no length.
+        BadInput: there is no length, or random tokens would tell nothing of the model's memory.
         DoesNotFit: the plan is larger than the budget; nothing was run.
         BudgetExceeded: a process held more than the budget.
     """
     if not lengths:
         raise BadInput("There is no length to measure. Give some, as in: --tokens 8K,64K,256K")
+    _check_use(open_bundle(bundle))
     options = _Options(bundle=str(bundle), budget=budget, device=device, backend=backend)
     found = []
     for tokens in lengths:
@@ -122,6 +125,16 @@ def measure_bundle(
         budget_bytes=max(budget_bytes for budget_bytes, _ in found),
         runs=tuple(run for _, run in found),
     )
+
+
+def _check_use(bundle: Bundle) -> None:
+    """Random tokens hold no sentences: where those decide what a text takes, they tell nothing."""
+    if CacheUse.of(bundle.manifest.config).entries_after(1) is None:
+        raise BadInput(
+            f"Measuring reads random tokens, and in {bundle.path} tokens of the text are anchors, "
+            "which decide how much it takes. Read a text of yours: longspan read BUNDLE DOCUMENT "
+            "--out FILE.span --json tells its peak and speed."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from stand_in import CACHED_DEMO, write_bundle
 
-from longspan.bundle import Manifest
-from longspan.errors import DoesNotFit
+from longspan.bundle import Manifest, write_manifest
+from longspan.errors import BadInput, DoesNotFit
 from longspan.export.activations import chunk_bytes
 from longspan.models.config import FullAttentionConfig, ModelConfig, with_anchors
 from longspan.runtime import anchor_interval
 from longspan.runtime.anchor_interval import choose_interval
 from longspan.runtime.backends.choice import EngineChoice
+from longspan.runtime.measure import measure_bundle
 from longspan.runtime.plan import (
     LEAST_CAPACITY,
     MOST_CAPACITY,
@@ -171,6 +172,18 @@ def test_where_no_interval_fits_the_arithmetic_is_told() -> None:
 def test_a_fresh_process_holds_what_reading_holds() -> None:
     """Neither torch nor the exporter is among it, unlike in this process."""
     assert 20 * MIB < anchor_interval._baseline_bytes("onnx-cpu") < 200 * MIB
+
+
+def test_random_tokens_measure_no_text(tmp_path: Path) -> None:
+    manifest = manifest_of(anchor_ids=(3,))
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(BadInput) as refusal:
+        measure_bundle(tmp_path, [100])
+    assert str(refusal.value) == (
+        f"Measuring reads random tokens, and in {tmp_path} tokens of the text are anchors, which "
+        "decide how much it takes. Read a text of yours: longspan read BUNDLE DOCUMENT --out "
+        "FILE.span --json tells its peak and speed."
+    )
 
 
 # A whole process reads, answers and saves. Half of the tokens are anchors.
