@@ -18,7 +18,7 @@ QUESTION = "What is the pass key?"
 
 
 def run_example(name: str, body: str) -> Any:
-    """What `body` leaves in `result`, in a process of its own: a budget counts the whole process."""
+    """What `body` leaves in `result`; in a process of its own, as a budget counts the process."""
     code = f"import json, longspan, {name} as example\n{body}\nprint(json.dumps(result))"
     paths = os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)])
     done = subprocess.run(
