@@ -57,12 +57,18 @@ def _bundle(path: Path) -> dict[str, Any]:
         "layers": manifest.config.layers_by_kind(),
         "vocabulary": manifest.config.vocab_size,
         "tokenizer": manifest.tokenizer_fingerprint() is not None,
-        "anchors": manifest.source.get("anchors", {}).get("asked"),
+        "anchors": _anchors(manifest.source.get("anchors")),
         "prompt": manifest.prompt.template,
         "nonfinite": list(manifest.nonfinite),
         "source": manifest.source.get("checkpoint"),
         "longspan": manifest.source.get("longspan"),
     }
+
+
+def _anchors(report: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What export noted of a bundle's anchors; None without any."""
+    names = ("asked", "ids", "every", "positions", "trained")
+    return None if report is None else {name: report[name] for name in names}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from longspan.bundle import open_bundle
 from longspan.errors import BadInput, DoesNotFit
 from longspan.export import ExportReport, bundle_writer, export_bundle
 from longspan.export.anchors import BY_CUT
+from longspan.info import describe
 from longspan.models.config import AnchorAttentionConfig, CacheUse
 from longspan.runtime.byte_tokens import bundle_tokenizer
 
@@ -76,6 +77,9 @@ def test_ac_is_the_token_of_that_name(export: Export, checkpoint: Path) -> None:
     manifest = open_bundle(report.bundle).manifest
     assert manifest.sentence_token == AC
     assert manifest.source["anchors"] == json.loads(json.dumps(found.to_json()))
+    assert describe(report.bundle)["anchors"] == {
+        "asked": "ac", "ids": [AC], "every": None, "positions": "absolute", "trained": True,
+    }  # fmt: skip
     tokenizer = bundle_tokenizer(open_bundle(report.bundle))
     assert tokenizer.encode("ab. cd").tolist() == [3, 4, 0, AC, 1, 5, 6]
 
@@ -244,7 +248,9 @@ def test_no_interval_makes_it_fit(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_bundle_of_ac_reads_and_answers(checkpoint: Path, tmp_path: Path) -> None:
     """Export with everything, read text in chunks, in caches for its sentences only."""
     write_tokenizer(checkpoint)
-    report = export_bundle(checkpoint, tmp_path / "bundle", anchors="ac", stop=())
+    report = export_bundle(
+        checkpoint, tmp_path / "bundle", anchors="ac", weights="bfloat16", stop=()
+    )
     assert all(check.passed for check in report.checks)
     document = tmp_path / "text.txt"
     document.write_text("abc def. " * 400, encoding="utf-8")

@@ -23,7 +23,12 @@ def with_anchors(
     anchor_every: int | None = None,
     positions: Positions = "absolute",
 ) -> ModelConfig:
-    """The config with `AnchorAttentionConfig` in place of every layer of full attention."""
+    """The config with `AnchorAttentionConfig` in place of every layer of full attention.
+
+    None of those may have a convolution (`d_conv`), which anchor attention does not have.
+    """
+    full = [layer for layer in config.layers if isinstance(layer, FullAttentionConfig)]
+    assert all(layer.d_conv is None for layer in full), "a convolution would be lost"
     shared = [field.name for field in fields(HeadsConfig)]
     layers = tuple(
         AnchorAttentionConfig(
