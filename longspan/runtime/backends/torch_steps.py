@@ -170,7 +170,6 @@ class Stepper:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            self._graph = None
             raise _exceeded("Beginning to answer", error) from error
         return TorchSteps(buffers, buffers.advance_, lambda: None)
 
