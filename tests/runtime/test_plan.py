@@ -305,6 +305,7 @@ with PeakWatch(device) as watch:
         _, state = backend.forward(random.integers(0, vocabulary, length), state, keep=[])
         watch.sample()
     steps = backend.steps(state)
+    del state
     for token in random.integers(0, vocabulary, 8):
         logits = steps.step(int(token))
         watch.sample()
