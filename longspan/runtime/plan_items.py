@@ -48,6 +48,9 @@ BESIDE_BYTES = 2 * MIB
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
 ONNX_CUDA_BYTES = 144 * MIB
+# A second session of ONNX Runtime over the same weights, and two recorded CUDA graphs. Estimated,
+# not measured yet: 64 MiB for such a session, 70 for the driver's first graph.
+ONNX_GRAPH_BYTES = 144 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
