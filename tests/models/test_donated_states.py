@@ -80,7 +80,7 @@ def in_triton() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+@pytest.mark.parametrize(("device", "dtype"), [DEVICE_DTYPES[0], *DEVICE_DTYPES[2:]])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_steps_are_the_same_to_the_bit(kind: str, device: str, dtype: torch.dtype) -> None:
     layer, overwritten = LAYERS[kind]
