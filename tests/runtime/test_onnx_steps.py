@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from bundles import same_state
 from numpy.typing import NDArray
@@ -19,8 +18,7 @@ from longspan.models.config import ModelConfig
 from longspan.runtime.backends import Backend, State, Steps, open_backend
 from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.runtime.backends.onnx import OnnxBackend
-from longspan.runtime.backends.onnx_session import ONE_TOKEN
-from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
+from longspan.runtime.backends.onnx_steps import OnnxSteps
 from longspan.runtime.device_memory import memory_now
 from longspan.runtime.recording import why_not_recorded
 from longspan.tensors import DType
@@ -140,44 +138,6 @@ def test_steps_that_are_closed_are_given_back_once(folder: Path) -> None:
     assert closed == [1]
     with pytest.raises(AssertionError, match="the steps are closed"):
         steps.step(0)
-
-
-@pytest.fixture(params=[TINY, CACHED], ids=lambda config: config.family)
-def static(request: pytest.FixtureRequest, folder: Path) -> tuple[Backend, StepBuffers]:
-    """A backend on the CPU, and a session over the graph for CUDA made for one token."""
-    model = bundle(folder, request.param)
-    options = ort.SessionOptions()
-    for name, size in (*ONE_TOKEN.items(), ("capacity", 64)):
-        options.add_free_dimension_override_by_name(name, size)
-    options.optimized_model_filepath = str(folder / "static.onnx")
-    options.log_severity_level = 4
-    session: Any = ort.InferenceSession(
-        str(model.graph_path("cuda")), options, providers=["CPUExecutionProvider"]
-    )
-    specs = model.manifest.state_at(64)
-    vocab_size = model.manifest.config.vocab_size
-    return (
-        backend(model, "onnx-cpu"),
-        StepBuffers(session, specs, vocab_size=vocab_size, device="cpu"),
-    )
-
-
-def test_a_graph_for_one_token_computes_the_same(static: tuple[Backend, StepBuffers]) -> None:
-    model, buffers = static
-    state = started(model)
-    found = read(OnnxSteps(buffers, state), TOKENS)
-    wanted = expected(model, state, TOKENS)
-    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
-
-
-def test_a_graph_for_one_token_asks_for_no_lengths(
-    static: tuple[Backend, StepBuffers], folder: Path
-) -> None:
-    import onnx
-
-    graph = onnx.load(folder / "static.onnx", load_external_data=False).graph
-    on_the_host = {"Shape", "Size", "Range", "ConstantOfShape", "NonZero", "If", "Loop", "Scan"}
-    assert not on_the_host & {node.op_type for node in graph.node}
 
 
 @pytest.mark.gpu
