@@ -27,7 +27,13 @@ def graph(
     nodes: Sequence[onnx.NodeProto], *, kind: int = FLOAT, outputs: Sequence[tuple[str, int]]
 ) -> onnx.ModelProto:
     """A graph that reads x [2, 6]; shapes of what lies between are inferred."""
-    constants = {"bound": np.array(20, np.float32), "flat": np.array([3, 4]), "axis": np.array([0])}
+    constants = {
+        "bound": np.array(20, np.float32),
+        "flat": np.array([3, 4]),
+        "axis": np.array([0]),
+        "eps": np.array(1e-5, np.float32),
+        "weight": np.arange(1, 7, dtype=np.float32),
+    }
     proto = helper.make_graph(
         list(nodes),
         "test",
@@ -40,8 +46,10 @@ def graph(
     return onnx.shape_inference.infer_shapes(model)
 
 
-def run(model: onnx.ModelProto, x: NDArray[Any]) -> list[NDArray[Any]]:
-    onnx.checker.check_model(model, full_check=True)
+def run(model: onnx.ModelProto, x: NDArray[Any], *, checked: bool = True) -> list[NDArray[Any]]:
+    """Run a graph; onnx's own check knows no operator of com.microsoft."""
+    if checked:
+        onnx.checker.check_model(model, full_check=True)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session: Any = ort.InferenceSession(
@@ -83,6 +91,43 @@ SPLIT = (
     node("Exp", ["wide_a"], "y"),
     node("Exp", ["wide_b"], "z"),
 )
+
+
+NORM = (
+    node("Unsqueeze", ["x", "axis"], "a"),
+    node("Neg", ["a"], "b"),
+    node("Exp", ["b"], "c"),
+    node("Add", ["a", "c"], "sum"),
+    node("Identity", ["weight"], "w"),
+    node("RMSNormalization", ["sum", "w"], "norm", epsilon=1e-3),
+    node("Add", ["sum", "norm"], "y"),
+)
+
+
+def test_a_sum_and_its_norm_are_one_node() -> None:
+    model = graph(NORM, outputs=[("y", FLOAT)])
+    x = values() / 20
+    (before,) = run(model, x)
+    assert reduced(model)["Add"] == 1
+    assert "RMSNormalization" not in reduced(model)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    np.testing.assert_allclose(run(model, x, checked=False)[0], before, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs"),
+    [
+        ((*NORM[:5], node("Abs", ["sum"], "z"), *NORM[5:]), ["y", "z"]),
+        ((*NORM[:3], node("Mul", ["a", "c"], "sum"), *NORM[4:]), ["y"]),
+        ((*NORM[:3], node("Add", ["a", "eps"], "sum"), *NORM[4:]), ["y"]),
+        ((*NORM[:5], node("RMSNormalization", ["sum", "w"], "norm", axis=1), NORM[6]), ["y"]),
+        (NORM, ["y", "sum"]),
+    ],
+    ids=["read before", "no sum", "another shape", "another axis", "an output"],
+)
+def test_another_norm_stays(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> None:
+    model = graph(nodes, outputs=[(name, FLOAT) for name in outputs])
+    assert reduced(model)["RMSNormalization"] == 1
 
 
 def test_a_softplus_needs_no_bound() -> None:
