@@ -95,7 +95,7 @@ def make_plan(
     if no_step_graph is not None:
         return replace(plain, step_reason=no_step_graph)
     recorded, size = divided(*steps), format_bytes(sum_bytes(steps))
-    least = min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
+    least = chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
     if not recorded.fits or recorded.chunk_tokens < least:
         reason = f"a recorded one takes {size}, which chunks of {least:,} tokens do not leave"
         return replace(plain, step_reason=reason)

@@ -97,9 +97,6 @@ class Plan:
                 f"{self.chunk_tokens:,} tokens)."
             )
         ]
-        if device_of(self.engine) == "cuda":
-            how = "replay a recorded step" if self.step_graph else "launch every kernel of a step"
-            lines.append(f"Answers {how}: {self.step_reason}.")
         if fit or not self.fits:
             least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
             if self.most_entries is None:
@@ -107,6 +104,9 @@ class Plan:
             else:
                 given = f"the budget of {format_bytes(self.budget_bytes)}"
                 lines.append(f"{least}; {given} holds {self.longest}.")
+        if device_of(self.engine) == "cuda":
+            how = "replay a recorded step" if self.step_graph else "launch every kernel of a step"
+            lines.append(f"Answers {how}: {self.step_reason}.")
         return "\n".join(lines)
 
     @property
