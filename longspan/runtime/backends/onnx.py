@@ -102,7 +102,12 @@ class OnnxBackend:
         return result, dict(zip(names, after, strict=True))
 
     def steps(self, state: State) -> Steps:
-        """See `longspan.runtime.backends.Backend.steps`."""
+        """See `longspan.runtime.backends.Backend.steps`.
+
+        Raises:
+            BadBundle: onnxruntime refuses to record the graph.
+            BudgetExceeded: the limit leaves no room to record.
+        """
         assert self._session is not None, "the backend is closed"
         if not self._step_graph or self._recorded_in_use:
             return OnnxSteps(self._step_buffers(self._session), state)
