@@ -16,6 +16,7 @@ from longspan.engines import BackendName, Device, Engine
 from longspan.runtime.backends.choice import choose_engine, find_installed
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
+from longspan.runtime.recording import NO_TORCH, NO_TRITON
 from longspan.sizes import format_bytes
 
 OPS = (
@@ -174,10 +175,13 @@ def _processor() -> str:
 
 def _steps(engine: Engine) -> str:
     """How a step of one token is computed."""
-    if engine != "torch-cuda":
+    if engine.endswith("-cpu"):
         return "a call each"
-    if not find_installed().triton:
-        return "kernel by kernel; without Triton some of them wait for the host"
+    installed = find_installed()
+    if engine == "torch-cuda" and not installed.triton:
+        return f"kernel by kernel; {NO_TRITON}"
+    if engine == "onnx-cuda" and not installed.torch_cuda:
+        return f"kernel by kernel; {NO_TORCH}"
     return "recorded once as a CUDA graph and replayed, where the plan has room for that"
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device
 from longspan.runtime.backends import Backend, open_backend
-from longspan.runtime.backends.choice import EngineChoice, choose_engine, find_installed
+from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget
 from longspan.runtime.byte_tokens import bundle_tokenizer
@@ -26,11 +26,10 @@ from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.memory import entries_of
 from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import PlanItem
+from longspan.runtime.recording import why_not_recorded
 from longspan.runtime.room import Room
 
 __all__ = ["Runtime", "load", "plan_bundle"]
-
-NO_TRITON = "without Triton some of them wait for the host"
 
 
 def plan_bundle(
@@ -230,5 +229,5 @@ def _plan(
         chunk_tokens=chunk_tokens,
         tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
         beside=beside,
-        no_step_graph=no_step_graph if find_installed().triton else NO_TRITON,
+        no_step_graph=no_step_graph or why_not_recorded(bundle.manifest, choice.engine),
     )
