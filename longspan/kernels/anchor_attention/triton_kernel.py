@@ -20,13 +20,24 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.anchor_attention.triton_cache import count_anchors, keep_entries
-from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
+from longspan.kernels.attention.blocks import choose_blocks
+from longspan.kernels.attention.scratch import count_splits
+from longspan.kernels.attention.triton_math import (
+    LOG2_E,
+    contiguous_rows,
+    fold_rows,
+    join,
+    share,
+    split_sums,
+    store_rows,
+)
+from longspan.kernels.device import shared_memory_bytes
 
 COUNT_TOKENS = 2048  # flags that `count_anchors` loads at once
 KEEP_ROWS = 32  # entries that a program of `keep_entries` writes
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(do_not_specialize=["length", "splits"])
 def _attend(
     q_ptr,
     k_ptr,
@@ -41,7 +52,10 @@ def _attend(
     anchors_ptr,
     entries_ptr,
     y_ptr,
+    sum_ptr,
+    max_ptr,
     length,
+    splits,
     scale,
     stride_q_batch,
     stride_q,
@@ -67,28 +81,39 @@ def _attend(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    group = tl.program_id(1).to(tl.int64)
+    # The last rows see most anchors: they start first.
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
+    group = (tl.program_id(1) // splits).to(tl.int64)
+    split = tl.program_id(1) % splits
     batch = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = first_row + tl.arange(0, ROWS)
     head = group * REPEATS + row % REPEATS
     # Rows beyond the last query repeat it; they are not stored.
     query = tl.minimum(row // REPEATS, length - 1)
     wide = query.to(tl.int64)
     p = tl.arange(0, WIDTH)
-    inside = (p < P)[None, :]
     q_offsets = batch * stride_q_batch + wide * stride_q + head * stride_q_head
-    q = tl.load(q_ptr + q_offsets[:, None] + p[None, :], mask=inside, other=0.0)
+    q = tl.load(q_ptr + q_offsets[:, None] + p[None, :], mask=(p < P)[None, :], other=0.0)
 
     anchors = tl.load(anchors_ptr).to(tl.int32)
     entries = tl.load(entries_ptr).to(tl.int32)
     before = tl.load(before_ptr + query)
     segment_start = tl.load(ends_ptr + before - 1, mask=before > 0, other=-1) + 1
     is_anchor = tl.load(is_anchor_ptr + query).to(tl.int32) != 0
-    anchors_seen = tl.where(is_anchor, 0, anchors + before)
     open_end = tl.where(before == 0, entries, 0)
     zero = tl.zeros_like(query)
+    anchors_first, open_first = 0, anchors
+    anchors_last = tl.max(tl.where(is_anchor, 0, anchors + before), axis=0)
+    open_last = tl.max(open_end, axis=0)
+    end = tl.max(query, axis=0) + 1
+    if SPLIT:
+        anchors_first, anchors_last = share(anchors_first, anchors_last, split, splits, KEYS)
+        open_first, open_last = share(open_first, open_last, split, splits, KEYS)
+        # The last split takes the new keys.
+        end = tl.where(split == splits - 1, end, 0)
 
     row_max = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros([ROWS], dtype=tl.float32)
@@ -100,19 +125,25 @@ def _attend(
         row_max,
         q,
         zero,
-        anchors_seen,
+        anchors + before,
         new_k_ptr + new_base,
         new_v_ptr + new_base,
         stride_new,
         stride_new,
+        anchors_first,
+        anchors_last,
         0,
-        tl.max(anchors_seen, axis=0),
+        tl.minimum(tl.min(anchors + before, axis=0), anchors_last),
         scale,
         P,
         WIDTH,
         KEYS,
         PRECISION,
     )
+    # Anchors see no anchor. To leave out what they folded lets other rows do without a mask.
+    total = tl.where(is_anchor[:, None], 0.0, total)
+    row_sum = tl.where(is_anchor, 0.0, row_sum)
+    row_max = tl.where(is_anchor, float("-inf"), row_max)
     total, row_sum, row_max = fold_rows(
         total,
         row_sum,
@@ -124,8 +155,10 @@ def _attend(
         past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
         stride_past_k,
         stride_past_v,
-        anchors,
-        tl.max(open_end, axis=0),
+        open_first,
+        open_last,
+        0,
+        tl.minimum(tl.min(open_end, axis=0), open_last),
         scale,
         P,
         WIDTH,
@@ -144,17 +177,30 @@ def _attend(
         stride_k,
         stride_v,
         tl.min(segment_start, axis=0),
-        tl.max(query, axis=0) + 1,
+        end,
+        tl.max(segment_start, axis=0),
+        tl.minimum(tl.min(query, axis=0) + 1, end),
         scale,
         P,
         WIDTH,
         KEYS,
         PRECISION,
     )
-    y = total / row_sum[:, None]
-    y_offsets = ((batch * length + wide) * HEADS + head) * P
-    real = (row < length * REPEATS)[:, None] & inside
-    tl.store(y_ptr + y_offsets[:, None] + p[None, :], y.to(y_ptr.dtype.element_ty), mask=real)
+    store_rows(
+        y_ptr,
+        sum_ptr,
+        max_ptr,
+        total,
+        row_sum,
+        row_max,
+        (batch * length + wide) * HEADS + head,
+        row < length * REPEATS,
+        split,
+        splits,
+        P,
+        WIDTH,
+        SPLIT,
+    )
 
 
 def _next_cache(
@@ -231,8 +277,11 @@ def anchor_attention(
     new_k, new_v, *_ = cache
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     padded = max(16, triton.next_power_of_2(width))
-    rows, keys, warps, stages = blocks(q.dtype, length * repeats, padded)
-    _attend[(triton.cdiv(length * repeats, rows), groups, batch)](
+    blocks = choose_blocks(q.dtype, length * repeats, padded, shared_memory_bytes(q.device))
+    row_blocks = triton.cdiv(length * repeats, blocks.rows)
+    splits = count_splits(row_blocks * groups * batch, blocks.rows, past_k.shape[1])
+    parts = split_sums(y, splits)
+    _attend[(row_blocks, groups * splits, batch)](
         q,
         k,
         v,
@@ -245,8 +294,9 @@ def anchor_attention(
         ends,
         anchors,
         entries,
-        y,
+        *parts,
         length,
+        splits,
         LOG2_E / width**0.5,
         *q.stride()[:3],
         *k.stride()[:3],
@@ -258,10 +308,14 @@ def anchor_attention(
         REPEATS=repeats,
         P=width,
         WIDTH=padded,
-        ROWS=rows,
-        KEYS=keys,
+        ROWS=blocks.rows,
+        KEYS=blocks.keys,
+        SPLIT=splits > 1,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=warps,
-        num_stages=stages,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+        maxnreg=blocks.registers,
     )
+    if splits > 1:
+        join(parts, y, splits)
     return y, *cache
