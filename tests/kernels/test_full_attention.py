@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from longspan.kernels import override
+from longspan.kernels.attention.scratch import count_splits, scratch_bytes
 from longspan.kernels.full_attention import full_attention
 from longspan.kernels.full_attention.reference import full_attention as reference
-from longspan.kernels.attention.scratch import count_splits, scratch_bytes
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES
 from tests.tolerances import assert_close
 

@@ -10,16 +10,37 @@ import triton.language as tl
 
 from longspan.kernels.attention.triton_attend import attend
 from longspan.kernels.attention.triton_math import contiguous_rows
+from longspan.kernels.donation import new_like
 
-MOVE_VALUES = 4096  # that a program of `_move_window` copies of keys, and of values
+MOVE_ENTRIES = 1024  # that a program of `_move_window` reads before it writes
+MOVE_COLUMNS = 16  # 32 bytes of bfloat16, the least that memory gives at once
 
 
 @triton.jit
-def _moved(past_ptr, new_ptr, target_ptr, stays, comes, real):
-    """Write entries: from those of `past_ptr` where they stay, of `new_ptr` where they come."""
-    past = tl.load(past_ptr, mask=stays & real, other=0.0)
-    new = tl.load(new_ptr, mask=comes & real, other=0.0)
-    tl.store(target_ptr, tl.where(stays, past, new.to(past.dtype)), mask=(stays | comes) & real)
+def _move_columns(
+    past_ptr,
+    new_ptr,
+    moved_ptr,
+    length,
+    entries,
+    stride_past,
+    stride_new,
+    stride_moved,
+    inside,
+    ENTRIES: tl.constexpr,
+):
+    """moved[e] = past[e + length], or, beyond its end, new[e + length - entries]."""
+    for start in range(0, entries, ENTRIES):
+        entry = start + tl.arange(0, ENTRIES)
+        source = entry.to(tl.int64) + length
+        stays = (source < entries)[:, None] & inside
+        comes = ((source >= entries) & (entry < entries))[:, None] & inside
+        past = tl.load(past_ptr + source[:, None] * stride_past, mask=stays, other=0.0)
+        new = tl.load(new_ptr + (source - entries)[:, None] * stride_new, mask=comes, other=0.0)
+        # `moved` may be `past`: every thread has read before one writes.
+        tl.debug_barrier()
+        target = moved_ptr + entry.to(tl.int64)[:, None] * stride_moved
+        tl.store(target, tl.where(stays, past, new.to(past.dtype)), mask=stays | comes)
 
 
 @triton.jit(do_not_specialize=["length", "entries"])
@@ -46,51 +67,57 @@ def _move_window(
     stride_v_head,
     GROUPS: tl.constexpr,
     P: tl.constexpr,
-    WIDTH: tl.constexpr,
     ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """The newest entries of a past followed by the new ones, as many as the past has."""
-    entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
+    """The newest entries of a past followed by the new ones, as many as the past has.
+
+    A program owns columns of all entries of a key head, oldest first: the next window may take the
+    place of the past.
+    """
+    of_values = tl.program_id(0) % 2
+    p = (tl.program_id(0) // 2 * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     group = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    p = tl.arange(0, WIDTH)[None, :]
-    source = entry.to(tl.int64) + length
-    stays = (source < entries)[:, None]
-    comes = ((source >= entries) & (entry < entries))[:, None]
-    old, new = source[:, None], (source - entries)[:, None]
-    target = ((batch * entries + entry) * GROUPS + group)[:, None] * P + p
-    _moved(
-        past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head + old * stride_past_k + p,
-        k_ptr + batch * stride_k_batch + group * stride_k_head + new * stride_k + p,
-        moved_k_ptr + target,
-        stays,
-        comes,
-        p < P,
-    )
-    _moved(
-        past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head + old * stride_past_v + p,
-        v_ptr + batch * stride_v_batch + group * stride_v_head + new * stride_v + p,
-        moved_v_ptr + target,
-        stays,
-        comes,
-        p < P,
-    )
+    moved = (batch * entries * GROUPS + group) * P + p
+    if of_values == 0:
+        _move_columns(
+            past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head + p,
+            k_ptr + batch * stride_k_batch + group * stride_k_head + p,
+            moved_k_ptr + moved,
+            length,
+            entries,
+            stride_past_k,
+            stride_k,
+            GROUPS * P,
+            p < P,
+            ENTRIES,
+        )
+    else:
+        _move_columns(
+            past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head + p,
+            v_ptr + batch * stride_v_batch + group * stride_v_head + p,
+            moved_v_ptr + moved,
+            length,
+            entries,
+            stride_past_v,
+            stride_v,
+            GROUPS * P,
+            p < P,
+            ENTRIES,
+        )
 
 
 def _move(
     past_k: torch.Tensor, past_v: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The windows after the new tokens, in new memory: all programs read before any may write."""
+    """The windows after the new tokens."""
     batch, entries, groups, width = past_k.shape
-    moved_k, moved_v = (
-        torch.empty(past.shape, dtype=past.dtype, device=past.device) for past in (past_k, past_v)
-    )
+    moved_k, moved_v = (new_like(past, in_place=True) for past in (past_k, past_v))
     if entries == 0:
         return moved_k, moved_v
     past_k, past_v, k, v = (contiguous_rows(each) for each in (past_k, past_v, k, v))
-    padded = triton.next_power_of_2(width)
-    entries_each = max(1, MOVE_VALUES // padded)
-    _move_window[(triton.cdiv(entries, entries_each), groups, batch)](
+    _move_window[(2 * triton.cdiv(width, MOVE_COLUMNS), groups, batch)](
         past_k,
         past_v,
         k,
@@ -105,9 +132,10 @@ def _move(
         *v.stride()[:3],
         GROUPS=groups,
         P=width,
-        WIDTH=padded,
-        ENTRIES=entries_each,
-        num_warps=4,
+        ENTRIES=min(MOVE_ENTRIES, triton.next_power_of_2(entries)),
+        COLUMNS=MOVE_COLUMNS,
+        num_warps=8,
+        num_stages=1,  # No entry may be fetched ahead of the stores before it.
     )
     return moved_k, moved_v
 

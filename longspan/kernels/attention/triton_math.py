@@ -112,9 +112,7 @@ def fold_rows(
     middle_last = middle_first + tl.maximum(all_last - middle_first, 0) // KEYS * KEYS
     upper = tl.cdiv(tl.maximum(last - middle_last, 0), KEYS)
     for block in range(lower + upper):
-        start = tl.where(
-            block < lower, first + block * KEYS, middle_last + (block - lower) * KEYS
-        )
+        start = tl.where(block < lower, first + block * KEYS, middle_last + (block - lower) * KEYS)
         total, row_sum, row_max = _fold_block(
             total,
             row_sum,
@@ -228,9 +226,7 @@ def join(
     _join[programs](*parts, y, P=width, WIDTH=padded, SPLITS=splits, num_warps=4)
 
 
-def split_sums(
-    y: torch.Tensor, splits: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def split_sums(y: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sums of values [B, L, H, S, P], sums of weights and maxima [B, L, H, S], in float32.
 
     With one split there is nothing to join: the output takes the place of all three.

@@ -10,69 +10,129 @@ import triton.language as tl
 
 from longspan.kernels.attention.triton_attend import attend
 from longspan.kernels.attention.triton_math import contiguous_rows
+from longspan.kernels.donation import is_donated, new_like
 
 COPY_VALUES = 4096
 
 
+@triton.jit
+def _write(
+    past_ptr, new_ptr, cache_ptr, stride_past, stride_new, stride_cache, entry, used, old, fresh
+):
+    """Entries: those of the past where they are old, the new ones where they are fresh."""
+    kept = tl.load(past_ptr + entry * stride_past, mask=old, other=0.0)
+    added = tl.load(new_ptr + (entry - used) * stride_new, mask=fresh, other=0.0)
+    value = tl.where(old, kept, added.to(kept.dtype))
+    tl.store(cache_ptr + entry * stride_cache, value, mask=old | fresh)
+
+
 @triton.jit(do_not_specialize=["length", "capacity"])
 def _append(
-    past_ptr,
-    new_ptr,
-    cache_ptr,
+    past_k_ptr,
+    past_v_ptr,
+    k_ptr,
+    v_ptr,
+    cache_k_ptr,
+    cache_v_ptr,
     position_ptr,
     length,
     capacity,
-    stride_past_batch,
-    stride_past,
-    stride_past_head,
-    stride_new_batch,
-    stride_new,
-    stride_new_head,
+    stride_past_k_batch,
+    stride_past_k,
+    stride_past_k_head,
+    stride_past_v_batch,
+    stride_past_v,
+    stride_past_v_head,
+    stride_k_batch,
+    stride_k,
+    stride_k_head,
+    stride_v_batch,
+    stride_v,
+    stride_v_head,
     GROUPS: tl.constexpr,
     P: tl.constexpr,
     WIDTH: tl.constexpr,
     ENTRIES: tl.constexpr,
+    IN_PLACE: tl.constexpr,
 ):
-    """Copy the entries in use, and the new ones after them; the rest stays unwritten."""
-    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    """Copy the entries in use, and the new ones after them; the rest stays unwritten.
+
+    Where the caches are the past itself, only the new ones are written.
+    """
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)[:, None]
     group = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     p = tl.arange(0, WIDTH)[None, :]
     used = tl.load(position_ptr)
+    if IN_PLACE:
+        entry += used
     # What does not fit is not written: beyond the cache lies another tensor.
-    old = (entry < used)[:, None] & (entry < capacity)[:, None] & (p < P)
-    fresh = (entry >= used)[:, None] & (entry < tl.minimum(used + length, capacity))[:, None]
-    fresh = fresh & (p < P)
-    past = past_ptr + batch * stride_past_batch + group * stride_past_head
-    new = new_ptr + batch * stride_new_batch + group * stride_new_head
-    kept = tl.load(past + entry[:, None] * stride_past + p, mask=old, other=0.0)
-    added = tl.load(new + (entry - used)[:, None] * stride_new + p, mask=fresh, other=0.0)
-    value = tl.where(old, kept, added.to(kept.dtype))
-    places = ((batch * capacity + entry) * GROUPS + group)[:, None] * P + p
-    tl.store(cache_ptr + places, value, mask=old | fresh)
+    old = (entry < used) & (entry < capacity) & (p < P)
+    fresh = (entry >= used) & (entry < tl.minimum(used + length, capacity)) & (p < P)
+    cache = (batch * capacity * GROUPS + group) * P + p
+    _write(
+        past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head + p,
+        k_ptr + batch * stride_k_batch + group * stride_k_head + p,
+        cache_k_ptr + cache,
+        stride_past_k,
+        stride_k,
+        GROUPS * P,
+        entry,
+        used,
+        old,
+        fresh,
+    )
+    _write(
+        past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head + p,
+        v_ptr + batch * stride_v_batch + group * stride_v_head + p,
+        cache_v_ptr + cache,
+        stride_past_v,
+        stride_v,
+        GROUPS * P,
+        entry,
+        used,
+        old,
+        fresh,
+    )
 
 
-def _appended(past: torch.Tensor, new: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    batch, capacity, groups, width = past.shape
-    cache = torch.empty(past.shape, dtype=past.dtype, device=past.device)
+def _appended(
+    past_k: torch.Tensor,
+    past_v: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    position: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The caches with the new entries, where the past lies if both were given away."""
+    batch, capacity, groups, width = past_k.shape
+    # The attention before has read the past.
+    in_place = is_donated(past_k, past_v)
+    cache_k, cache_v = (new_like(past, in_place=in_place) for past in (past_k, past_v))
     padded = triton.next_power_of_2(width)
     entries = max(1, COPY_VALUES // padded)
-    _append[(triton.cdiv(capacity, entries), groups, batch)](
-        past,
-        new,
-        cache,
+    written = k.shape[1] if in_place else capacity
+    _append[(triton.cdiv(written, entries), groups, batch)](
+        past_k,
+        past_v,
+        k,
+        v,
+        cache_k,
+        cache_v,
         position,
-        new.shape[1],
+        k.shape[1],
         capacity,
-        *past.stride()[:3],
-        *new.stride()[:3],
+        *past_k.stride()[:3],
+        *past_v.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
         GROUPS=groups,
         P=width,
         WIDTH=padded,
         ENTRIES=entries,
+        IN_PLACE=in_place,
         num_warps=4,
     )
-    return cache
+    return cache_k, cache_v
 
 
 def full_attention(
@@ -86,4 +146,4 @@ def full_attention(
     """See `longspan.kernels.full_attention.full_attention`."""
     q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
     y = attend(q, k, v, past_k, past_v, position, windowed=False)
-    return y, _appended(past_k, k, position), _appended(past_v, v, position)
+    return y, *_appended(past_k, past_v, k, v, position)
