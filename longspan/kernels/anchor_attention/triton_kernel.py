@@ -24,7 +24,8 @@ from longspan.kernels.attention.triton_math import contiguous_rows
 from longspan.kernels.donation import is_donated, new_like
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-COUNT_TOKENS = 2048  # flags that `count_anchors` loads at once
+COUNT_TOKENS = 2048  # flags that `count_anchors` loads at once,
+FEW_TOKENS = 16  # and where there are no more than these
 KEEP_ROWS = 32  # entries that a program of `keep_entries` writes
 
 
@@ -41,8 +42,8 @@ def _count(counters: Pair, is_anchor: torch.Tensor) -> tuple[Pair, Pair]:
         new_anchors,
         new_entries,
         length,
-        TOKENS=min(COUNT_TOKENS, triton.next_power_of_2(length)),
-        num_warps=8,
+        TOKENS=COUNT_TOKENS if length > FEW_TOKENS else FEW_TOKENS,
+        num_warps=8 if length > FEW_TOKENS else 1,
     )
     return (before, ends), (new_anchors, new_entries)
 

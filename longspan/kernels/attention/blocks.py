@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-# What an A100 or an H100 gives a program; the cards below them give some 99 KiB.
-LARGE_SHARED_BYTES = 160 * 1024
+# Cards with so much feed their tensor cores from it, which leaves registers to the softmax.
+LARGE_SHARED_BYTES = 200 * 1024
 DECODING_ROWS = 16
 
 
@@ -42,13 +42,10 @@ def choose_blocks(dtype: torch.dtype, rows: int, width: int, shared_bytes: int) 
     if dtype == torch.float32:
         # No tensor cores at full float32 precision: the tile is held down by registers.
         return Blocks(16, 32, 4, 1) if width <= 64 else Blocks(16, 16, 8, 1)
-    large = shared_bytes >= LARGE_SHARED_BYTES
     if rows <= DECODING_ROWS:
         return Blocks(16, 64, 4, 3 if width <= 128 else 2)
     if width > 128:
         return Blocks(64, 32, 8, 2)
-    if rows <= 64:
-        return Blocks(64, 64, 4, 2)
-    if width > 64:
-        return Blocks(128, 64, 8, 3) if large else Blocks(64, 64, 4, 2)
-    return Blocks(128, 64, 8, 3, 128)
+    if shared_bytes < LARGE_SHARED_BYTES:
+        return Blocks(128, 64 if width <= 64 else 32, 8, 3)
+    return Blocks(128, 64, 8, 3, 128 if width <= 64 else None)
