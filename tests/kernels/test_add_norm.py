@@ -61,7 +61,9 @@ def test_reference_is_torchs(kind: Kind, added: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 63, 24), (65, 100), (1, 3, 4097)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (2, 63, 24), (65, 100), (1, 3, 2560), (1, 3, 4097)], ids=str
+)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_kernel(
     device: str, dtype: torch.dtype, shape: tuple[int, ...], biased: bool, added: bool, kind: Kind

@@ -59,7 +59,7 @@ def test_the_reference_gates_before_or_after(gate_first: bool) -> None:
 @pytest.mark.parametrize("gate_first", [True, False])
 @pytest.mark.parametrize("rows", ["no weight", "one weight", "a weight a group"])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 2, 1), (2, 31, 3, 24), (5, 2, 70), (1, 3, 2, 1025)], ids=str
+    "shape", [(1, 1, 2, 1), (2, 31, 3, 24), (5, 2, 70), (1, 3, 2, 2700)], ids=str
 )
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_gated_groups(

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.rows import check_width, row_block, row_warps
+from longspan.kernels.rows import check_width, row_block
 
 
 @triton.jit(do_not_specialize=["rows", "groups"])
@@ -28,31 +28,43 @@ def _rms_norm(
     stride_weight_group,
     GATE_FIRST: tl.constexpr,
     ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, WIDTH)[None, :]
-    real = column < width
-    inside = (row < rows) & real
     outer, group = row // groups, row % groups
+    x_ptr += outer * stride_x + group * stride_x_group
+    square = tl.zeros([ROWS], dtype=tl.float32)
+    values = ()
+    gates = ()
+    for part in tl.static_range(2 if REST > 0 else 1):
+        column = part * MAIN + tl.arange(0, REST if part > 0 else MAIN)[None, :]
+        inside = (row < rows) & (column < width)
+        x = tl.load(x_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        if gate_ptr is not None:
+            source = gate_ptr + outer * stride_gate + group * stride_gate_group + column
+            gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+            gate = gate * tl.sigmoid(gate)
+            if GATE_FIRST:
+                x = x * gate
+            else:
+                gates = gates + (gate,)
+        square += tl.sum(x * x, axis=1)
+        values = values + (x,)
 
-    source = x_ptr + outer * stride_x + group * stride_x_group + column
-    x = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    if gate_ptr is not None:
-        source = gate_ptr + outer * stride_gate + group * stride_gate_group + column
-        gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-        gate = gate * tl.sigmoid(gate)
-        if GATE_FIRST:
-            x = x * gate
-    mean_square = tl.sum(x * x, axis=1) / width
-    y = x * (1.0 / tl.sqrt(mean_square + eps))[:, None]
-    if weight_ptr is not None:
-        # The last row's group stands for rows beyond it, which are not stored.
-        weight = tl.load(weight_ptr + group * stride_weight_group + column, mask=real, other=0.0)
-        y = y * weight.to(tl.float32)
-    if gate_ptr is not None and not GATE_FIRST:
-        y = y * gate
-    tl.store(y_ptr + row * width + column, y.to(y_ptr.dtype.element_ty), mask=inside)
+    root = (1.0 / tl.sqrt(square / width + eps))[:, None]
+    for part in tl.static_range(2 if REST > 0 else 1):
+        column = part * MAIN + tl.arange(0, REST if part > 0 else MAIN)[None, :]
+        real = column < width
+        y = values[part] * root
+        if weight_ptr is not None:
+            # Rows beyond the last have a group, too; they are not stored.
+            source = weight_ptr + group * stride_weight_group + column
+            y = y * tl.load(source, mask=real, other=0.0).to(tl.float32)
+        if gate_ptr is not None and not GATE_FIRST:
+            y = y * gates[part]
+        target = y_ptr + row * width + column
+        tl.store(target, y.to(y_ptr.dtype.element_ty), mask=(row < rows) & real)
 
 
 def _by_group(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,8 +91,8 @@ def rms_norm(
     weight = None if weight is None else weight.contiguous()
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     rows = flat.shape[0] * flat.shape[1]
-    each, padded = row_block(width)
-    _rms_norm[(triton.cdiv(rows, each),)](
+    block = row_block(width, neighbours=16 // min(x.element_size(), 4))
+    _rms_norm[(triton.cdiv(rows, block["ROWS"]),)](
         flat,
         weight,
         gates,
@@ -93,8 +105,6 @@ def rms_norm(
         *((0, 0) if gates is None else gates.stride()[:2]),
         0 if weight is None or weight.dim() == 1 else width,
         GATE_FIRST=gate_first,
-        ROWS=each,
-        WIDTH=padded,
-        num_warps=row_warps(padded),
+        **block,
     )
     return y
