@@ -4,8 +4,8 @@ A thread has four neighbours of the float32 residual, which are 16 bytes, and of
 with eight of bfloat16 the compiler would pass the sum through shared memory on its way out.
 """
 
-# The arguments of a kernel have Triton's types, and Triton ships no annotations.
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 from __future__ import annotations
 
 import torch
