@@ -20,8 +20,8 @@ from longspan.runtime.recording import NO_TORCH, NO_TRITON
 from longspan.sizes import format_bytes
 
 OPS = (
-    "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear", "moe",
-    "rms_norm", "selective_scan", "ssd", "window_attention",
+    "add_norm", "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear",
+    "moe", "rms_norm", "rope", "selective_scan", "ssd", "swiglu", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
@@ -38,6 +38,7 @@ _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
+        "add_norm": ("plain", _PLAIN_REASON),
         "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
@@ -46,14 +47,17 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
+        "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
             "Scan",
             "one token at a time in the cache; LinearAttention takes decays [L, E N] and is slower",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
     "cuda": {
+        "add_norm": ("plain", _PLAIN_REASON),
         "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
@@ -62,11 +66,13 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
+        "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
             "LinearAttention",
             "ONNX Runtime's recurrent kernel; a Scan would launch kernels for every token",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
 }

@@ -36,13 +36,14 @@ class Pairs:
 
 def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine, int]:
     """Bytes a token of queries, keys, values and RoPE, of input and output, by engine."""
-    H, P, D, b = layer.n_heads, layer.head_dim, width, DTYPE_BYTES[dtype]
+    D, b = width, DTYPE_BYTES[dtype]
     rows = layer.qkv_rows
     return {
         "onnx-cpu": F32 * (7 * rows + 3 * D),
         "onnx-cuda": (b + F32) * 3 * rows + b * D,
         "torch-cpu": F32 * (5 * rows + D),
-        "torch-cuda": 3 * b * rows + 4 * F32 * H * P + b * D,
+        # What was projected, what was rotated or convolved of it, and the heads' output.
+        "torch-cuda": b * (3 * rows + 2 * D),
     }
 
 
