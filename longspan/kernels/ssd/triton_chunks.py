@@ -21,6 +21,31 @@ from longspan.kernels.ssd.triton_math import LOG2_E, dot_rounded, softplus_step
 # 2^-150 is zero in float32; without a floor one such token would cost cs the digits of the others.
 MIN_LOG2_DECAY = tl.constexpr(-150.0)
 
+# The stacked heads' factors lie within 2^-60 .. 2^60, which leaves x, steps and sums of products
+# 2^60 in either direction.
+MIN_LOG2_CHUNK = tl.constexpr(-120.0)
+
+
+@triton.jit
+def half_decay(decay):
+    """log2 of the factor that splits a chunk's decay in two, as far as a factor can."""
+    return tl.maximum(0.5 * decay, 0.5 * MIN_LOG2_CHUNK)
+
+
+@triton.jit
+def chunk_decays(sums_ptr, first, end, H, HEADS: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr):
+    """log2 of the decays of chunks first .. end-1 of `HEADS` heads [MOST, HEADS]; zeros after."""
+    index = first + tl.arange(0, MOST)[:, None]
+    offsets = (index * H + tl.arange(0, HEADS)[None, :]) * CHUNK + CHUNK - 1
+    return tl.load(sums_ptr + offsets, mask=index < end, other=0.0)
+
+
+@triton.jit
+def forgets(sums_ptr, first, end, H, HEADS: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr):
+    """Whether a chunk of a segment forgets more than two factors can say."""
+    decays = chunk_decays(sums_ptr, first, end, H, HEADS, CHUNK, MOST)
+    return tl.min(tl.min(decays, axis=1), axis=0) < MIN_LOG2_CHUNK
+
 
 @triton.jit(do_not_specialize=["length"])
 def chunk_sums(
@@ -29,6 +54,8 @@ def chunk_sums(
     dt_bias_ptr,
     steps_ptr,
     sums_ptr,
+    starts_ptr,
+    ends_ptr,
     low,
     high,
     length,
@@ -39,7 +66,10 @@ def chunk_sums(
     HEADS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Store the steps of a chunk, in `HEADS` heads, and their sums of log2 decays."""
+    """Store the steps of a chunk, in `HEADS` heads, and their sums of log2 decays.
+
+    With r half of the chunk's own sum, also 2^(cs - r) and 2^(cs_last - cs - r) step, if asked.
+    """
     index = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -60,6 +90,12 @@ def chunk_sums(
     target += head[None, :] * CHUNK + token[:, None]
     tl.store(steps_ptr + target, step, mask=real[None, :])
     tl.store(sums_ptr + target, sums, mask=real[None, :])
+    if starts_ptr is not None:
+        last = tl.sum(tl.where((token == CHUNK - 1)[:, None], sums, 0.0), axis=0)
+        half = half_decay(last)[None, :]
+        tl.store(starts_ptr + target, tl.exp2(sums - half), mask=real[None, :])
+        ends = step * tl.exp2(last[None, :] - sums - half)
+        tl.store(ends_ptr + target, ends, mask=real[None, :])
 
 
 @triton.jit
@@ -267,8 +303,14 @@ def walk_segments(
     STAGES: tl.constexpr,
     EVEN: tl.constexpr,
     SKIP_ON_DIAGONAL: tl.constexpr,
+    HEADS: tl.constexpr,
+    MOST: tl.constexpr,
+    LEFT_OVER: tl.constexpr,
 ):
-    """Store `WIDTH` channels of a segment's y; the last segment stores the new state."""
+    """Store `WIDTH` channels of a segment's y; the last segment stores the new state.
+
+    `LEFT_OVER`: only of segments where one of `HEADS` stacked heads `forgets`.
+    """
     WIDTHS: tl.constexpr = (P + WIDTH - 1) // WIDTH
     segments = tl.num_programs(0) // WIDTHS
     segment = tl.program_id(0) // WIDTHS
@@ -293,7 +335,13 @@ def walk_segments(
     D = skip(D_ptr, stride_D_head, stride_D, head, p, P, SKIP_ON_DIAGONAL)
 
     first = segment * each
-    for index in tl.range(first, tl.minimum(first + each, chunks), num_stages=STAGES):
+    end = tl.minimum(first + each, chunks)
+    if LEFT_OVER:
+        stack_ptr = sums_ptr - head % HEADS * CHUNK
+        mine = forgets(stack_ptr, first, end, H, HEADS, CHUNK, MOST)
+        end = tl.where(mine, end, first)
+        real = (n < tl.where(mine, N, 0))[:, None] & (p < P)[None, :]
+    for index in tl.range(first, end, num_stages=STAGES):
         start = tl.cast(index, tl.int64) * CHUNK
         at = tl.cast(index, tl.int64) * H * CHUNK
         left = (length - start).to(tl.int32)
