@@ -28,8 +28,8 @@ MIN_LOG2_CHUNK = tl.constexpr(-120.0)
 
 @triton.jit
 def half_decay(decay):
-    """log2 of the factor that splits a chunk's decay in two, as far as a factor can."""
-    return tl.maximum(0.5 * decay, 0.5 * MIN_LOG2_CHUNK)
+    """log2 of the factor that splits a chunk's decay in two; zero where it cannot be split."""
+    return tl.where(decay < MIN_LOG2_CHUNK, 0.0, 0.5 * decay)
 
 
 @triton.jit
@@ -38,13 +38,6 @@ def chunk_decays(sums_ptr, first, end, H, HEADS: tl.constexpr, CHUNK: tl.constex
     index = first + tl.arange(0, MOST)[:, None]
     offsets = (index * H + tl.arange(0, HEADS)[None, :]) * CHUNK + CHUNK - 1
     return tl.load(sums_ptr + offsets, mask=index < end, other=0.0)
-
-
-@triton.jit
-def forgets(sums_ptr, first, end, H, HEADS: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr):
-    """Whether a chunk of a segment forgets more than two factors can say."""
-    decays = chunk_decays(sums_ptr, first, end, H, HEADS, CHUNK, MOST)
-    return tl.min(tl.min(decays, axis=1), axis=0) < MIN_LOG2_CHUNK
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -303,14 +296,8 @@ def walk_segments(
     STAGES: tl.constexpr,
     EVEN: tl.constexpr,
     SKIP_ON_DIAGONAL: tl.constexpr,
-    HEADS: tl.constexpr,
-    MOST: tl.constexpr,
-    LEFT_OVER: tl.constexpr,
 ):
-    """Store `WIDTH` channels of a segment's y; the last segment stores the new state.
-
-    `LEFT_OVER`: only of segments where one of `HEADS` stacked heads `forgets`.
-    """
+    """Store `WIDTH` channels of a segment's y; the last segment stores the new state."""
     WIDTHS: tl.constexpr = (P + WIDTH - 1) // WIDTH
     segments = tl.num_programs(0) // WIDTHS
     segment = tl.program_id(0) // WIDTHS
@@ -336,11 +323,6 @@ def walk_segments(
 
     first = segment * each
     end = tl.minimum(first + each, chunks)
-    if LEFT_OVER:
-        stack_ptr = sums_ptr - head % HEADS * CHUNK
-        mine = forgets(stack_ptr, first, end, H, HEADS, CHUNK, MOST)
-        end = tl.where(mine, end, first)
-        real = (n < tl.where(mine, N, 0))[:, None] & (p < P)[None, :]
     for index in tl.range(first, end, num_stages=STAGES):
         start = tl.cast(index, tl.int64) * CHUNK
         at = tl.cast(index, tl.int64) * H * CHUNK

@@ -15,13 +15,13 @@ import triton
 from longspan.kernels.device import shared_memory_bytes
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_chunks import chunk_sums, segment_states, walk_segments
-from longspan.kernels.ssd.triton_stacked import chunk_products, stacked_states, stacked_walk
+from longspan.kernels.ssd.triton_stacked import add_within, chunk_products, stacked_states, stacked_walk
 
 # `chunk_sums` reads this many neighbouring heads of a token together.
 SUM_HEADS = 16
 # Two stages take 90 KiB, and two programs to a multiprocessor hide each other's waiting.
 STAGED_BYTES = 160 * 1024
-STACKED = {"walk_stages": 3, "state_stages": 3, "num_warps": 8, "VARIANT": 0}
+STACKED = {"walk": (2, 8, 3, 1, {}), "state": (2, 8, 3, 1, {})}
 
 
 def _tile(x: torch.Tensor) -> dict[str, Any]:
@@ -105,22 +105,28 @@ def scan_in_slices(
             H=H, HEADS=SUM_HEADS, CHUNK=cut.chunk,
         )  # fmt: skip
         if stacked:
-            few = {"num_warps": STACKED["num_warps"], "EVEN": even}
-            grid = (H // stacked, batch)
             shared = {name: value for name, value in inputs.items() if "x" not in name}
             chunk_products[(chunks, G, batch)](
                 **shared, products_ptr=products, length=tokens, N=N, CHUNK=cut.chunk,
                 STATES=padded, EVEN=even,
             )  # fmt: skip
             if segments > 1:
-                stacked_states[(segments - 1, *grid)](
-                    **without_C, **factors, **passed, **span, **sizes, **few,
-                    STAGES=STACKED["state_stages"],
+                hs, warps, stages, parts, opt = STACKED["state"]
+                sizes["HEADS"] = hs
+                stacked_states[((segments - 1)*parts, H // hs, batch)](
+                    **without_C, **factors, **passed, **span, **sizes, EVEN=even, num_warps=warps,
+                    STAGES=stages, PARTS=parts, **opt
                 )  # fmt: skip
-            stacked_walk[(segments, *grid)](
-                **inputs, **skip, **factors, **passed, **kept, **span, **sizes, **few,
-                starts_ptr=starts, products_ptr=products, STAGES=STACKED["walk_stages"],
-                VARIANT=STACKED["VARIANT"],
+            hs, warps, stages, var, opt = STACKED["walk"]
+            sizes["HEADS"] = hs
+            stacked_walk[(segments, H // hs, batch)](
+                **inputs, **skip, **factors, **passed, **kept, **span, **sizes, EVEN=even,
+                starts_ptr=starts, products_ptr=products, num_warps=warps, STAGES=stages,
+                VARIANT=var, **opt
+            )  # fmt: skip
+            add_within[(chunks, triton.cdiv(H, SUM_HEADS), batch)](
+                u, products, steps, sums, y[:, part], tokens, *u.stride()[:3], y.stride(0),
+                H=H, REPEATS=H // G, P=P, CHUNK=cut.chunk, HEADS=SUM_HEADS,
             )  # fmt: skip
         width = tile["WIDTH"]
         rest = {"EVEN": even and P % width == 0, **tile}
@@ -130,8 +136,10 @@ def scan_in_slices(
             segment_states[((segments - 1) * widths, H, batch)](
                 **without_C, **scaled, **passed, **span, **less, **rest
             )
-        walk_segments[(segments * widths, H, batch)](
-            **inputs, **skip, **scaled, **passed, **kept, **span, **sizes, **rest,
-            SKIP_ON_DIAGONAL=D is not None and D.stride(1) == 0, LEFT_OVER=stacked > 0,
+        if not stacked:
+          less = {k: v for k, v in sizes.items() if k not in ("HEADS", "MOST")}
+          walk_segments[(segments * widths, H, batch)](
+            **inputs, **skip, **scaled, **passed, **kept, **span, **less, **rest,
+            SKIP_ON_DIAGONAL=D is not None and D.stride(1) == 0,
         )  # fmt: skip
         state = after

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.ssd.triton_chunks import (
+    MIN_LOG2_CHUNK,
     chunk_decays,
-    forgets,
     half_decay,
     load_rows,
     store_rows,
@@ -104,6 +104,7 @@ def stacked_states(
     STAGES: tl.constexpr,
     EVEN: tl.constexpr,
     MOST: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Store a segment's own states, from zero, and its sums of log2 decays.
 
@@ -111,11 +112,11 @@ def stacked_states(
     is not read.
     """
     ROWS: tl.constexpr = HEADS * P
-    segment = tl.program_id(0)
+    segment = tl.program_id(0) // PARTS
     head = tl.program_id(1).to(tl.int64) * HEADS
     batch = tl.program_id(2).to(tl.int64)
     row = tl.arange(0, ROWS)
-    n = tl.arange(0, STATES)
+    n = tl.program_id(0) % PARTS * (STATES // PARTS) + tl.arange(0, STATES // PARTS)
     inner = row // P
     channel = inner * stride_x_head + row % P
     x_ptr += batch * stride_x_batch + head * stride_x_head
@@ -130,7 +131,7 @@ def stacked_states(
     heard = tl.max(later, axis=1) > MIN_LOG2
     count = tl.sum((heard & (tl.arange(0, MOST) < end - first)).to(tl.int32), axis=0)
 
-    h = tl.zeros([ROWS, STATES], dtype=tl.float32)
+    h = tl.zeros([ROWS, STATES // PARTS], dtype=tl.float32)
     after = tl.zeros([ROWS], dtype=tl.float32)
     for back in tl.range(0, count, num_stages=STAGES):
         index = end - 1 - back
@@ -145,7 +146,7 @@ def stacked_states(
         h = tl.dot(g, B, acc=h)
         after += tl.load(sums_ptr + at + inner * CHUNK + CHUNK - 1)
 
-    slot = (batch * tl.num_programs(0) + segment) * H + head
+    slot = (batch * (tl.num_programs(0) // PARTS) + segment) * H + head
     target = states_ptr + (slot + inner)[:, None] * (N * P) + n[None, :] * P + (row % P)[:, None]
     tl.store(target, h, mask=(n < N)[None, :])
     total = tl.sum(decays, axis=0)
@@ -220,10 +221,7 @@ def stacked_walk(
 
     first = segment * each
     end = tl.minimum(first + each, chunks)
-    left_over = forgets(sums_ptr, first, end, H, HEADS, CHUNK, MOST)
-    end = tl.where(left_over, first, end)
-
-    real = (n < tl.where(left_over, 0, N))[None, :]
+    real = (n < N)[None, :]
     own = inner[:, None] * (N * P) + n[None, :] * P + p[:, None]
     state_ptr += batch * stride_state_batch + head * stride_state_head
     source = inner.to(tl.int64)[:, None] * stride_state_head + p[:, None] * stride_state
@@ -250,19 +248,21 @@ def stacked_walk(
         block = products_ptr + tl.cast(index, tl.int64) * (CHUNK * CHUNK)
         products = tl.load(block + token[:, None] * CHUNK + token[None, :])
 
-        half = tl.exp2(half_decay(tl.load(sums_ptr + at + inner * CHUNK + CHUNK - 1)))
-        h = h * (factor * half)[:, None]
-        factor = half
+        total = tl.load(sums_ptr + at + inner * CHUNK + CHUNK - 1)
+        half = half_decay(total)
+        carried = (h * (factor * tl.exp2(half))[:, None]).to(x.dtype)
+        h = h * (factor * tl.exp2(total - half))[:, None]
+        factor = tl.exp2(half)
         weights = of_rows(ends_ptr + at, inner, HEADS, CHUNK)
         g = (x.trans().to(tl.float32) * weights).to(x.dtype)
-        y = tl.dot(h.to(x.dtype), C.trans())
+        y = tl.dot(carried, C.trans())
         y = tl.dot(g, products, acc=y)
-        h = tl.dot(g, B, acc=h)
         y = y * of_rows(starts_ptr + at, inner, HEADS, CHUNK)
+        h = tl.dot(g, B, acc=h)
         y_rows = y_ptr + start * (H * P)
         if D_ptr is None:
             store_rows(y_rows, y.trans(), H * P, left, row, 1 << 30, CHUNK, EVEN)
-        elif VARIANT == 0:
+        elif VARIANT & 1 == 0:
             y += D[:, None] * x.trans().to(tl.float32)
             store_rows(y_rows, y.trans(), H * P, left, row, 1 << 30, CHUNK, EVEN)
         else:
@@ -272,3 +272,54 @@ def stacked_walk(
     if segment == segments - 1:
         target = new_state_ptr + (batch * H + head) * (N * P) + own
         tl.store(target, h * factor[:, None], mask=real)
+
+
+@triton.jit(do_not_specialize=["length"])
+def add_within(
+    x_ptr,
+    products_ptr,
+    steps_ptr,
+    sums_ptr,
+    y_ptr,
+    length,
+    stride_x_batch,
+    stride_x,
+    stride_x_head,
+    stride_y_batch,
+    H: tl.constexpr,
+    REPEATS: tl.constexpr,
+    P: tl.constexpr,
+    CHUNK: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    """Add sum_j exp(cs_i - cs_j) step_j (C_i . B_j) x_j to y where a chunk's decay cannot be split."""
+    index = tl.program_id(0).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    token, p = tl.arange(0, CHUNK), tl.arange(0, P)
+    chunks = tl.num_programs(0)
+    at = (batch * chunks + index) * H * CHUNK
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    decays = tl.load(sums_ptr + at + heads * CHUNK + CHUNK - 1, mask=heads < H, other=0.0)
+    if tl.min(decays, axis=0) < MIN_LOG2_CHUNK:
+        start = index * CHUNK
+        inside = (token < length - start)[:, None]
+        for k in range(HEADS):
+            head = (tl.program_id(1) * HEADS + k).to(tl.int64)
+            decay = tl.load(sums_ptr + at + head * CHUNK + CHUNK - 1, mask=head < H, other=0.0)
+            if decay < MIN_LOG2_CHUNK:
+                slot = (batch * (H // REPEATS) + head // REPEATS) * chunks + index
+                block = products_ptr + slot * CHUNK * CHUNK
+                products = tl.load(block + token[None, :] * CHUNK + token[:, None])
+                sums = tl.load(sums_ptr + at + head * CHUNK + token)
+                steps = tl.load(steps_ptr + at + head * CHUNK + token)
+                # Masked before the exponential: beyond the diagonal it would overflow.
+                seen = token[:, None] >= token[None, :]
+                fade = tl.where(seen, sums[:, None] - sums[None, :], float("-inf"))
+                weights = products.to(tl.float32) * tl.exp2(fade) * steps[None, :]
+                x_rows = x_ptr + batch * stride_x_batch + head * stride_x_head + start * stride_x
+                x = tl.load(x_rows + token[:, None] * stride_x + p[None, :], mask=inside, other=0.0)
+                y_rows = y_ptr + batch * stride_y_batch + (start * H + head) * P
+                y_rows += token[:, None] * (H * P) + p[None, :]
+                y = tl.load(y_rows, mask=inside, other=0.0).to(tl.float32)
+                y = tl.dot(weights.to(x.dtype), x, acc=y)
+                tl.store(y_rows, y.to(y_ptr.dtype.element_ty), mask=inside)
