@@ -17,7 +17,7 @@ ONE_PASS_TOKENS = 8
 # By count, the fewest operations a token with N = 128 and P = 64. Larger states and wider numbers
 # leave registers for half of it only.
 CHUNK_TOKENS = 64
-SLICE_TOKENS = 32_768
+SLICE_TOKENS = 65_536
 # Programs that a launch should have: several for each multiprocessor of a large GPU, so that the
 # last ones of a launch do not work alone for long.
 PROGRAMS = 1056

@@ -21,23 +21,28 @@ from longspan.kernels.ssd.triton_math import LOG2_E, dot_rounded, softplus_step
 # 2^-150 is zero in float32; without a floor one such token would cost cs the digits of the others.
 MIN_LOG2_DECAY = tl.constexpr(-150.0)
 
-# The stacked heads' factors lie within 2^-60 .. 2^60, which leaves x, steps and sums of products
-# 2^60 in either direction.
-MIN_LOG2_CHUNK = tl.constexpr(-120.0)
+
+@triton.jit
+def steps_and_sums(dt, A, inside, low, high):
+    """Steps of a chunk's tokens [CHUNK, ...], zero where not `inside`, and sums of log2 decays."""
+    step = tl.where(inside, softplus_step(dt, low, high), 0.0)
+    return step, tl.cumsum(tl.maximum(step * A, MIN_LOG2_DECAY), axis=0)
 
 
 @triton.jit
-def half_decay(decay):
-    """log2 of the factor that splits a chunk's decay in two; zero where it cannot be split."""
-    return tl.where(decay < MIN_LOG2_CHUNK, 0.0, 0.5 * decay)
-
-
-@triton.jit
-def chunk_decays(sums_ptr, first, end, H, HEADS: tl.constexpr, CHUNK: tl.constexpr, MOST: tl.constexpr):
-    """log2 of the decays of chunks first .. end-1 of `HEADS` heads [MOST, HEADS]; zeros after."""
-    index = first + tl.arange(0, MOST)[:, None]
-    offsets = (index * H + tl.arange(0, HEADS)[None, :]) * CHUNK + CHUNK - 1
-    return tl.load(sums_ptr + offsets, mask=index < end, other=0.0)
+def load_steps(
+    dt_ptr, A_ptr, dt_bias_ptr, low, high, left, stride_dt, stride_dt_head, head, real,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Steps and sums of a chunk in several heads [CHUNK, heads]."""
+    token = tl.arange(0, CHUNK)[:, None]
+    inside = (token < left) & real[None, :]
+    A = tl.load(A_ptr + head, mask=real, other=0.0).to(tl.float32) * LOG2_E
+    offsets = token * stride_dt + head[None, :] * stride_dt_head
+    dt = tl.load(dt_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    if dt_bias_ptr is not None:
+        dt += tl.load(dt_bias_ptr + head, mask=real, other=0.0).to(tl.float32)[None, :]
+    return steps_and_sums(dt, A[None, :], inside, low, high)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -47,8 +52,6 @@ def chunk_sums(
     dt_bias_ptr,
     steps_ptr,
     sums_ptr,
-    starts_ptr,
-    ends_ptr,
     low,
     high,
     length,
@@ -59,36 +62,21 @@ def chunk_sums(
     HEADS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Store the steps of a chunk, in `HEADS` heads, and their sums of log2 decays.
-
-    With r half of the chunk's own sum, also 2^(cs - r) and 2^(cs_last - cs - r) step, if asked.
-    """
+    """Store the steps of a chunk, in `HEADS` heads, and their sums of log2 decays."""
     index = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    token = tl.arange(0, CHUNK)
-    t = index * CHUNK + token
     real = head < H
-
-    A = tl.load(A_ptr + head, mask=real, other=0.0).to(tl.float32) * LOG2_E
-    offsets = t[:, None] * stride_dt + head[None, :] * stride_dt_head
-    mask = (t < length)[:, None] & real[None, :]
-    dt = tl.load(dt_ptr + batch * stride_dt_batch + offsets, mask=mask, other=0.0).to(tl.float32)
-    if dt_bias_ptr is not None:
-        dt += tl.load(dt_bias_ptr + head, mask=real, other=0.0).to(tl.float32)[None, :]
-    step = tl.where(mask, softplus_step(dt, low, high), 0.0)
-    sums = tl.cumsum(tl.maximum(step * A[None, :], MIN_LOG2_DECAY), axis=0)
-
+    start = index * CHUNK
+    dt_ptr += batch * stride_dt_batch + start * stride_dt
+    left = (length - start).to(tl.int32)
+    step, sums = load_steps(
+        dt_ptr, A_ptr, dt_bias_ptr, low, high, left, stride_dt, stride_dt_head, head, real, CHUNK
+    )
     target = (batch * tl.num_programs(0) + index) * H * CHUNK
-    target += head[None, :] * CHUNK + token[:, None]
+    target += head[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
     tl.store(steps_ptr + target, step, mask=real[None, :])
     tl.store(sums_ptr + target, sums, mask=real[None, :])
-    if starts_ptr is not None:
-        last = tl.sum(tl.where((token == CHUNK - 1)[:, None], sums, 0.0), axis=0)
-        half = half_decay(last)[None, :]
-        tl.store(starts_ptr + target, tl.exp2(sums - half), mask=real[None, :])
-        ends = step * tl.exp2(last[None, :] - sums - half)
-        tl.store(ends_ptr + target, ends, mask=real[None, :])
 
 
 @triton.jit
@@ -322,8 +310,7 @@ def walk_segments(
     D = skip(D_ptr, stride_D_head, stride_D, head, p, P, SKIP_ON_DIAGONAL)
 
     first = segment * each
-    end = tl.minimum(first + each, chunks)
-    for index in tl.range(first, end, num_stages=STAGES):
+    for index in tl.range(first, tl.minimum(first + each, chunks), num_stages=STAGES):
         start = tl.cast(index, tl.int64) * CHUNK
         at = tl.cast(index, tl.int64) * H * CHUNK
         left = (length - start).to(tl.int32)

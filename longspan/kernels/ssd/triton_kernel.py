@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.ssd import scratch
-from longspan.kernels.ssd.triton_slices import scan_in_slices
+from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 
 # Values of a state that a program of `_scan_tokens` holds.
@@ -118,7 +118,21 @@ def ssd(
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     new_state = torch.empty(state.shape, dtype=torch.float32, device=x.device)
     if length > scratch.ONE_PASS_TOKENS:
-        scan_in_slices(x, dt, A, B, C, D, dt_bias, dt_limit, state, y, new_state)
+        scan_in_slices(
+            Inputs(
+                x=x,
+                dt=dt,
+                A=A,
+                B=B,
+                C=C,
+                D=D,
+                dt_bias=dt_bias,
+                dt_limit=dt_limit,
+                state=state,
+                y=y,
+                new_state=new_state,
+            )
+        )
         return y, new_state
 
     states = triton.next_power_of_2(N)

@@ -1,17 +1,24 @@
 """The state-space dual for several heads of a group at once, stacked as the rows of one tile.
 
 B and C belong to a group of heads, and reading them anew for every head is what a walk of one head
-waits for. Here the heads' channels are the rows r of one transposed state h [rows, N], and every
-product has B, C or their own product for its right side, which all rows share. With r the half of
-a chunk's sum of log2 decays:
+waits for. Here the heads' channels are the rows of one transposed state h [rows, N], and every
+product has B, C or their own products for its right side, which all rows share:
 
-    g_j = 2^(r - cs_j) step_j x_j                      rows of the chunk's inputs, once
-    y_i = 2^(cs_i - r) (2^r h C_i + sum_{j <= i} g_j B_j . C_i) + D x_i
+    chunk_factors   starts, ends and log2 decays of the chunks, head by head
+    chunk_products  B_j . C_i of the chunks, once a group
+    stacked_states  the state after each segment but the last, from zero
+    stacked_walk    chunk by chunk, with h in registers
+    add_within      what the walk leaves out
+
+With cs_i the sum of log2 decays over a chunk's tokens up to i, and r half of the whole chunk's:
+
+    starts_i = 2^(cs_i - r)        ends_j = 2^(cs_last - cs_j - r) step_j        g_j = ends_j x_j
+    y_i = starts_i (2^r h C_i + sum_{j <= i} g_j B_j . C_i) + D x_i
     h  <- 2^r (2^r h + sum_j g_j B_j)
 
-2^(cs_i - cs_j) is thus a product of two factors, which float32 and bfloat16 hold while the decay of
-a whole chunk is above `MIN_LOG2_CHUNK`. A segment with a chunk that forgets more goes to
-`triton_chunks.walk_segments`, whose exponents are differences and never overflow.
+So 2^(cs_i - cs_j) is a product of two factors, as far as these are numbers of float32 and bfloat16:
+while a chunk's decay is above 2^MIN_LOG2_CHUNK. Where it is below, r is zero; then the sum over j
+is less than that decay, which is nothing, and `add_within` adds what it should have been.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -22,26 +29,65 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.ssd.triton_chunks import (
-    MIN_LOG2_CHUNK,
-    chunk_decays,
-    half_decay,
     load_rows,
+    load_steps,
+    steps_and_sums,
     store_rows,
 )
+from longspan.kernels.ssd.triton_math import LOG2_E
 
+# Factors within 2^-80 .. 2^80 leave x, steps and sums of products 2^40 in either direction.
+MIN_LOG2_CHUNK = tl.constexpr(-160.0)
 # Below it a factor is zero in float32.
 MIN_LOG2 = tl.constexpr(-150.0)
+# All columns of a tile of rows exist.
+ALL = tl.constexpr(1 << 30)
 
 
 @triton.jit
-def of_rows(ptr, inner, HEADS: tl.constexpr, CHUNK: tl.constexpr):
-    """The numbers of a chunk's tokens, for each row those of its head [rows, CHUNK]."""
-    token = tl.arange(0, CHUNK)
-    spread = tl.load(ptr + token)[None, :]
-    for k in tl.static_range(1, HEADS):
-        values = tl.load(ptr + k * CHUNK + token)
-        spread = tl.where(inner[:, None] == k, values[None, :], spread)
-    return spread
+def half_of(decay):
+    """r: log2 of the factor that splits a chunk's decay in two, zero where it cannot be split."""
+    return tl.where(decay < MIN_LOG2_CHUNK, 0.0, 0.5 * decay)
+
+
+@triton.jit(do_not_specialize=["length"])
+def chunk_factors(
+    dt_ptr,
+    A_ptr,
+    dt_bias_ptr,
+    starts_ptr,
+    ends_ptr,
+    decays_ptr,
+    low,
+    high,
+    length,
+    stride_dt_batch,
+    stride_dt,
+    stride_dt_head,
+    H: tl.constexpr,
+    HEADS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Store starts and ends of a chunk in `HEADS` heads [H, CHUNK], and their log2 decays [H]."""
+    index = tl.program_id(0).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    token = tl.arange(0, CHUNK)[:, None]
+    real = head < H
+    start = index * CHUNK
+    dt_ptr += batch * stride_dt_batch + start * stride_dt
+    left = (length - start).to(tl.int32)
+    step, sums = load_steps(
+        dt_ptr, A_ptr, dt_bias_ptr, low, high, left, stride_dt, stride_dt_head, head, real, CHUNK
+    )
+    decay = tl.sum(tl.where(token == CHUNK - 1, sums, 0.0), axis=0)
+    half = half_of(decay)[None, :]
+    slot = (batch * tl.num_programs(0) + index) * H
+    target = (slot + head)[None, :] * CHUNK + token
+    tl.store(starts_ptr + target, tl.exp2(sums - half), mask=real[None, :])
+    ends = step * tl.exp2(decay[None, :] - sums - half)
+    tl.store(ends_ptr + target, ends, mask=real[None, :])
+    tl.store(decays_ptr + slot + head, decay, mask=real)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -77,12 +123,34 @@ def chunk_products(
     tl.store(target, products.to(products_ptr.dtype.element_ty))
 
 
+@triton.jit
+def of_rows(ptr, inner, HEADS: tl.constexpr, CHUNK: tl.constexpr):
+    """The numbers of a chunk's tokens, for each row those of its head [rows, CHUNK]."""
+    token = tl.arange(0, CHUNK)
+    spread = tl.load(ptr + token)[None, :]
+    for k in tl.static_range(1, HEADS):
+        values = tl.load(ptr + k * CHUNK + token)
+        spread = tl.where(inner[:, None] == k, values[None, :], spread)
+    return spread
+
+
+@triton.jit
+def identity(CHUNK: tl.constexpr, ptr):
+    """In the dtype of `ptr`.
+
+    x^T times it is x^T where a product leaves its results, exactly. Passing x through shared memory
+    instead took a third of the walk's time on an H100.
+    """
+    token = tl.arange(0, CHUNK)
+    return (token[:, None] == token[None, :]).to(ptr.dtype.element_ty)
+
+
 @triton.jit(do_not_specialize=["length", "chunks", "each"])
 def stacked_states(
     x_ptr,
     B_ptr,
-    sums_ptr,
     ends_ptr,
+    decays_ptr,
     states_ptr,
     totals_ptr,
     length,
@@ -101,56 +169,56 @@ def stacked_states(
     CHUNK: tl.constexpr,
     STATES: tl.constexpr,
     HEADS: tl.constexpr,
+    MOST: tl.constexpr,
     STAGES: tl.constexpr,
     EVEN: tl.constexpr,
-    MOST: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Store a segment's own states, from zero, and its sums of log2 decays.
 
-    From its end backwards, as each input's weight is the decay after it; what the segment forgets
-    is not read.
+    It walks from the segment's end, where an input's weight is the decay after it, and stops where
+    that is nothing in all heads.
     """
     ROWS: tl.constexpr = HEADS * P
-    segment = tl.program_id(0) // PARTS
+    segment = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64) * HEADS
     batch = tl.program_id(2).to(tl.int64)
-    row = tl.arange(0, ROWS)
-    n = tl.program_id(0) % PARTS * (STATES // PARTS) + tl.arange(0, STATES // PARTS)
-    inner = row // P
-    channel = inner * stride_x_head + row % P
+    row, n = tl.arange(0, ROWS), tl.arange(0, STATES)
+    inner, p = row // P, row % P
+    channel = inner * stride_x_head + p
     x_ptr += batch * stride_x_batch + head * stride_x_head
     B_ptr += batch * stride_B_batch + head // REPEATS * stride_B_group
     ends_ptr += (batch * chunks * H + head) * CHUNK
-    sums_ptr += (batch * chunks * H + head) * CHUNK
+    decays_ptr += batch * chunks * H + head
 
     first = segment * each
     end = tl.minimum(first + each, chunks)
-    decays = chunk_decays(sums_ptr, first, end, H, HEADS, CHUNK, MOST)
+    index = first + tl.arange(0, MOST)
+    offsets = index[:, None] * H + tl.arange(0, HEADS)[None, :]
+    decays = tl.load(decays_ptr + offsets, mask=index[:, None] < end, other=0.0)
     later = tl.cumsum(decays, axis=0, reverse=True) - decays
-    heard = tl.max(later, axis=1) > MIN_LOG2
-    count = tl.sum((heard & (tl.arange(0, MOST) < end - first)).to(tl.int32), axis=0)
+    heard = (tl.max(later, axis=1) > MIN_LOG2) & (index < end)
+    count = tl.sum(heard.to(tl.int32), axis=0)
 
-    h = tl.zeros([ROWS, STATES // PARTS], dtype=tl.float32)
+    eye = identity(CHUNK, x_ptr)
+    h = tl.zeros([ROWS, STATES], dtype=tl.float32)
     after = tl.zeros([ROWS], dtype=tl.float32)
     for back in tl.range(0, count, num_stages=STAGES):
-        index = end - 1 - back
-        start = tl.cast(index, tl.int64) * CHUNK
-        at = tl.cast(index, tl.int64) * H * CHUNK
+        chunk = tl.cast(end - 1 - back, tl.int64)
+        start = chunk * CHUNK
         left = (length - start).to(tl.int32)
         B = load_rows(B_ptr + start * stride_B, stride_B, left, n, N, CHUNK, EVEN)
-        x = load_rows(x_ptr + start * stride_x, stride_x, left, channel, 1 << 30, CHUNK, EVEN)
-        half = half_decay(tl.load(sums_ptr + at + inner * CHUNK + CHUNK - 1))
-        weights = of_rows(ends_ptr + at, inner, HEADS, CHUNK) * tl.exp2(after + half)[:, None]
-        g = (x.trans().to(tl.float32) * weights).to(x.dtype)
-        h = tl.dot(g, B, acc=h)
-        after += tl.load(sums_ptr + at + inner * CHUNK + CHUNK - 1)
+        x = load_rows(x_ptr + start * stride_x, stride_x, left, channel, ALL, CHUNK, EVEN)
+        turned = tl.dot(x.trans(), eye)
+        decay = tl.load(decays_ptr + chunk * H + inner)
+        ends = of_rows(ends_ptr + start * H, inner, HEADS, CHUNK)
+        g = turned * ends * tl.exp2(after + half_of(decay))[:, None]
+        h = tl.dot(g.to(x.dtype), B, acc=h)
+        after += decay
 
-    slot = (batch * (tl.num_programs(0) // PARTS) + segment) * H + head
-    target = states_ptr + (slot + inner)[:, None] * (N * P) + n[None, :] * P + (row % P)[:, None]
+    slot = (batch * tl.num_programs(0) + segment) * H + head
+    target = states_ptr + (slot + inner)[:, None] * (N * P) + n[None, :] * P + p[:, None]
     tl.store(target, h, mask=(n < N)[None, :])
-    total = tl.sum(decays, axis=0)
-    tl.store(totals_ptr + slot + tl.arange(0, HEADS), total)
+    tl.store(totals_ptr + slot + tl.arange(0, HEADS), tl.sum(decays, axis=0))
 
 
 @triton.jit(do_not_specialize=["length", "chunks", "each"])
@@ -160,9 +228,9 @@ def stacked_walk(
     C_ptr,
     D_ptr,
     products_ptr,
-    sums_ptr,
     starts_ptr,
     ends_ptr,
+    decays_ptr,
     states_ptr,
     totals_ptr,
     state_ptr,
@@ -196,31 +264,25 @@ def stacked_walk(
     HEADS: tl.constexpr,
     STAGES: tl.constexpr,
     EVEN: tl.constexpr,
-    MOST: tl.constexpr,
-    VARIANT: tl.constexpr = 0,
 ):
-    """Store a segment's y; the last segment stores the new states. Nothing if it `forgets`."""
+    """Store a segment's y; the last segment stores the new states."""
     ROWS: tl.constexpr = HEADS * P
     segments = tl.num_programs(0)
     segment = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64) * HEADS
     batch = tl.program_id(2).to(tl.int64)
-    row = tl.arange(0, ROWS)
-    n = tl.arange(0, STATES)
-    token = tl.arange(0, CHUNK)
+    row, n, token = tl.arange(0, ROWS), tl.arange(0, STATES), tl.arange(0, CHUNK)
     inner, p = row // P, row % P
     channel = inner * stride_x_head + p
     x_ptr += batch * stride_x_batch + head * stride_x_head
     B_ptr += batch * stride_B_batch + head // REPEATS * stride_B_group
     C_ptr += batch * stride_C_batch + head // REPEATS * stride_C_group
+    products_ptr += (batch * (H // REPEATS) + head // REPEATS) * chunks * (CHUNK * CHUNK)
     starts_ptr += (batch * chunks * H + head) * CHUNK
     ends_ptr += (batch * chunks * H + head) * CHUNK
-    sums_ptr += (batch * chunks * H + head) * CHUNK
+    decays_ptr += batch * chunks * H + head
     y_ptr += batch * stride_y_batch + head * P
-    products_ptr += (batch * (H // REPEATS) + head // REPEATS) * chunks * (CHUNK * CHUNK)
 
-    first = segment * each
-    end = tl.minimum(first + each, chunks)
     real = (n < N)[None, :]
     own = inner[:, None] * (N * P) + n[None, :] * P + p[:, None]
     state_ptr += batch * stride_state_batch + head * stride_state_head
@@ -236,38 +298,35 @@ def stacked_walk(
     if D_ptr is not None:
         D = tl.load(D_ptr + (head + inner) * stride_D_head + p * stride_D).to(tl.float32)
 
-    # The state is h * factor: one multiplication serves the end of a chunk and the next one's r.
+    eye = identity(CHUNK, x_ptr)
+    # The state is h * factor: one multiplication serves a chunk's end and the next one's 2^r.
     factor = tl.full([ROWS], 1.0, dtype=tl.float32)
-    for index in tl.range(first, end, num_stages=STAGES):
-        start = tl.cast(index, tl.int64) * CHUNK
-        at = tl.cast(index, tl.int64) * H * CHUNK
+    first = segment * each
+    for index in tl.range(first, tl.minimum(first + each, chunks), num_stages=STAGES):
+        chunk = tl.cast(index, tl.int64)
+        start = chunk * CHUNK
         left = (length - start).to(tl.int32)
         C = load_rows(C_ptr + start * stride_C, stride_C, left, n, N, CHUNK, EVEN)
         B = load_rows(B_ptr + start * stride_B, stride_B, left, n, N, CHUNK, EVEN)
-        x = load_rows(x_ptr + start * stride_x, stride_x, left, channel, 1 << 30, CHUNK, EVEN)
-        block = products_ptr + tl.cast(index, tl.int64) * (CHUNK * CHUNK)
+        x = load_rows(x_ptr + start * stride_x, stride_x, left, channel, ALL, CHUNK, EVEN)
+        block = products_ptr + chunk * (CHUNK * CHUNK)
         products = tl.load(block + token[:, None] * CHUNK + token[None, :])
 
-        total = tl.load(sums_ptr + at + inner * CHUNK + CHUNK - 1)
-        half = half_decay(total)
+        # First, so that the last product of the chunk before ends beside it.
+        turned = tl.dot(x.trans(), eye)
+        decay = tl.load(decays_ptr + chunk * H + inner)
+        half = half_of(decay)
         carried = (h * (factor * tl.exp2(half))[:, None]).to(x.dtype)
-        h = h * (factor * tl.exp2(total - half))[:, None]
+        h = h * (factor * tl.exp2(decay - half))[:, None]
         factor = tl.exp2(half)
-        weights = of_rows(ends_ptr + at, inner, HEADS, CHUNK)
-        g = (x.trans().to(tl.float32) * weights).to(x.dtype)
+        g = (turned * of_rows(ends_ptr + start * H, inner, HEADS, CHUNK)).to(x.dtype)
         y = tl.dot(carried, C.trans())
         y = tl.dot(g, products, acc=y)
-        y = y * of_rows(starts_ptr + at, inner, HEADS, CHUNK)
         h = tl.dot(g, B, acc=h)
-        y_rows = y_ptr + start * (H * P)
-        if D_ptr is None:
-            store_rows(y_rows, y.trans(), H * P, left, row, 1 << 30, CHUNK, EVEN)
-        elif VARIANT & 1 == 0:
-            y += D[:, None] * x.trans().to(tl.float32)
-            store_rows(y_rows, y.trans(), H * P, left, row, 1 << 30, CHUNK, EVEN)
-        else:
-            out = y.trans() + D[None, :] * x.to(tl.float32)
-            store_rows(y_rows, out, H * P, left, row, 1 << 30, CHUNK, EVEN)
+        y = y * of_rows(starts_ptr + start * H, inner, HEADS, CHUNK)
+        if D_ptr is not None:
+            y += D[:, None] * turned
+        store_rows(y_ptr + start * (H * P), y.trans(), H * P, left, row, ALL, CHUNK, EVEN)
 
     if segment == segments - 1:
         target = new_state_ptr + (batch * H + head) * (N * P) + own
@@ -277,14 +336,21 @@ def stacked_walk(
 @triton.jit(do_not_specialize=["length"])
 def add_within(
     x_ptr,
+    dt_ptr,
+    A_ptr,
+    dt_bias_ptr,
     products_ptr,
-    steps_ptr,
-    sums_ptr,
+    decays_ptr,
     y_ptr,
+    low,
+    high,
     length,
     stride_x_batch,
     stride_x,
     stride_x_head,
+    stride_dt_batch,
+    stride_dt,
+    stride_dt_head,
     stride_y_batch,
     H: tl.constexpr,
     REPEATS: tl.constexpr,
@@ -292,34 +358,40 @@ def add_within(
     CHUNK: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    """Add sum_j exp(cs_i - cs_j) step_j (C_i . B_j) x_j to y where a chunk's decay cannot be split."""
+    """Add sum_j 2^(cs_i - cs_j) step_j (B_j . C_i) x_j to y where a decay cannot be split."""
     index = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    token, p = tl.arange(0, CHUNK), tl.arange(0, P)
     chunks = tl.num_programs(0)
-    at = (batch * chunks + index) * H * CHUNK
+    token, p = tl.arange(0, CHUNK), tl.arange(0, P)
+    start = index * CHUNK
+    left = (length - start).to(tl.int32)
+    inside = (token < left)[:, None]
+    x_ptr += batch * stride_x_batch + start * stride_x
+    dt_ptr += batch * stride_dt_batch + start * stride_dt
+    y_ptr += batch * stride_y_batch + start * (H * P)
+    decays_ptr += (batch * chunks + index) * H
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    decays = tl.load(sums_ptr + at + heads * CHUNK + CHUNK - 1, mask=heads < H, other=0.0)
+    decays = tl.load(decays_ptr + heads, mask=heads < H, other=0.0)
     if tl.min(decays, axis=0) < MIN_LOG2_CHUNK:
-        start = index * CHUNK
-        inside = (token < length - start)[:, None]
         for k in range(HEADS):
             head = (tl.program_id(1) * HEADS + k).to(tl.int64)
-            decay = tl.load(sums_ptr + at + head * CHUNK + CHUNK - 1, mask=head < H, other=0.0)
-            if decay < MIN_LOG2_CHUNK:
+            if tl.load(decays_ptr + head, mask=head < H, other=0.0) < MIN_LOG2_CHUNK:
+                A = tl.load(A_ptr + head).to(tl.float32) * LOG2_E
+                source = dt_ptr + head * stride_dt_head + token * stride_dt
+                dt = tl.load(source, mask=token < left, other=0.0).to(tl.float32)
+                if dt_bias_ptr is not None:
+                    dt += tl.load(dt_bias_ptr + head).to(tl.float32)
+                steps, sums = steps_and_sums(dt, A, token < left, low, high)
                 slot = (batch * (H // REPEATS) + head // REPEATS) * chunks + index
                 block = products_ptr + slot * CHUNK * CHUNK
-                products = tl.load(block + token[None, :] * CHUNK + token[:, None])
-                sums = tl.load(sums_ptr + at + head * CHUNK + token)
-                steps = tl.load(steps_ptr + at + head * CHUNK + token)
+                products = tl.load(block + token[None, :] * CHUNK + token[:, None]).to(tl.float32)
                 # Masked before the exponential: beyond the diagonal it would overflow.
                 seen = token[:, None] >= token[None, :]
                 fade = tl.where(seen, sums[:, None] - sums[None, :], float("-inf"))
-                weights = products.to(tl.float32) * tl.exp2(fade) * steps[None, :]
-                x_rows = x_ptr + batch * stride_x_batch + head * stride_x_head + start * stride_x
-                x = tl.load(x_rows + token[:, None] * stride_x + p[None, :], mask=inside, other=0.0)
-                y_rows = y_ptr + batch * stride_y_batch + (start * H + head) * P
-                y_rows += token[:, None] * (H * P) + p[None, :]
+                weights = products * tl.exp2(fade) * steps[None, :]
+                x_rows = x_ptr + head * stride_x_head + token[:, None] * stride_x + p[None, :]
+                x = tl.load(x_rows, mask=inside, other=0.0)
+                y_rows = y_ptr + head * P + token[:, None] * (H * P) + p[None, :]
                 y = tl.load(y_rows, mask=inside, other=0.0).to(tl.float32)
                 y = tl.dot(weights.to(x.dtype), x, acc=y)
                 tl.store(y_rows, y.to(y_ptr.dtype.element_ty), mask=inside)
