@@ -19,7 +19,13 @@ from longspan.bundle import WEIGHTS, Manifest, file_sha256, write_manifest
 from longspan.export.activations import chunk_bytes
 from longspan.export.weights import write_safetensors
 from longspan.models.checkpoint import empty_decoder, is_float32
-from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
+from longspan.models.config import (
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+    WindowAttentionConfig,
+)
 from longspan.tensors import DType, TensorSpec
 
 
@@ -41,6 +47,13 @@ def samba(
 SHAPES: Mapping[str, ModelConfig] = {
     "samba-421m": samba(1536, 4096, 12, 12, 6, 32000),
     "samba-1.7b": samba(2048, 8196, 32, 4, 12, 50304),
+    # state-spaces/mamba2-2.7b
+    "mamba2-2.7b": ModelConfig(
+        family="mamba2",
+        vocab_size=50288,
+        d_model=2560,
+        layers=(Mamba2Config(n_heads=80, head_dim=64, n_groups=1, d_state=128, d_conv=4),) * 64,
+    ),
 }
 
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from longspan.bundle import Bundle
 from longspan.engines import Engine, device_of
 from longspan.errors import BudgetExceeded
-from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.caches import padded
 from longspan.runtime.backends.choice import find_installed
+from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.runtime.backends.onnx_session import ORT_ERRORS, cpu_session, cuda_session
 from longspan.runtime.nvidia import copy_to_host
 from longspan.tensors import DType, TensorSpec
@@ -62,6 +63,7 @@ class OnnxBackend:
         memory_limit_bytes: int | None,
         threads: int | None,
         capacity: int,
+        step_graph: bool = False,
     ) -> None:
         self.engine = engine
         self._device = device_of(engine)
@@ -113,6 +115,10 @@ class OnnxBackend:
         result: NDArray[np.float32] = logits.numpy()[0]
         names = (spec.name for spec in self._specs)
         return result, dict(zip(names, after, strict=True))
+
+    def steps(self, state: State) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`."""
+        return ForwardSteps(self, state)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies in host memory; of caches, the entries in use."""

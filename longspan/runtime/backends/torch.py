@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.errors import BadBundle, BudgetExceeded, DoesNotFit, MissingExtra
-from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.caches import padded
+from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.runtime.device_memory import memory_now
 from longspan.sizes import format_bytes
 from longspan.tensors import TensorSpec
@@ -48,6 +49,7 @@ class TorchBackend:
         threads: CPU: threads of one operation; None leaves torch's own setting. It holds for
             the whole process.
         capacity: entries of each cache.
+        step_graph: CUDA: whether a step may be recorded once and replayed.
 
     Raises:
         BadBundle: the weights do not match the manifest.
@@ -62,6 +64,7 @@ class TorchBackend:
         memory_limit_bytes: int | None,
         threads: int | None,
         capacity: int,
+        step_graph: bool = False,
     ) -> None:
         self.engine = engine
         self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
@@ -104,6 +107,10 @@ class TorchBackend:
             ) from error
         result: NDArray[np.float32] = logits[0].float().cpu().numpy()
         return result, {name: _own(tensor) for name, tensor in after.items()}
+
+    def steps(self, state: State) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`."""
+        return ForwardSteps(self, state)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies in host memory; of caches, the entries in use."""
