@@ -1,4 +1,4 @@
-"""Every op of a bundle on the CPU: plain torch against ONNX Runtime, with the calls of a chunk.
+"""Every op of a bundle on the CPU: plain torch against ONNX Runtime, with the calls of a pass.
 
     run = measure(bundle, lengths=[1, 256], rounds=20, seconds=1.0)
 
@@ -122,11 +122,24 @@ class _Traced(torch.nn.Module):
         return public(self._call.op)(*arguments, **options)
 
 
+def torch_call(call: OpCall) -> Callable[[], Any]:
+    """The op in plain torch."""
+    function = plain(call.op)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return function(*call.arguments, **call.options)
+
+    return run
+
+
 def session_call(call: OpCall, threads: int) -> Callable[[], Any]:
     """The op in ONNX Runtime, traced at its own shapes."""
     values = (*call.arguments, *call.options.values())
     # Copies: an inference tensor cannot be traced.
-    tensors = tuple(torch.empty(v.shape, dtype=v.dtype).copy_(v) for v in values if torch.is_tensor(v))
+    tensors = tuple(
+        torch.empty(v.shape, dtype=v.dtype).copy_(v) for v in values if torch.is_tensor(v)
+    )
     with _quiet():
         program = torch.onnx.export(
             _Traced(call).eval(), tensors, dynamo=True, opset_version=OPSET, verbose=False
@@ -136,6 +149,8 @@ def session_call(call: OpCall, threads: int) -> Callable[[], Any]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # Threads that wait by spinning would take the cores from torch's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -166,8 +181,7 @@ def measure(bundle: Path, lengths: Sequence[int], *, rounds: int, seconds: float
     rows = []
     for tokens in lengths:
         for call in recorded_calls(bundle, tokens):
-            run = partial(plain(call.op), *call.arguments, **call.options)
-            calls = {TORCH: torch.inference_mode()(run), ONNX: session_call(call, threads)}
+            calls = {TORCH: torch_call(call), ONNX: session_call(call, threads)}
             timings = alternate(calls, HostClock(), rounds=rounds, seconds=seconds)
             rows.append(
                 {
@@ -195,13 +209,16 @@ def section(run: Mapping[str, Any]) -> tuple[str, str]:
         "tokens", "op", "shapes", "calls", "torch ms", "least to most", "ONNX Runtime ms",
         "least to most", "torch : ONNX Runtime", "of a pass, torch", "of a pass, ONNX Runtime",
     )  # fmt: skip
+    facts = (
+        f"float32, {run['threads']} threads; {versions_line(run['versions'])}. Medians of one "
+        "call; the last columns are the median times the calls of a pass."
+    )
     lines = [
         f"### Ops of the bundle {run['bundle']!r} on {run['device']}",
         "",
         f"`{run['command']}`",
         "",
-        f"float32, {run['threads']} threads; {versions_line(run['versions'])}. Medians of one "
-        "call, both in turn; the last columns are the median times the calls of a pass.",
+        facts,
         "",
         *markdown_table(columns, _cells(run["rows"])),
     ]

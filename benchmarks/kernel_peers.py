@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from kernel_cases import Inputs, Outputs, named
+from kernel_case import Inputs, Outputs, named
 from torch.nn.functional import conv1d, rms_norm, scaled_dot_product_attention, silu, softplus
 
 from longspan.kernels.selective_scan import selective_scan
@@ -148,7 +148,7 @@ def _mamba_scan_finish(inputs: Inputs, outputs: Outputs) -> Outputs:
 def _own_mamba1(inputs: Inputs) -> Prepared:
     """longspan's selective scan over as many channels and states."""
     x, B = inputs["x"], inputs["B"]
-    batch, length, heads, width = x.shape
+    batch, _, heads, width = x.shape
     N = B.shape[3]
     like = {
         "x": x.flatten(2),
@@ -167,7 +167,9 @@ def _own_mamba1_finish(inputs: Inputs, outputs: Outputs) -> Outputs:
     """The channels of a head side by side, states before them."""
     y, state = outputs
     _, _, heads, width = inputs["x"].shape
-    return y.unflatten(2, (heads, width)), state.unflatten(1, (heads, width)).transpose(2, 3)
+    batch, length, _, N = (*y.shape, state.shape[2])
+    by_head = state.view(batch, heads, width, N)
+    return y.view(batch, length, heads, width), by_head.transpose(2, 3)
 
 
 def _by_head(inputs: Inputs) -> tuple[torch.Tensor, ...]:
@@ -200,11 +202,12 @@ def _flex_window(inputs: Inputs) -> Prepared:
 
     def ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         counts = blocks.sum(-1, dtype=torch.int32)
-        order = blocks.int().argsort(-1, descending=True, stable=True).int()
+        order = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
         return counts[None, None].to(q.device), order[None, None].to(q.device)
 
     def band(b: Any, h: Any, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        return (column <= row) & (column > row - window)
+        seen: torch.Tensor = (column <= row) & (column > row - window)
+        return seen
 
     # By hand: create_block_mask looks at every pair of tokens.
     part, whole = band_blocks(q.shape[2], window)
@@ -223,7 +226,8 @@ def _band(rows: int, columns: int, first: int, window: int, device: torch.device
     """Bool [rows, columns]; row i stands at `first` + i among the columns."""
     row = first + torch.arange(rows, device=device)[:, None]
     column = torch.arange(columns, device=device)[None, :]
-    return (column <= row) & (column > row - window)
+    seen: torch.Tensor = (column <= row) & (column > row - window)
+    return seen
 
 
 def _sdpa_band(inputs: Inputs) -> Prepared:
@@ -232,7 +236,9 @@ def _sdpa_band(inputs: Inputs) -> Prepared:
     if tokens > WHOLE_MASK_TOKENS:
         raise PeerMissing(f"a mask of {tokens:,} x {tokens:,} does not fit")
     mask = _band(tokens, tokens, 0, inputs["window"], q.device)
-    return lambda: (scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=_groups(q, k)),)
+    return lambda: (
+        scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=_groups(q, k)),
+    )
 
 
 def _sdpa_band_in_blocks(inputs: Inputs) -> Prepared:
@@ -290,9 +296,7 @@ def _torch_conv(inputs: Inputs) -> Prepared:
     x, weight, bias = inputs["x"].transpose(1, 2), inputs["weight"], inputs["bias"]
     channels, _, taps = weight.shape
     length = x.shape[2]
-    return lambda: (
-        silu(conv1d(x, weight, bias, padding=taps - 1, groups=channels)[..., :length]),
-    )
+    return lambda: (silu(conv1d(x, weight, bias, padding=taps - 1, groups=channels)[..., :length]),)
 
 
 def _torch_norm(inputs: Inputs) -> Prepared:
@@ -317,9 +321,7 @@ PEERS: Mapping[str, Sequence[Peer]] = {
         Peer(name="torch SDPA, band in blocks", prepare=_sdpa_band_in_blocks, finish=_by_token),
     ),
     # Every token sees all before it.
-    "anchor_attention": (
-        Peer(name="torch SDPA, dense causal", prepare=_sdpa_causal, same=False),
-    ),
+    "anchor_attention": (Peer(name="torch SDPA, dense causal", prepare=_sdpa_causal, same=False),),
     "full_attention": (Peer(name="torch SDPA, causal", prepare=_sdpa_causal, finish=_by_token),),
     "full_attention_step": (Peer(name="torch SDPA", prepare=_sdpa_step, finish=_by_token),),
     "conv": (

@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of the kernels, by compiling them for cards that are not here.
+"""Registers, stack and shared memory of the kernels, compiled for cards that are not here.
 
     launches = compiled_launches(CASES["ssd"], TARGETS[0], torch.bfloat16, tokens=4096)
 
@@ -19,8 +19,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-import triton
-from kernel_cases import CASES, Case, Draw
+from kernel_case import Case, Draw
+from kernel_cases import CASES
 from report import command_line, markdown_table, versions_line
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
@@ -82,7 +82,7 @@ class _Absent(torch.Tensor):
 
     target: Target
     # Torch's own meta functions see plain meta tensors (`_OnTarget`).
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -164,9 +164,7 @@ def compiling(target: Target) -> Iterator[list[Any]]:
         driver.set_active(None)
 
 
-def compiled_launches(
-    case: Case, target: Target, dtype: torch.dtype, tokens: int
-) -> list[Launch]:
+def compiled_launches(case: Case, target: Target, dtype: torch.dtype, tokens: int) -> list[Launch]:
     """The launches of one call, in their order; equal ones once."""
     draw = Draw(device=str(target.device), dtype=dtype)
     with compiling(target) as found, override(OP_NAMES.get(case.op, case.op), "triton"):
@@ -193,36 +191,42 @@ def _launch(compiled: Any) -> Launch:
 
 
 def rows(ops: Sequence[str], dtype: torch.dtype) -> Iterator[tuple[str, ...]]:
-    """For people: a row for each kernel of each op, many tokens and one, on each card."""
+    """For people: a row for each kernel of each op, for many tokens and for one."""
     for op in ops:
         for tokens in (MANY_TOKENS, 1):
-            for target in TARGETS:
-                for launch in compiled_launches(CASES[op], target, dtype, tokens):
-                    yield (
-                        op,
-                        f"{tokens:,}",
-                        f"`{launch.kernel}`",
-                        f"sm_{target.capability}",
-                        str(launch.warps),
-                        str(launch.registers),
-                        str(launch.stack_bytes),
-                        f"{launch.shared_bytes / 1024:.1f}",
-                    )
+            by_card = [compiled_launches(CASES[op], each, dtype, tokens) for each in TARGETS]
+            kernels = dict.fromkeys(launch.kernel for launches in by_card for launch in launches)
+            for kernel in kernels:
+                cells = [_cell(kernel, launches) for launches in by_card]
+                yield op, f"{tokens:,}", f"`{kernel}`", *cells
+
+
+def _cell(kernel: str, launches: Sequence[Launch]) -> str:
+    """Every form of the kernel that a call launches on one card."""
+    found = [
+        f"{each.warps} / {each.registers} / {each.stack_bytes} / {each.shared_bytes / 1024:.1f}"
+        for each in launches
+        if each.kernel == kernel
+    ]
+    return ", ".join(found) or "-"
 
 
 def section(ops: Sequence[str], dtype: str) -> tuple[str, str]:
     """Key and Markdown of the table."""
-    columns = (
-        "op", "tokens", "kernel", "card", "warps", "registers", "stack bytes", "shared KiB"
-    )  # fmt: skip
-    cards = ", ".join(f"{each.shared_bytes // 1024} KiB on sm_{each.capability}" for each in TARGETS)
+    what = "warps / registers / stack / KiB"
+    columns = ("op", "tokens", "kernel", *(f"sm_{each.capability}: {what}" for each in TARGETS))
+    cards = ", ".join(f"{each.shared_bytes // 1024} on sm_{each.capability}" for each in TARGETS)
+    facts = (
+        "Compiled, not run: registers and bytes of stack by thread (what does not fit the "
+        f"registers), KiB of shared memory by program, which may have {cards}. Sizes are those of "
+        f"the tables of times; {versions_line(find_versions())}."
+    )
     lines = [
         f"### What the kernels take: {dtype}",
         "",
         f"`{command_line('kernels.py')}`",
         "",
-        f"Compiled, not run; registers and bytes of a thread, shared memory of a program, which may "
-        f"have {cards}. Sizes are those of the tables of times; {versions_line(find_versions())}.",
+        facts,
         "",
         *markdown_table(columns, rows(ops, getattr(torch, dtype))),
     ]

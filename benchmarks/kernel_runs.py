@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from kernel_cases import Case, Draw, Inputs, Outputs, widened
+from kernel_case import Case, Draw, Inputs, Outputs, widened
 from kernel_peers import Peer, PeerMissing, Prepared
 from timing import Ceilings, Clock, Timing, alternate, extra_bytes
 

@@ -36,7 +36,8 @@ COLUMNS = (
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Run what was asked, as JSON."""
     import torch
-    from kernel_cases import CASES, Draw
+    from kernel_case import Draw
+    from kernel_cases import CASES
     from kernel_peers import PEERS
     from kernel_runs import Bench, run_case
     from timing import clock_for, measure_ceilings
@@ -165,7 +166,7 @@ def main() -> None:
     if options.resources:
         from kernel_resources import section
 
-        runs, sections = [], [section(options.op)]
+        runs, sections = [], [section(options.op.split(","), options.dtype)]
     elif options.op == BUILTIN:
         import builtin_ops
 
