@@ -1,4 +1,4 @@
-"""benchmarks/kernels.py: its arithmetic, its peers at small sizes, and what it prints and writes."""
+"""benchmarks/kernels.py: arithmetic, peers at small sizes, and what it prints and writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from attention_cases import (
     anchor_case,
@@ -34,6 +33,7 @@ from report import write_section
 from roofline import draw, points
 from timing import LEAST_ROUNDS, WARM_UPS, Ceilings, Timing, alternate, measure_ceilings
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CEILINGS = Ceilings(copy_bytes_per_second=1e9, matmul_flops_per_second=1e12)
 SMALL: dict[str, Case] = {
     "ssd": ssd_case("ssd", heads=2, width=8, states=4),
