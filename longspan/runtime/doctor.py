@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from longspan.engines import BackendName, Device, Engine
-from longspan.runtime.backends.choice import choose_engine
+from longspan.runtime.backends.choice import choose_engine, find_installed
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
 from longspan.sizes import format_bytes
@@ -99,6 +99,7 @@ class Report:
         versions: of Python, longspan and what it builds on; "not installed" where so.
         engine: what computes.
         reason: why this engine.
+        steps: how answers are computed, token by token.
         ops: one entry for each op.
     """
 
@@ -106,6 +107,7 @@ class Report:
     versions: dict[str, str]
     engine: Engine
     reason: str
+    steps: str
     ops: tuple[OpReport, ...]
 
     def text(self) -> str:
@@ -113,7 +115,8 @@ class Report:
         free, total = format_bytes(self.device.free_bytes), format_bytes(self.device.total_bytes)
         return (
             f"{self.device.name} ({self.device.kind}), {free} of {total} free\n"
-            f"{self.engine}: {self.reason}"
+            f"{self.engine}: {self.reason}\n"
+            f"steps: {self.steps}"
         )
 
 
@@ -132,6 +135,7 @@ def examine(
         versions=find_versions(),
         engine=choice.engine,
         reason=choice.reason,
+        steps=_steps(choice.engine),
         ops=_ops(choice.engine, choice.device),
     )
 
@@ -166,6 +170,15 @@ def _processor() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _steps(engine: Engine) -> str:
+    """How a step of one token is computed."""
+    if engine != "torch-cuda":
+        return "a call each"
+    if not find_installed().triton:
+        return "kernel by kernel; without Triton some of them wait for the host"
+    return "recorded once as a CUDA graph and replayed, where the plan has room for that"
 
 
 def _ops(engine: Engine, device: Device) -> tuple[OpReport, ...]:

@@ -50,7 +50,7 @@ def test_versions_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_report_is_plain_data() -> None:
     data = asdict(examine(device="cpu"))
-    assert set(data) == {"device", "versions", "engine", "reason", "ops"}
+    assert set(data) == {"device", "versions", "engine", "reason", "steps", "ops"}
     assert set(data["ops"][0]) == {"op", "choice", "reason"}
 
 

@@ -21,7 +21,10 @@ import triton.language as tl
 
 from longspan.kernels.anchor_attention.triton_cache import count_anchors, keep_entries
 from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
+from longspan.kernels.donation import is_donated, new_like
 
+Counters = tuple[torch.Tensor, torch.Tensor]
+Cache = tuple[torch.Tensor, torch.Tensor]
 COUNT_TOKENS = 2048  # flags that `count_anchors` loads at once
 KEEP_ROWS = 32  # entries that a program of `keep_entries` writes
 
@@ -157,21 +160,11 @@ def _attend(
     tl.store(y_ptr + y_offsets[:, None] + p[None, :], y.to(y_ptr.dtype.element_ty), mask=real)
 
 
-def _next_cache(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
-    anchors: torch.Tensor,
-    entries: torch.Tensor,
-    is_anchor: torch.Tensor,
-) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
-    """The first two launches: the new cache and counters, and the counts by token and anchor."""
-    batch, length, groups, width = k.shape
-    capacity, device = past_k.shape[1], k.device
-    new_k, new_v = (
-        torch.empty(past.shape, dtype=past.dtype, device=device) for past in (past_k, past_v)
-    )
+def _count(
+    anchors: torch.Tensor, entries: torch.Tensor, is_anchor: torch.Tensor
+) -> tuple[Counters, Counters]:
+    """Anchors before each token and the token of each anchor; the new counters."""
+    length, device = is_anchor.shape[0], is_anchor.device
     before, ends = (torch.empty(length, dtype=torch.int32, device=device) for _ in range(2))
     new_anchors, new_entries = torch.empty_like(anchors), torch.empty_like(entries)
     count_anchors[(1,)](
@@ -186,7 +179,23 @@ def _next_cache(
         TOKENS=COUNT_TOKENS,
         num_warps=8,
     )
-    keep_entries[(triton.cdiv(capacity, KEEP_ROWS), groups, batch)](
+    return (before, ends), (new_anchors, new_entries)
+
+
+def _keep(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    past: Cache,
+    cache: Cache,
+    ends: torch.Tensor,
+    counters: Counters,
+    new_counters: Counters,
+) -> None:
+    """Fill the new cache, which is the past itself where that was given away."""
+    (past_k, past_v), (new_k, new_v) = past, cache
+    batch, length, groups, width = k.shape
+    capacity, in_place = past_k.shape[1], new_k is past_k
+    keep_entries[(triton.cdiv(length if in_place else capacity, KEEP_ROWS), groups, batch)](
         k,
         v,
         past_k,
@@ -194,10 +203,8 @@ def _next_cache(
         new_k,
         new_v,
         ends,
-        anchors,
-        entries,
-        new_anchors,
-        new_entries,
+        *counters,
+        *new_counters,
         capacity,
         *k.stride()[:3],
         *v.stride()[:3],
@@ -207,8 +214,8 @@ def _next_cache(
         P=width,
         WIDTH=triton.next_power_of_2(width),
         ROWS=KEEP_ROWS,
+        IN_PLACE=in_place,
     )
-    return (new_k, new_v, new_anchors, new_entries), before, ends
 
 
 def anchor_attention(
@@ -227,8 +234,18 @@ def anchor_attention(
     repeats = heads // groups
     k, v, is_anchor = k.to(past_k.dtype), v.to(past_v.dtype), is_anchor.contiguous()
     q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
-    cache, before, ends = _next_cache(k, v, past_k, past_v, anchors, entries, is_anchor)
-    new_k, new_v, *_ = cache
+    (before, ends), new_counters = _count(anchors, entries, is_anchor)
+    in_place = length == 1 and is_donated(past_k, past_v)
+    new_k = new_like(past_k, in_place=in_place)
+    new_v = new_like(past_v, in_place=in_place)
+
+    def keep() -> None:
+        _keep(k, v, (past_k, past_v), (new_k, new_v), ends, (anchors, entries), new_counters)
+
+    # Queries read the call's anchors from the new cache, and a segment that they close from the
+    # old. One token reads old anchors alone: its entry may come after, over that segment.
+    if not in_place:
+        keep()
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     padded = max(16, triton.next_power_of_2(width))
     rows, keys, warps, stages = blocks(q.dtype, length * repeats, padded)
@@ -264,4 +281,6 @@ def anchor_attention(
         num_warps=warps,
         num_stages=stages,
     )
-    return y, *cache
+    if in_place:
+        keep()
+    return y, new_k, new_v, *new_counters

@@ -2,7 +2,8 @@
 
 A program owns a block of rows of one key head; row m is query m // R of query head m % R, with
 R = H / G query heads to a key head, so a key is read once for all of them. The past's keys and the
-new ones stay in their two buffers; each has its own loop.
+new ones stay in their two buffers; each has its own loop. Where the past was given away, a second
+launch moves its entries on by one token.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -14,6 +15,12 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
+from longspan.kernels.donation import is_donated
+
+# 16 bf16 channels are a sector of a cache line. Few channels make many programs, each of which
+# walks all entries; 512 entries of them are 32 values a thread.
+PUSH_CHANNELS = 16
+PUSH_ENTRIES = 512
 
 
 @triton.jit(do_not_specialize=["length", "window"])
@@ -117,6 +124,74 @@ def _window_attention(
     tl.store(y_ptr + y_offsets[:, None] * P + p[None, :], y.to(y_ptr.dtype.element_ty), mask=real)
 
 
+@triton.jit(do_not_specialize=["entries"])
+def _push(
+    past_k_ptr,
+    past_v_ptr,
+    k_ptr,
+    v_ptr,
+    entries,
+    stride_k_batch,
+    stride_k_head,
+    stride_v_batch,
+    stride_v_head,
+    ALL: tl.constexpr,
+    P: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ENTRIES: tl.constexpr,
+):
+    """Move every entry of a few channels to the place before it, and put the new one last."""
+    channel = (tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    real = channel < ALL
+    if tl.program_id(1) == 0:
+        past_ptr = past_k_ptr
+        new_ptr = k_ptr + batch * stride_k_batch + channel // P * stride_k_head
+    else:
+        past_ptr = past_v_ptr
+        new_ptr = v_ptr + batch * stride_v_batch + channel // P * stride_v_head
+    past_ptr += batch * entries * ALL + channel[None, :]
+    for start in range(0, entries - 1, ENTRIES):
+        entry = (start + tl.arange(0, ENTRIES))[:, None]
+        inside = (entry < entries - 1) & real[None, :]
+        place = past_ptr + entry.to(tl.int64) * ALL
+        following = tl.load(place + ALL, mask=inside, other=0.0)
+        # No warp stores where another has yet to load, in this block of entries or the last.
+        tl.debug_barrier()
+        tl.store(place, following, mask=inside)
+    new = tl.load(new_ptr + channel % P, mask=real, other=0.0)
+    tl.debug_barrier()
+    last = past_ptr + (entries - 1).to(tl.int64) * ALL
+    tl.store(last, new.to(past_ptr.dtype.element_ty)[None, :], mask=real[None, :])
+
+
+def _push_(
+    past_k: torch.Tensor, past_v: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The newest entries of the past followed by one token, where the past lies."""
+    batch, entries, groups, width = past_k.shape
+    if entries:
+        _push[(triton.cdiv(groups * width, PUSH_CHANNELS), 2, batch)](
+            past_k,
+            past_v,
+            k,
+            v,
+            entries,
+            k.stride(0),
+            k.stride(2),
+            v.stride(0),
+            v.stride(2),
+            ALL=groups * width,
+            P=width,
+            CHANNELS=PUSH_CHANNELS,
+            ENTRIES=PUSH_ENTRIES,
+            num_warps=8,
+            # Entries must not be fetched ahead of the stores before them.
+            num_stages=1,
+        )
+    return past_k, past_v
+
+
 def _last_entries(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """The newest entries of `past` followed by `new`, as many as `past` has, in new memory."""
     entries, length = past.shape[1], new.shape[1]
@@ -170,4 +245,6 @@ def window_attention(
         num_warps=warps,
         num_stages=stages,
     )
+    if length == 1 and is_donated(past_k, past_v):
+        return y, *_push_(past_k, past_v, k, v)
     return y, _last_entries(past_k, k), _last_entries(past_v, v)

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.donation import new_like
+
 # 64 bf16 channels are one cache line. Fewer channels than threads let each thread read its taps for
 # itself; with 128 channels the compiler passes them through shared memory at every tap.
 BLOCK_CHANNELS = 64
@@ -110,6 +112,8 @@ def _causal_conv(
                 K,
             )
             target = new_tail_ptr + (batch * (K - 1) + row) * width + channel
+            # The new tail may lie where the old one does: no warp stores before all have loaded.
+            tl.debug_barrier()
             tl.store(target, tail.to(new_tail_ptr.dtype.element_ty), mask=kept)
 
 
@@ -127,7 +131,8 @@ def causal_conv(
     if x.stride(2) != 1:
         x = x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_tail = torch.empty(tail.shape, dtype=tail.dtype, device=x.device)
+    # Of one token, no second program reads the tail.
+    new_tail = new_like(tail, in_place=length == 1)
     tokens = 1 if length == 1 else BLOCK_TOKENS
     grid = (triton.cdiv(length, tokens), triton.cdiv(width, BLOCK_CHANNELS), batch)
     _causal_conv[grid](

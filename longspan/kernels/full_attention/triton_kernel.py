@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
+from longspan.kernels.donation import new_like
 from longspan.kernels.full_attention.scratch import count_splits
 
 COPY_VALUES = 4096
@@ -171,32 +172,43 @@ def _append(
     P: tl.constexpr,
     WIDTH: tl.constexpr,
     ENTRIES: tl.constexpr,
+    IN_PLACE: tl.constexpr,
 ):
-    """Copy the entries in use, and the new ones after them; the rest stays unwritten."""
+    """Copy the entries in use, and the new ones after them; the rest stays unwritten.
+
+    Where the cache is the past itself, only the new ones are written.
+    """
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     group = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     p = tl.arange(0, WIDTH)[None, :]
     used = tl.load(position_ptr)
+    if IN_PLACE:
+        entry += used
     # What does not fit is not written: beyond the cache lies another tensor.
     old = (entry < used)[:, None] & (entry < capacity)[:, None] & (p < P)
     fresh = (entry >= used)[:, None] & (entry < tl.minimum(used + length, capacity))[:, None]
     fresh = fresh & (p < P)
     past = past_ptr + batch * stride_past_batch + group * stride_past_head
     new = new_ptr + batch * stride_new_batch + group * stride_new_head
-    kept = tl.load(past + entry[:, None] * stride_past + p, mask=old, other=0.0)
     added = tl.load(new + (entry - used)[:, None] * stride_new + p, mask=fresh, other=0.0)
-    value = tl.where(old, kept, added.to(kept.dtype))
     places = ((batch * capacity + entry) * GROUPS + group)[:, None] * P + p
-    tl.store(cache_ptr + places, value, mask=old | fresh)
+    if IN_PLACE:
+        tl.store(cache_ptr + places, added.to(cache_ptr.dtype.element_ty), mask=fresh)
+    else:
+        kept = tl.load(past + entry[:, None] * stride_past + p, mask=old, other=0.0)
+        value = tl.where(old, kept, added.to(kept.dtype))
+        tl.store(cache_ptr + places, value, mask=old | fresh)
 
 
 def _appended(past: torch.Tensor, new: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     batch, capacity, groups, width = past.shape
-    cache = torch.empty(past.shape, dtype=past.dtype, device=past.device)
+    # The attention before has read the past.
+    cache = new_like(past, in_place=True)
+    in_place = cache is past
     padded = triton.next_power_of_2(width)
     entries = max(1, COPY_VALUES // padded)
-    _append[(triton.cdiv(capacity, entries), groups, batch)](
+    _append[(triton.cdiv(new.shape[1] if in_place else capacity, entries), groups, batch)](
         past,
         new,
         cache,
@@ -209,6 +221,7 @@ def _appended(past: torch.Tensor, new: torch.Tensor, position: torch.Tensor) -> 
         P=width,
         WIDTH=padded,
         ENTRIES=entries,
+        IN_PLACE=in_place,
         num_warps=4,
     )
     return cache

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.donation import new_like
 from longspan.kernels.selective_scan.scratch import chunk_tokens, scratch_shapes
 
 # 32 channels a warp: one thread a channel (see the module's docstring).
@@ -223,6 +224,8 @@ def _scan(
         tl.store(y_ptr + t * width, y.to(y_ptr.dtype.element_ty), mask=real)
 
     if new_state_ptr is not None:
+        # The new state may lie where the old one does: no warp stores before all have loaded.
+        tl.debug_barrier()
         _store_tile(new_state_ptr + batch * width * N, h, channel, real, N, 1, N, STATES)
 
 
@@ -306,9 +309,8 @@ def selective_scan(
     D = None if D is None else D.contiguous()
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_state = torch.empty(state.shape, dtype=torch.float32, device=x.device)
-
     chunk = chunk_tokens(batch, length, width)
+    new_state = new_like(state, in_place=chunk is None)
     if chunk is None:
         chunk, chunks, before = length, 1, state
         state_strides = (state.stride(0), 0, state.stride(1), state.stride(2))

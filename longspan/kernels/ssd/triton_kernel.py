@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.device import shared_memory_bytes
+from longspan.kernels.donation import new_like
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_chunks import (
     chunk_sums,
@@ -105,6 +106,8 @@ def _scan_tokens(
         target = y_ptr + ((batch * length + t) * H + head) * P + p
         tl.store(target, y.to(y_ptr.dtype.element_ty), mask=p < P)
     target = new_state_ptr + (batch * H + head) * (N * P) + n[:, None] * P + p[None, :]
+    # The new state may lie where the old one does: no warp stores before all have loaded.
+    tl.debug_barrier()
     tl.store(target, h, mask=real)
 
 
@@ -233,8 +236,9 @@ def ssd(
     D = D[:, None].expand(H, P) if D is not None and D.dim() == 1 else D
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_state = torch.empty(state.shape, dtype=torch.float32, device=x.device)
-    if length > scratch.ONE_PASS_TOKENS:
+    one_pass = length <= scratch.ONE_PASS_TOKENS
+    new_state = new_like(state, in_place=one_pass)
+    if not one_pass:
         _scan_in_slices(x, dt, A, B, C, D, dt_bias, dt_limit, state, y, new_state)
         return y, new_state
 

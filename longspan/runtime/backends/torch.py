@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
 
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
+from longspan.runtime.backends.torch_steps import Stepper
 
 # glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
@@ -49,7 +50,7 @@ class TorchBackend:
         threads: CPU: threads of one operation; None leaves torch's own setting. It holds for
             the whole process.
         capacity: entries of each cache.
-        step_graph: CUDA: whether a step may be recorded once and replayed.
+        step_graph: CUDA: whether a step is recorded once and replayed.
 
     Raises:
         BadBundle: the weights do not match the manifest.
@@ -76,6 +77,10 @@ class TorchBackend:
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             _cap_allocator(self._device, memory_limit_bytes)
         self._decoder: Decoder | None = _load(bundle, self._device)
+        self._stepper: Stepper | None = None
+        if self._device.type == "cuda":
+            keep = not bundle.manifest.cache_entry_bytes
+            self._stepper = Stepper(self._decoder, graph=step_graph, keep=keep)
 
     def new_state(self) -> State:
         """Zeros on the device."""
@@ -109,8 +114,13 @@ class TorchBackend:
         return result, {name: _own(tensor) for name, tensor in after.items()}
 
     def steps(self, state: State) -> Steps:
-        """See `longspan.runtime.backends.Backend.steps`."""
-        return ForwardSteps(self, state)
+        """See `longspan.runtime.backends.Backend.steps`.
+
+        Raises:
+            BudgetExceeded: torch's allocator refused to pass its cap.
+        """
+        assert self._decoder is not None, "the backend is closed"
+        return ForwardSteps(self, state) if self._stepper is None else self._stepper.open(state)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies in host memory; of caches, the entries in use."""
@@ -128,7 +138,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """Free the model, and give torch's spare memory back to the device."""
-        self._decoder = None
+        self._decoder = self._stepper = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
