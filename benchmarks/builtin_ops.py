@@ -25,6 +25,7 @@ from report import command_line, markdown_table, versions_line
 from safetensors.torch import load_file
 from timing import HostClock, Timing, alternate
 
+from longspan import builtin_bundle
 from longspan.bundle import open_bundle
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.graph import OPSET
@@ -174,9 +175,11 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def measure(bundle: Path, lengths: Sequence[int], *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Time every op both ways, as JSON."""
-    threads = available_threads()
+def measure(
+    bundle: Path, lengths: Sequence[int], *, threads: int | None, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Time every op both ways, as JSON; None for as many threads as the runtime takes."""
+    threads = threads or available_threads()
     torch.set_num_threads(threads)
     rows = []
     for tokens in lengths:
@@ -198,7 +201,7 @@ def measure(bundle: Path, lengths: Sequence[int], *, rounds: int, seconds: float
         "device": report.device.name,
         "versions": report.versions,
         "threads": threads,
-        "bundle": bundle.name,
+        "bundle": "the built-in model" if bundle == builtin_bundle() else bundle.name,
         "rows": rows,
     }
 
@@ -210,11 +213,11 @@ def section(run: Mapping[str, Any]) -> tuple[str, str]:
         "least to most", "torch : ONNX Runtime", "of a pass, torch", "of a pass, ONNX Runtime",
     )  # fmt: skip
     facts = (
-        f"float32, {run['threads']} threads; {versions_line(run['versions'])}. Medians of one "
-        "call; the last columns are the median times the calls of a pass."
+        f"Plain torch and ONNX Runtime in float32; {versions_line(run['versions'])}. Medians of "
+        "one call, in turn; the last columns are the median times the calls of a pass."
     )
     lines = [
-        f"### Ops of the bundle {run['bundle']!r} on {run['device']}",
+        f"### Ops of {run['bundle']}: {run['device']}, threads: {run['threads']}",
         "",
         f"`{run['command']}`",
         "",
@@ -222,7 +225,8 @@ def section(run: Mapping[str, Any]) -> tuple[str, str]:
         "",
         *markdown_table(columns, _cells(run["rows"])),
     ]
-    return f"Ops of {run['bundle']} on {run['device']}", "\n".join(lines)
+    key = f"Ops of {run['bundle']} on {run['device']}, threads: {run['threads']}"
+    return key, "\n".join(lines)
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:

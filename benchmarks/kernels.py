@@ -151,6 +151,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0, help="after which none begins")
     parser.add_argument("--error-tokens", type=int, help="default: each op's own")
     parser.add_argument("--bundle", type=Path, help="with --op builtin: another than the built-in")
+    parser.add_argument("--threads", type=int, help="with --op builtin; default: the runtime's")
     parser.add_argument("--resources", action="store_true", help="registers, by compiling alone")
     parser.add_argument("--from", dest="files", type=Path, nargs="+", metavar="FILE.json")
     parser.add_argument("--json", action="store_true")
@@ -174,6 +175,7 @@ def main() -> None:
         run = builtin_ops.measure(
             options.bundle or builtin_bundle(),
             lengths,
+            threads=options.threads,
             rounds=options.rounds,
             seconds=options.seconds,
         )

@@ -188,7 +188,7 @@ def test_the_table_of_ops() -> None:
            "ONNX Runtime": timing | {"median_ms": 1.0}}  # fmt: skip
     run = run_of([]) | {"threads": 2, "bundle": "bundle", "rows": [row]}
     key, text = builtin_ops.section(run)
-    assert key == "Ops of bundle on a card"
+    assert key == "Ops of bundle on a card, threads: 2"
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     assert cells == [
         "1", "linear", "1x3", "4", "2.000", "1.000 to 4.000", "1.000", "1.000 to 4.000", "2.00",

@@ -262,6 +262,7 @@ def test_the_plot(tmp_path: Path) -> None:
 def program(*options: str) -> subprocess.CompletedProcess[str]:
     """The program as somebody runs it: kernels that are compiled, not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(BENCHMARKS.parent)
     return subprocess.run(
         [sys.executable, "-W", "ignore", str(BENCHMARKS / "kernels.py"), *options],
         capture_output=True,
