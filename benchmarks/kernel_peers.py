@@ -4,83 +4,28 @@
         call = peer.prepare(inputs)      # raises PeerMissing: not installed, or not for this length
         outputs = peer.finish(inputs, call())
 
-Nothing is fetched. What a peer wants in another layout is laid out before the clock starts. A
-package whose own `__init__` needs an extension that is not built is passed by: `import_inside`.
+What a peer wants in another layout is laid out before the clock starts.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from kernel_case import Inputs, Outputs, named
+from peer import Peer, PeerMissing, Prepared, import_inside
 from torch.nn.functional import conv1d, rms_norm, scaled_dot_product_attention, silu, softplus
 
 from longspan.kernels.selective_scan import selective_scan
 
-Prepared = Callable[[], Outputs]
 # state-spaces/mamba's default for Mamba-2.
 MAMBA_CHUNK = 256
 FLEX_BLOCK = 128
 # A mask of this many tokens squared takes 256 MiB.
 WHOLE_MASK_TOKENS = 16384
-
-
-class PeerMissing(Exception):
-    """The peer is not installed, or not made for what was asked; the message says which."""
-
-
-def unchanged(inputs: Inputs, outputs: Outputs) -> Outputs:
-    """The outputs as they are."""
-    del inputs
-    return outputs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """Another implementation of one op.
-
-    Attributes:
-        name: in the tables.
-        prepare: the call, for the inputs of a `Case`.
-        finish: its outputs in the order and layout of the case's; a state may be missing.
-        same: whether it computes the same function, so that its error means something.
-    """
-
-    name: str
-    prepare: Callable[[Inputs], Prepared]
-    finish: Callable[[Inputs, Outputs], Outputs] = unchanged
-    same: bool = True
-
-
-def import_inside(module: str, *passed_by: str) -> ModuleType:
-    """Import `module` without running the `__init__` of the packages `passed_by`.
-
-    Raises:
-        PeerMissing: it is not on the path, or something that it imports is not.
-    """
-    for package in passed_by:
-        if package in sys.modules:
-            continue
-        folder = Path(*package.split("."))
-        found = [str(Path(place) / folder) for place in sys.path if (Path(place) / folder).is_dir()]
-        if not found:
-            raise PeerMissing(f"{package} is not installed")
-        empty = ModuleType(package)
-        empty.__path__ = found
-        sys.modules[package] = empty
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PeerMissing(f"{module} cannot be imported: {error}") from error
 
 
 def _mamba_ssd(inputs: Inputs) -> Prepared:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from kernel_case import Case, Draw, Inputs, Outputs, widened
-from kernel_peers import Peer, PeerMissing, Prepared
+from peer import Peer, PeerMissing, Prepared
 from timing import Ceilings, Clock, Timing, alternate, extra_bytes
 
 OWN = "longspan"
@@ -156,11 +156,12 @@ def _errors(
     expected = case.compared(case.reference(widened(inputs)))
     errors: dict[str, list[Error]] = {}
     failed: dict[str, str] = {}
-    for peer in everyone:
+    # longspan's last, and each once: a call may overwrite what it is given.
+    for peer in (*everyone[1:], everyone[0]):
         if not peer.same:
             continue
-        outputs, why = _first_call(peer, inputs)
-        if outputs is None:
+        call, outputs, why = _prepared(peer, inputs)
+        if call is None:
             failed[peer.name] = why
             continue
         found = peer.finish(inputs, outputs)
@@ -185,7 +186,9 @@ def _measured(
         if peer.name in failed:
             continue
         before = torch.cuda.memory_allocated() if cuda else 0
-        call, why = _prepared(peer, inputs)
+        call, outputs, why = _prepared(peer, inputs)
+        # Or they would count as the peer's own copies.
+        del outputs
         if call is None:
             skipped[peer.name] = why
             continue
@@ -196,22 +199,16 @@ def _measured(
     return {name: (timing, extra[name]) for name, timing in timings.items()}, skipped
 
 
-def _prepared(peer: Peer, inputs: Inputs) -> tuple[Prepared | None, str]:
-    """The peer's call after a first run, or why there is none."""
+def _prepared(peer: Peer, inputs: Inputs) -> tuple[Prepared | None, Outputs, str]:
+    """The peer's call and the outputs of a first one, or why there are none."""
     try:
         call = peer.prepare(inputs)
-        call()
+        return call, call(), ""
     except PeerMissing as error:
-        return None, str(error)
+        return None, (), str(error)
     except Exception as error:
         if peer.name == OWN:
             raise
         # Others' code may raise anything; it must not end the comparison, and its row says what.
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return call, ""
-
-
-def _first_call(peer: Peer, inputs: Inputs) -> tuple[Outputs | None, str]:
-    """The outputs of one call, or why there are none."""
-    call, why = _prepared(peer, inputs)
-    return (None, why) if call is None else (call(), "")
+        said = str(error).splitlines() or ["no message"]
+        return None, (), f"{type(error).__name__}: {said[0]}"

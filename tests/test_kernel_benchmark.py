@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from attention_cases import (
 )
 from kernel_case import Case, Draw, Inputs
 from kernel_cases import CASES, conv_case, norm_case, scan_case, ssd_case
-from kernel_peers import FLEX_BLOCK, PEERS, Peer, PeerMissing, band_blocks, import_inside
+from kernel_peers import FLEX_BLOCK, PEERS, band_blocks
 from kernel_runs import Bench, Error, Row, run_case
 from kernels import tables
+from peer import Peer, PeerMissing, import_inside
 from report import write_section
 from roofline import draw, points
 from timing import LEAST_ROUNDS, WARM_UPS, Ceilings, Timing, alternate, measure_ceilings
@@ -168,17 +169,23 @@ def test_peers_that_are_missing_or_fail_are_named() -> None:
     assert all(row.timing is None and row.error is None for row in others)
 
 
-def test_a_failure_of_longspan_is_not_hidden() -> None:
+def test_a_call_may_overwrite_what_it_is_given() -> None:
     case = SMALL["norm"]
-    broken = Case(
-        op="norm",
-        what=case.what,
-        inputs=case.inputs,
-        call=lambda inputs: _raise(RuntimeError("ours")),
-        reference=case.reference,
-        bytes_moved=case.bytes_moved,
-        flops=case.flops,
-    )
+
+    def call(inputs: Inputs) -> tuple[torch.Tensor, ...]:
+        outputs = case.call(inputs)
+        inputs["x"].zero_()
+        return outputs
+
+    overwriting = replace(case, call=call)
+    own, other = run_case(overwriting, PEERS["norm"], bench(), [8])
+    for row in (own, other):
+        assert row.error is not None
+        assert row.error.relative < 2e-6
+
+
+def test_a_failure_of_longspan_is_not_hidden() -> None:
+    broken = replace(SMALL["norm"], call=lambda inputs: _raise(RuntimeError("ours")))
     with pytest.raises(RuntimeError, match="ours"):
         list(run_case(broken, (), bench(), [8]))
 
