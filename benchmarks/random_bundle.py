@@ -108,11 +108,12 @@ def random_bundle(shape: str, dtype: DType, seed: int = 0) -> Iterator[Path]:
         for name, parameter in empty_decoder(config).state_dict().items()
     )
     by_name = {spec.name: spec for spec in specs}
-    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed))
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).repeat(2)
 
     def read(name: str) -> torch.Tensor:
         shape = by_name[name].shape
-        values = block.roll(crc32(name.encode()))
+        first = crc32(name.encode()) % BLOCK
+        values = block[first : first + min(prod(shape), BLOCK)]
         if name.endswith(".A"):
             values = -values.exp()
         elif len(shape) > 1:

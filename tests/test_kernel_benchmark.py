@@ -30,8 +30,8 @@ from kernel_peers import FLEX_BLOCK, PEERS, band_blocks
 from kernel_runs import Bench, Error, Row, run_case
 from kernels import tables
 from peer import Peer, PeerMissing, import_inside
-from report import write_section
-from roofline import draw, points
+from report import command_line, write_section
+from roofline import draw, points, style
 from timing import LEAST_ROUNDS, WARM_UPS, Ceilings, Timing, alternate, measure_ceilings
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -245,6 +245,12 @@ def test_tables_hold_times_beside_errors_and_name_who_did_not_run(tmp_path: Path
     assert file.read_text().count("### Kernel: conv") == 1
 
 
+def test_commands_name_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "--op ssd --peer-path a --json --peer-path b --write m.md --plot docs --rounds 2"
+    monkeypatch.setattr(sys, "argv", ["kernels.py", *given.split()])
+    assert command_line("kernels.py") == "python benchmarks/kernels.py --op ssd --json --rounds 2"
+
+
 def test_rows_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="a row has the keys"):
         Row.from_json({"op": "norm"})
@@ -264,6 +270,11 @@ def test_the_plot(tmp_path: Path) -> None:
     assert "<svg" in svg.read_text()
     with pytest.raises(ValueError, match="there is no time to draw"):
         draw([{**row, "timing": None} for row in data], "a card", tmp_path)
+
+
+def test_implementations_look_different() -> None:
+    styles = [style(place) for place in range(20)]
+    assert len({(each["color"], each["marker"]) for each in styles}) == 20
 
 
 def program(*options: str) -> subprocess.CompletedProcess[str]:
