@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
 from longspan.errors import BadCheckpoint
 from longspan.models.families import open_checkpoint
@@ -439,6 +439,16 @@ def write_tokenizer(path: Path, size: int = VOCABULARY) -> Path:
     vocabulary = {chr(97 + i): i for i in range(size)}
     Tokenizer(models.BPE(vocabulary, [])).save(str(path))
     return path
+
+
+def write_letters(folder: Path, *, stops: tuple[str, ...] = (".",), ac: bool = True) -> Path:
+    """A tokenizer of one token a character, the full stops in other forms, and <AC> last."""
+    texts = [*stops, " ", "!", *"abcdefghijklmnopqrstuvwxyz"][: VOCABULARY - 1]
+    tokenizer = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, []))
+    if ac:
+        tokenizer.add_special_tokens([AddedToken("<AC>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
 
 
 def write_config(folder: Path, data: Any) -> str:
