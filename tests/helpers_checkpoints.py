@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models
 
 from longspan.errors import BadCheckpoint
+from longspan.models.decoder import Decoder
 from longspan.models.families import open_checkpoint
 
 VOCABULARY, WIDTH, LAYERS, STATES, RANK = 24, 16, 2, 4, 3
@@ -449,6 +450,15 @@ def write_letters(folder: Path, *, stops: tuple[str, ...] = (".",), ac: bool = T
         tokenizer.add_special_tokens([AddedToken("<AC>", special=True)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder / "tokenizer.json"
+
+
+def in_chunks(decoder: Decoder, tokens: torch.Tensor, cuts: Sequence[int]) -> torch.Tensor:
+    """Logits [B, L, V] of all tokens int64 [B, L], read in these cuts, in caches with room left."""
+    state, rows = decoder.new_state(capacity=tokens.shape[1] + 3), []
+    for part in tokens.split(list(cuts), dim=1):
+        logits, state = decoder(part, torch.arange(part.shape[1]), state)
+        rows.append(logits)
+    return torch.cat(rows, dim=1)
 
 
 def write_config(folder: Path, data: Any) -> str:
