@@ -455,7 +455,7 @@ def write_letters(folder: Path, *, stops: tuple[str, ...] = (".",), ac: bool = T
 def in_chunks(decoder: Decoder, tokens: torch.Tensor, cuts: Sequence[int]) -> torch.Tensor:
     """Logits [B, L, V] of all tokens int64 [B, L], read in these cuts, in caches with room left."""
     state, rows = decoder.new_state(capacity=tokens.shape[1] + 3), []
-    for part in tokens.split(list(cuts), dim=1):
+    for part in torch.split(tokens, list(cuts), dim=1):
         logits, state = decoder(part, torch.arange(part.shape[1]), state)
         rows.append(logits)
     return torch.cat(rows, dim=1)
