@@ -32,7 +32,7 @@ KIB = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Tensors of a slice, as `longspan.kernels.ssd.ssd` has them; `y` and `new_state` are written."""
+    """Tensors of a slice as `ssd` has them; `y` and `new_state` are written."""
 
     x: torch.Tensor
     dt: torch.Tensor
@@ -54,7 +54,9 @@ class Slices:
         batch, length, heads, width = x.shape
         self.most = min(length, scratch.SLICE_TOKENS)
         dtype = str(x.dtype).removeprefix("torch.")
-        self.cut = cut = scratch.cut_slice(batch, self.most, heads=heads, d_state=d_state, dtype=dtype)
+        self.cut = cut = scratch.cut_slice(
+            batch, self.most, heads=heads, d_state=d_state, dtype=dtype
+        )
         self.stacked = scratch.stacked_heads(
             heads=heads, groups=groups, head_width=width, d_state=d_state, dtype=dtype
         )
@@ -102,8 +104,8 @@ class Slices:
         if segments > 1:
             stacked_states[(segments - 1, heads, batch)](
                 a.x, a.B, ends, self.decays, self.states, self.totals, *span, *x, *B,
-                **sizes, HEADS=1, MOST=scratch.SLICE_TOKENS // chunk, STAGES=state_stages, EVEN=even,
-                num_warps=4,
+                **sizes, HEADS=1, MOST=scratch.SLICE_TOKENS // chunk, STAGES=state_stages,
+                EVEN=even, num_warps=4,
             )  # fmt: skip
         stacked_walk[(segments, heads // stacked, batch)](
             a.x, a.B, a.C, a.D, self.products, starts, ends, self.decays, self.states, self.totals,
