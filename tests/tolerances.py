@@ -42,6 +42,15 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("add_norm", _BF16): Tolerance(
         relative=5e-3, absolute=2e-6, reason="the result is rounded once, to 2^-8"
     ),
+    ("linear", _F32): Tolerance(
+        relative=2e-6, absolute=5e-6, reason="sums of up to 5,120 terms in float32"
+    ),
+    ("linear", _F16): Tolerance(
+        relative=1e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-11"
+    ),
+    ("linear", _BF16): Tolerance(
+        relative=5e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-8"
+    ),
     ("rope", _F32): Tolerance(
         relative=2e-6, absolute=2e-6, reason="two products, where terms may cancel; angles to 2^-23"
     ),

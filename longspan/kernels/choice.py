@@ -55,7 +55,12 @@ def _has_triton() -> bool:
 
 
 def choose(
-    op: str, *, device_type: str, exporting: bool, dtype: torch.dtype = torch.float32
+    op: str,
+    *,
+    device_type: str,
+    exporting: bool,
+    dtype: torch.dtype = torch.float32,
+    rows: int = 1,
 ) -> Choice:
     """Choose the implementation of `op` for tensors on `device_type`.
 
@@ -64,11 +69,12 @@ def choose(
         device_type: ``"cuda"`` or ``"cpu"``.
         exporting: whether torch.onnx is tracing the call.
         dtype: of the activations; the Triton kernels compute in float32, so float64 is not theirs.
+        rows: vectors that a matrix is multiplied with, of the op ``linear``.
     """
     if exporting:
         return Choice(name="onnx", reason="a graph is being exported")
-    if op == "linear":
-        return Choice(name="reference", reason="torch's own matrix product, on every device")
+    if op == "linear" and rows != 1:
+        return Choice(name="reference", reason="x has not one row: torch's own matrix product")
     plain = _PLAIN.get(op, "reference")
     if dtype == torch.float64:
         return Choice(name=plain, reason="float64 is computed in float64: plain torch")
@@ -127,8 +133,14 @@ def implementation(op: str, tensor: torch.Tensor) -> Implementation:
     chosen = _overrides.get().get(op)
     if chosen is None:
         exporting = torch.onnx.is_in_onnx_export()
-        device_type = tensor.device.type
-        chosen = choose(op, device_type=device_type, exporting=exporting, dtype=tensor.dtype).name
+        chosen = choose(
+            op,
+            device_type=tensor.device.type,
+            exporting=exporting,
+            dtype=tensor.dtype,
+            # While exporting, lengths may be symbols.
+            rows=1 if exporting else tensor.shape[:-1].numel(),
+        ).name
     if callable(chosen):
         return chosen
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.rows import as_rows, check_width, row_block
 
 
@@ -31,7 +32,10 @@ def _add_norm(
     ROWS: tl.constexpr,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next_launch(OVERLAP)
+    wait_for_last_launch(OVERLAP)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     x_ptr += row * stride_x
     # It is 0. For all that the compiler knows, only every fourth column is where 16 bytes begin.
@@ -101,5 +105,6 @@ def add_norm(
         0 if added is None else added.stride(0),
         CENTRED=kind == "layer",
         **block,
+        **overlap_options(x),
     )
     return total.view(x.shape), normed

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.donation import new_like
+from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 
 # Over 2 warps four channels a thread: 8 or 16 bytes an access, and some 70 registers.
 BLOCK_CHANNELS = 256
@@ -61,7 +62,9 @@ def _causal_conv(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next_launch(OVERLAP)
     first = tl.program_id(0).to(tl.int64) * TOKENS
     channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     batch = tl.program_id(2).to(tl.int64)
@@ -77,6 +80,7 @@ def _causal_conv(
     bias = tl.zeros([CHANNELS], dtype=tl.float32)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + channel, mask=real, other=0.0).to(tl.float32)
+    wait_for_last_launch(OVERLAP)
     before = ()
     for j in tl.static_range(K - 1):
         row = _load_input(
@@ -173,5 +177,6 @@ def causal_conv(
         ROWS=rows,
         CHANNELS=channels,
         num_warps=2,
+        **overlap_options(x),
     )
     return y, new_tail

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.rows import check_width, row_block
 
 
@@ -30,7 +31,10 @@ def _rms_norm(
     ROWS: tl.constexpr,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next_launch(OVERLAP)
+    wait_for_last_launch(OVERLAP)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     outer, group = row // groups, row % groups
     x_ptr += outer * stride_x + group * stride_x_group
@@ -106,5 +110,6 @@ def rms_norm(
         0 if weight is None or weight.dim() == 1 else width,
         GATE_FIRST=gate_first,
         **block,
+        **overlap_options(x),
     )
     return y

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.donation import new_like
+from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
@@ -61,7 +62,9 @@ def _scan_tokens(
     P: tl.constexpr,
     STATES: tl.constexpr,
     WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next_launch(OVERLAP)
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     n = tl.arange(0, STATES)
@@ -83,6 +86,7 @@ def _scan_tokens(
     source = state_ptr + batch * stride_state_batch + head * stride_state_head
     source += n.to(tl.int64)[:, None] * stride_state_n + p.to(tl.int64)[None, :] * stride_state
     h = tl.load(source, mask=real, other=0.0).to(tl.float32)
+    wait_for_last_launch(OVERLAP)
     for token in range(length):
         t = tl.cast(token, tl.int64)
         step = softplus_step(tl.load(dt_ptr + t * stride_dt).to(tl.float32) + dt_bias, low, high)
@@ -166,5 +170,6 @@ def ssd(
         P=P,
         STATES=states,
         WIDTH=width,
+        **overlap_options(x),
     )
     return y, new_state

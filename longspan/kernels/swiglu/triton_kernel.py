@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.rows import as_rows
 
 # 2,048 values over 4 warps: two loads of 16 bytes of each side are in flight a thread.
@@ -27,7 +28,10 @@ def _swiglu(
     stride_x,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    start_next_launch(OVERLAP)
+    wait_for_last_launch(OVERLAP)
     blocks = tl.cdiv(width, COLUMNS)
     block = tl.program_id(0)
     row = (block // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -59,5 +63,6 @@ def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         ROWS=rows,
         COLUMNS=columns,
         num_warps=4,
+        **overlap_options(x),
     )
     return y

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from longspan.errors import BudgetExceeded
 from longspan.kernels.donation import states_donated
+from longspan.kernels.overlap import launches_overlap
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends import State
 
@@ -119,7 +120,7 @@ class StepGraph:
         self._graph = torch.cuda.CUDAGraph()
         here, side = torch.cuda.current_stream(device), _capture_stream(device)
         # Torch's own context leaves its stream current where the end of a recording fails.
-        with torch.cuda.stream(here):
+        with torch.cuda.stream(here), launches_overlap():
             # What first calls do once, compiling kernels and making workspaces, no graph can hold.
             side.wait_stream(here)
             try:
