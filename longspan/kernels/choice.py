@@ -35,6 +35,7 @@ _MODULES: Mapping[str, str] = MappingProxyType(
 _FOLDERS: Mapping[str, str] = MappingProxyType({"window_attention": "attention"})
 # Ops whose oracle does needless work, so that plain torch has a second way.
 _PLAIN: Mapping[str, Name] = MappingProxyType({"moe": "grouped"})
+_PRODUCT = "torch's own matrix product"
 _overrides: ContextVar[Mapping[str, Name | Implementation]] = ContextVar(
     "longspan_overrides", default=MappingProxyType({})
 )
@@ -74,11 +75,13 @@ def choose(
     if exporting:
         return Choice(name="onnx", reason="a graph is being exported")
     if op == "linear" and rows != 1:
-        return Choice(name="reference", reason="x has not one row: torch's own matrix product")
+        return Choice(name="reference", reason=f"x has not one row: {_PRODUCT}")
     plain = _PLAIN.get(op, "reference")
     if dtype == torch.float64:
         return Choice(name=plain, reason="float64 is computed in float64: plain torch")
     if device_type == "cuda" and _has_triton():
+        if op == "linear":
+            return Choice(name="triton", reason=f"x has one row; of others: {_PRODUCT}")
         return Choice(name="triton", reason="the tensors are on CUDA and Triton is installed")
     if device_type == "cuda":
         return Choice(name=plain, reason="the tensors are on CUDA, but Triton is missing")

@@ -35,9 +35,16 @@ def wait_for_last_launch(OVERLAP: tl.constexpr):
         gdc_wait()
 
 
-def overlap_options(tensor: torch.Tensor) -> dict[str, bool]:
-    """Arguments of a launch over `tensor`: to overlap where that was allowed and the GPU can."""
-    if tensor.is_cuda and launches_may_overlap() and _can_overlap(tensor.device):
+def overlap_options(x: torch.Tensor, *early: torch.Tensor | None) -> dict[str, bool]:
+    """Arguments of a launch over `x`: to overlap where that was allowed and the GPU can.
+
+    Args:
+        x: an input.
+        early: what is read before the launch before has ended, as it was given; a copy, such as is
+            made of what is not contiguous, would be the launch before.
+    """
+    allowed = x.is_cuda and launches_may_overlap() and _can_overlap(x.device)
+    if allowed and all(each is None or each.is_contiguous() for each in early):
         return {"OVERLAP": True, "launch_pdl": True}
     return {"OVERLAP": False}
 

@@ -87,9 +87,22 @@ def test_a_sum_has_one_order(device: str) -> None:
     assert torch.equal(_check(x, weight), _check(x.clone(), weight.clone()))
 
 
+@pytest.mark.gpu
+def test_a_weight_beyond_2_31_elements() -> None:
+    """Zeros but for its last rows; 4 GiB."""
+    weight = torch.zeros(2**31 // 4096 + 100, 4096, dtype=torch.bfloat16, device="cuda")
+    weight[-100:] = torch.randn(100, 4096, device="cuda") / 64
+    x = torch.randn(1, 4096, device="cuda").bfloat16()
+    with override("linear", "triton"):
+        y = linear(x, weight)
+    assert not y[:, :-100].any()
+    assert_close("linear", y[:, -100:], x.double() @ weight[-100:].double().T)
+
+
 def test_the_choice_is_by_rows() -> None:
     one = choose("linear", device_type="cuda", exporting=False, rows=1)
     assert one.name == "triton"
+    assert one.reason == "x has one row; of others: torch's own matrix product"
     for rows in (0, 2, 4096):
         several = choose("linear", device_type="cuda", exporting=False, rows=rows)
         assert several.name == "reference"
@@ -103,9 +116,11 @@ def test_the_choice_is_by_rows() -> None:
 def test_what_is_called_on_cuda(rows: int) -> None:
     """In float32 the two sum in different orders, so that their bits tell which it was."""
     x, weight = torch.randn(rows, 5120, device="cuda"), torch.randn(512, 5120, device="cuda")
-    with override("linear", "triton" if rows == 1 else "reference"):
-        expected = linear(x, weight)
-    assert torch.equal(linear(x, weight), expected)
+    found = linear(x, weight)
+    with override("linear", "triton"):
+        assert torch.equal(found, linear(x, weight)) == (rows == 1)
+    with override("linear", "reference"):
+        assert torch.equal(found, linear(x, weight)) == (rows != 1)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ def causal_conv(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.causal_conv.causal_conv`."""
     batch, length, width = x.shape
+    overlap = overlap_options(x, weight, bias)
     if x.stride(2) != 1:
         x = x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -177,6 +178,6 @@ def causal_conv(
         ROWS=rows,
         CHANNELS=channels,
         num_warps=2,
-        **overlap_options(x),
+        **overlap,
     )
     return y, new_tail

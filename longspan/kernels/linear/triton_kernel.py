@@ -79,6 +79,7 @@ def _linear(
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """See `longspan.kernels.linear.linear`; every row of x reads the weights anew."""
     outputs, width = weight.shape
+    overlap = overlap_options(x, weight)
     flat = as_rows(x)
     rows = flat.shape[0]
     if weight.stride(1) != 1:
@@ -96,7 +97,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
         weight.stride(0),
         WIDTH=width,
         **block,
-        **overlap_options(x),
+        **overlap,
     )
     return y
 

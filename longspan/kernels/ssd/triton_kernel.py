@@ -117,6 +117,7 @@ def ssd(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.ssd.ssd`."""
     batch, length, H, P = x.shape
+    overlap = overlap_options(x, A, D, dt_bias, state)
     N = B.shape[3]
     x, B, C = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, B, C))
     A = A.contiguous()
@@ -170,6 +171,6 @@ def ssd(
         P=P,
         STATES=states,
         WIDTH=width,
-        **overlap_options(x),
+        **overlap,
     )
     return y, new_state
