@@ -119,7 +119,8 @@ class StepGraph:
         self.buffers = StepBuffers(decoder, state)
         self._graph = torch.cuda.CUDAGraph()
         here, side = torch.cuda.current_stream(device), _capture_stream(device)
-        # Torch's own context leaves its stream current where the end of a recording fails.
+        # Torch's own context leaves its stream current where the end of a recording fails. A step
+        # begins with the embedding, a launch that overlaps nothing: the state before is there.
         with torch.cuda.stream(here), launches_overlap():
             # What first calls do once, compiling kernels and making workspaces, no graph can hold.
             side.wait_stream(here)
