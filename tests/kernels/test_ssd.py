@@ -313,6 +313,21 @@ def test_stacked_heads(shape: tuple[int, ...], decay: float) -> None:
     _check(_without(arguments, "D", "dt_bias"))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("small_chunks", "stacked")
+@pytest.mark.parametrize("decay", [-119.0, -121.0, -155.0])
+def test_decays_about_the_limit_of_two_factors(
+    monkeypatch: pytest.MonkeyPatch, device: str, decay: float
+) -> None:
+    """Chunks of 16 tokens that each decay by as many powers of two, two of them in a walk."""
+    monkeypatch.setattr(scratch, "STACKED_PROGRAMS", 1)
+    arguments = _arguments(1, 64, 4, 16, 2, 16, device=device)
+    step = 0.5
+    arguments["dt_limit"] = (step, step)
+    arguments["A"] = torch.full((4,), decay * math.log(2) / (16 * step), device=device)
+    _check(arguments)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("length", [63, 1000, 5000])

@@ -21,7 +21,7 @@ from longspan.kernels.ssd.triton_within import add_within, chunk_factors, chunk_
 # Neighbouring heads whose steps of a token are read together.
 SUM_HEADS = 16
 # Few heads of a chunk have what `add_within` adds: a program that finds none ends at once.
-WITHIN_HEADS = 4
+WITHIN_HEADS = 16
 KIB = 1024
 
 

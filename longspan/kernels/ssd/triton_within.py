@@ -10,8 +10,9 @@ import triton.language as tl
 from longspan.kernels.ssd.triton_chunks import load_rows, load_steps, steps_and_sums
 from longspan.kernels.ssd.triton_math import LOG2_E
 
-# Factors within 2^-80 .. 2^80 leave x, steps and sums of products 2^40 in either direction.
-MIN_LOG2_CHUNK = tl.constexpr(-160.0)
+# Factors within 2^-60 .. 2^60 leave x, steps and sums of products 2^60 in either direction, and the
+# product of two chunks' factors, which the walk multiplies the state by, is above 2^-126.
+MIN_LOG2_CHUNK = tl.constexpr(-120.0)
 
 
 @triton.jit
