@@ -250,11 +250,13 @@ def _torch_norm(inputs: Inputs) -> Prepared:
     return lambda: (rms_norm(x, (x.shape[-1],), weight, inputs["eps"]).to(dtype),)
 
 
+_SSD = (
+    Peer(name="state-spaces/mamba, Triton", prepare=_mamba_ssd, finish=_mamba_ssd_finish),
+    Peer(name="flash-linear-attention", prepare=_fla_ssd, finish=_fla_ssd_finish),
+)
 PEERS: Mapping[str, Sequence[Peer]] = {
-    "ssd": (
-        Peer(name="state-spaces/mamba, Triton", prepare=_mamba_ssd, finish=_mamba_ssd_finish),
-        Peer(name="flash-linear-attention", prepare=_fla_ssd, finish=_fla_ssd_finish),
-    ),
+    "ssd": _SSD,
+    "ssd_large_steps": _SSD,
     "selective_scan": (
         Peer(name="state-spaces/mamba, CUDA", prepare=_mamba_scan, finish=_mamba_scan_finish),
     ),

@@ -26,7 +26,7 @@ from attention_cases import (
 )
 from fused_cases import add_norm_case, gated_norm_case, swiglu_case
 from kernel_case import Case, Draw, Inputs
-from kernel_cases import CASES, conv_case, norm_case, scan_case, ssd_case
+from kernel_cases import CASES, LARGE_STEPS, conv_case, norm_case, scan_case, ssd_case
 from kernel_peers import FLEX_BLOCK, PEERS, band_blocks
 from kernel_runs import Bench, Error, Row, run_case
 from kernels import tables
@@ -39,6 +39,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CEILINGS = Ceilings(copy_bytes_per_second=1e9, matmul_flops_per_second=1e12)
 SMALL: dict[str, Case] = {
     "ssd": ssd_case("ssd", heads=2, width=8, states=4),
+    "ssd_large_steps": ssd_case("ssd_large_steps", heads=2, width=8, states=4, steps=LARGE_STEPS),
     "selective_scan": scan_case("selective_scan", width=8, states=4),
     "mamba2_against_mamba1": ssd_case("mamba2_against_mamba1", heads=3, width=8, states=4),
     "window_attention": window_case("window_attention", heads=4, kv_heads=2, width=8, window=6),
