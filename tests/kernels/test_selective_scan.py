@@ -203,11 +203,13 @@ def test_scratch_bytes_is_what_is_allocated(monkeypatch: pytest.MonkeyPatch, len
         (1, 129, 5120, 32),
         (1, 2048, 5120, 32),
         (1, 2049, 5120, 64),
-        (1, 1_000_000, 5120, 256),
+        (1, 1_000_000, 5120, 15_648),
         (26, 2048, 5120, None),
     ],
 )
 def test_chunk_tokens(batch: int, length: int, d_inner: int, chunk: int | None) -> None:
     assert scratch.chunk_tokens(batch, length, d_inner) == chunk
     chunks = 0 if chunk is None else -(-length // chunk)
-    assert scratch.scratch_bytes(batch, length, d_inner, 16) == 4 * batch * chunks * d_inner * 17
+    copied = 0 if chunk is None else 2 * length * 16
+    expected_bytes = 4 * batch * (chunks * d_inner * 17 + copied)
+    assert scratch.scratch_bytes(batch, length, d_inner, 16) == expected_bytes
