@@ -132,7 +132,7 @@ CASES = (
         name="causal_conv", op=causal_conv, units=128, arguments=conv_arguments, large="x",
         end=after_inputs, state_row="causal_conv",
     ),
-    # x, dt, z and y: 16 GiB; the states of 1,025 chunks of 256 tokens: 0.6 GiB. The reading of
+    # x, dt, z and y: 16 GiB; B and C in float32, the states of 64 chunks: 0.1 GiB. The reading of
     # the tokens before comes after: its y, and the first one: 20 GiB.
     Case(
         name="selective_scan", op=selective_scan, units=128, arguments=scan_arguments, large="x",

@@ -104,7 +104,8 @@ def test_one_pass(
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(
-    ("batch", "length", "width", "states"), [(2, 9, 70, 5), (1, 12, 24, 16), (1, 65, 24, 3)]
+    ("batch", "length", "width", "states"),
+    [(2, 9, 70, 5), (1, 12, 24, 16), (1, 11, 24, 20), (1, 65, 24, 3)],
 )
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_three_passes(
