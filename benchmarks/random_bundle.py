@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from zlib import crc32
 
 import torch
 
@@ -19,8 +20,18 @@ from longspan.bundle import WEIGHTS, Manifest, file_sha256, write_manifest
 from longspan.export.activations import chunk_bytes
 from longspan.export.weights import write_safetensors
 from longspan.models.checkpoint import empty_decoder, is_float32
-from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
+from longspan.models.config import (
+    FullAttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    ModelConfig,
+    WindowAttentionConfig,
+)
 from longspan.tensors import DType, TensorSpec
+
+# No multiple of a matrix's width, so that its rows differ.
+BLOCK = 2**20 + 7
 
 
 def samba(
@@ -38,15 +49,55 @@ def samba(
     return ModelConfig(family="samba", vocab_size=vocab, d_model=d_model, layers=unit * units)
 
 
+def llama(
+    d_model: int, d_ff: int, heads: int, kv_heads: int, units: int, vocab: int
+) -> ModelConfig:
+    """A Llama-3 as Samba's paper compares itself with (arXiv 2406.07522, table 11)."""
+    unit = (
+        FullAttentionConfig(n_heads=heads, n_kv_heads=kv_heads, head_dim=d_model // heads),
+        MlpConfig(d_ff=d_ff),
+    )
+    return ModelConfig(family="llama", vocab_size=vocab, d_model=d_model, layers=unit * units)
+
+
 SHAPES: Mapping[str, ModelConfig] = {
     "samba-421m": samba(1536, 4096, 12, 12, 6, 32000),
     "samba-1.7b": samba(2048, 8196, 32, 4, 12, 50304),
+    "llama-1.6b": llama(2048, 8196, 32, 4, 24, 50304),
+    # state-spaces/mamba-2.8b
+    "mamba-2.8b": ModelConfig(
+        family="mamba",
+        vocab_size=50280,
+        d_model=2560,
+        layers=(MambaConfig(d_inner=5120, d_state=16, d_conv=4, dt_rank=160),) * 64,
+    ),
+    # state-spaces/mamba2-2.7b
+    "mamba2-2.7b": ModelConfig(
+        family="mamba2",
+        vocab_size=50288,
+        d_model=2560,
+        layers=(Mamba2Config(n_heads=80, head_dim=64, n_groups=1, d_state=128, d_conv=4),) * 64,
+    ),
 }
+
+
+def repeated(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of `shape` that holds `values` [n] over and over."""
+    result = torch.empty(shape, dtype=values.dtype)
+    flat = result.view(-1)
+    whole = len(flat) // len(values) * len(values)
+    flat[:whole].view(-1, len(values)).copy_(values)
+    flat[whole:] = values[: len(flat) - whole]
+    return result
 
 
 @contextmanager
 def random_bundle(shape: str, dtype: DType, seed: int = 0) -> Iterator[Path]:
-    """A temporary bundle of one of `SHAPES`; weights are scaled so that activations stay finite."""
+    """A temporary bundle of one of `SHAPES`; weights are scaled so that activations stay finite.
+
+    Every tensor repeats the same `BLOCK` numbers from a place of its own: billions of fresh ones
+    take minutes, and neither memory nor time depends on them.
+    """
     config = SHAPES[shape]
     specs = tuple(
         TensorSpec(
@@ -57,13 +108,17 @@ def random_bundle(shape: str, dtype: DType, seed: int = 0) -> Iterator[Path]:
         for name, parameter in empty_decoder(config).state_dict().items()
     )
     by_name = {spec.name: spec for spec in specs}
-    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).repeat(2)
 
     def read(name: str) -> torch.Tensor:
-        tensor = torch.randn(by_name[name].shape, generator=generator)
+        shape = by_name[name].shape
+        first = crc32(name.encode()) % BLOCK
+        values = block[first : first + min(prod(shape), BLOCK)]
         if name.endswith(".A"):
-            return -tensor.exp()
-        return tensor * (tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 1.0)
+            values = -values.exp()
+        elif len(shape) > 1:
+            values = values * shape[-1] ** -0.5
+        return repeated(values.to(getattr(torch, by_name[name].dtype)), shape)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)

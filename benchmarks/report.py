@@ -17,10 +17,10 @@ def versions_line(versions: Mapping[str, str]) -> str:
 
 
 def command_line(program: str) -> str:
-    """The command as somebody would type it; where it wrote to is left out."""
+    """The command as somebody would type it; this machine's folders and files are left out."""
     shown = list(sys.argv[1:])
-    for option in ("--write", "--plot"):
-        if option in shown:
+    for option in ("--write", "--plot", "--peer-path"):
+        while option in shown:
             at = shown.index(option)
             del shown[at : at + 2]
     return " ".join(["python", f"benchmarks/{program}", *shown])

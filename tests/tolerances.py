@@ -33,6 +33,33 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("rms_norm", _BF16): Tolerance(
         relative=5e-3, absolute=1e-6, reason="the result is rounded once, to 2^-8"
     ),
+    ("add_norm", _F32): Tolerance(
+        relative=2e-6, absolute=2e-6, reason="as rms_norm, and a mean that is taken off"
+    ),
+    ("add_norm", _F16): Tolerance(
+        relative=1e-3, absolute=2e-6, reason="the result is rounded once, to 2^-11"
+    ),
+    ("add_norm", _BF16): Tolerance(
+        relative=5e-3, absolute=2e-6, reason="the result is rounded once, to 2^-8"
+    ),
+    ("rope", _F32): Tolerance(
+        relative=2e-6, absolute=2e-6, reason="two products, where terms may cancel; angles to 2^-23"
+    ),
+    ("rope", _F16): Tolerance(
+        relative=1e-3, absolute=2e-6, reason="the result is rounded once, to 2^-11"
+    ),
+    ("rope", _BF16): Tolerance(
+        relative=5e-3, absolute=2e-6, reason="the result is rounded once, to 2^-8"
+    ),
+    ("swiglu", _F32): Tolerance(
+        relative=2e-6, absolute=1e-6, reason="one exponential and one quotient"
+    ),
+    ("swiglu", _F16): Tolerance(
+        relative=1e-3, absolute=1e-6, reason="the result is rounded once, to 2^-11"
+    ),
+    ("swiglu", _BF16): Tolerance(
+        relative=5e-3, absolute=1e-6, reason="the result is rounded once, to 2^-8"
+    ),
     ("causal_conv", _F32): Tolerance(
         relative=5e-6, absolute=5e-6, reason="K products, where terms may cancel"
     ),

@@ -12,10 +12,12 @@ It knows the nodes that `longspan.kernels.selective_scan.onnx_op` leaves, and a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx
 from onnx import helper
+
+from longspan.export.nodes import alive, set_nodes
 
 __all__ = ["scan_on_cpu"]
 
@@ -45,7 +47,7 @@ def scan_on_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             nodes.append(node)
     if replaced:
-        _set_nodes(graph, _alive(nodes, {output.name for output in graph.output}))
+        set_nodes(graph, alive(nodes, {output.name for output in graph.output}))
     return result
 
 
@@ -172,35 +174,3 @@ def _body(prefix: str, rates: str, width: int) -> onnx.GraphProto:
         ],
         [tensor("next", [width, None]), tensor("y", [width, 1])],
     )
-
-
-def _read_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Every name that `node` reads, in the graphs inside it too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            for each in inner.node:
-                yield from _read_names(each)
-
-
-def _alive(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    """The nodes, in order, on which an output of the graph depends."""
-    kept = []
-    for node in reversed(nodes):
-        if any(name in wanted for name in node.output):
-            kept.append(node)
-            wanted = wanted.union(_read_names(node))
-    return kept[::-1]
-
-
-def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Give the graph these nodes, and drop the initializers and shapes that none of them uses."""
-    read = {name for node in nodes for name in _read_names(node)}
-    read.update(output.name for output in graph.output)
-    written = {name for node in nodes for name in node.output}
-    initializers = [each for each in graph.initializer if each.name in read]
-    infos = [each for each in graph.value_info if each.name in written]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
-    graph.value_info.extend(infos)

@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from longspan.bundle import WEIGHTS
+from longspan.export.fewer_nodes import fewer_nodes
 from longspan.export.scans import expand_scans
 from longspan.export.weights import ByteRange
 from longspan.models.checkpoint import empty_decoder
@@ -81,6 +82,8 @@ def decoder_graph(
     _default_keep(model)
     _name_dimensions(model)
     _drop_notes(model)
+    if compute == dtype:
+        fewer_nodes(model)
     expand_scans(model)
     if not any(opset.domain == MICROSOFT for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))

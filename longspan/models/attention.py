@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from longspan.kernels.rope import rope
 from longspan.models.config import HeadsConfig
 from longspan.models.linear import Linear
-from longspan.models.rope import rotate
 
 
 class Attention(nn.Module):
@@ -57,17 +57,10 @@ class Attention(nn.Module):
         parts = qkv.view(batch, length, heads + 2 * groups, config.head_dim)
         q, k, v = torch.split(parts, [heads, groups, groups], dim=2)
         if config.rope_base is not None:
-            positions = position + torch.arange(length, device=qkv.device)
-            q, k = (
-                rotate(
-                    each,
-                    positions,
-                    base=config.rope_base,
-                    dims=config.rope_dims,
-                    interleaved=config.rope_interleaved,
-                )
-                for each in (q, k)
-            )
+            q, k = rope(
+                q, k, position, base=config.rope_base,
+                dims=config.rope_dims, interleaved=config.rope_interleaved,
+            )  # fmt: skip
         return q, k.to(kept).to(k.dtype), v.to(kept).to(v.dtype)
 
     def merge(self, y: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import softplus
 
 from longspan.kernels.conba import ConbaState, conba
 from longspan.kernels.rms_norm import rms_norm
+from longspan.kernels.swiglu import swiglu
 from longspan.models.config import ConbaConfig
 from longspan.models.linear import Linear
 
@@ -22,9 +23,8 @@ class HeadNorm(nn.Module):
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Normalise y [B, L, H, P] and gate it by z [B, L, D]."""
-        wide = torch.promote_types(y.dtype, torch.float32)
-        normed = rms_norm(y, eps=self.eps, dtype=wide).flatten(-2) * self.weight
-        return (normed * silu(z.to(wide))).to(y.dtype)
+        weight = self.weight.view(y.shape[-2:])
+        return rms_norm(y, weight, eps=self.eps, gate=z.view(y.shape)).flatten(-2)
 
 
 class Conba(nn.Module):
@@ -57,7 +57,7 @@ class Conba(nn.Module):
         by_state = (*x.shape[:-1], config.n_heads, config.d_state)
         by_output = (*x.shape[:-1], config.n_heads, config.head_dim)
         gate, up, dt, *desired, z = self.in_proj(x).split(config.in_rows, dim=-1)
-        s = self.select_proj(silu(gate) * up).view(by_state)
+        s = self.select_proj(swiglu(gate, up)).view(by_state)
         y, after = conba(
             s, self._scaling(dt.view(by_state)), x.view(by_output),
             desired[0].view(by_output) if desired else None,

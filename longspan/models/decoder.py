@@ -9,7 +9,8 @@ The same code reads a chunk, makes one step, and is exported:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -23,19 +24,28 @@ from longspan.tensors import DType, dtype_name
 State = dict[str, torch.Tensor]
 
 
-def _from_start(keep: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions counted from the start, as torch wants them.
+def _kept(
+    x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows of x and y at the positions `keep`, or the last: others need no sum and no norm.
 
-    ONNX's Gather counts negative ones from the end by itself. It must: where nodes on the host and
-    on CUDA read `keep`, ONNX Runtime 1.31 shows those on CUDA its default instead of the input.
+    In a graph the sum comes first, and ONNX's Gather counts negative positions from the end by
+    itself, so that one node reads `keep`. It must: where nodes on the host and on CUDA read it,
+    ONNX Runtime 1.31 shows those on CUDA its default instead of the input.
     """
+    if keep is None:
+        return x[:, -1:], y[:, -1:]
     if torch.onnx.is_in_onnx_export():
-        return keep
-    return torch.where(keep < 0, keep + length, keep)
+        return (x + y.to(x.dtype)).index_select(1, keep), None
+    from_start = torch.where(keep < 0, keep + x.shape[1], keep)
+    return x.index_select(1, from_start), y.index_select(1, from_start)
 
 
 class Layer(nn.Module):
-    """One residual block: x + mixer(norm(x)), the sum in the residual's float32."""
+    """One residual block: a norm and a mixer.
+
+    The mixer's output is added to the residual by the norm of the next layer: one reading of both.
+    """
 
     def __init__(self, config: LayerConfig, model: ModelConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -43,12 +53,12 @@ class Layer(nn.Module):
         self.mixer = make_mixer(config, model.d_model, dtype)
 
     def forward(
-        self, x: torch.Tensor, state: State, tokens: torch.Tensor, dtype: torch.dtype
+        self, x: torch.Tensor, state: State, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, State]:
-        """Read x float32 [B, L, D], made of tokens int64 [B, L]; the mixer computes in `dtype`."""
+        """What the mixer makes of x [B, L, D], normalised, made of tokens int64 [B, L]."""
         asked = (tokens,) if getattr(self.mixer, "reads_tokens", False) else ()
-        y, state = self.mixer(self.norm(x, dtype), state, *asked)
-        return x + y.to(x.dtype), state
+        result: tuple[torch.Tensor, State] = self.mixer(x, state, *asked)
+        return result
 
 
 class Decoder(nn.Module):
@@ -121,17 +131,20 @@ class Decoder(nn.Module):
         Returns:
             Logits float32 [B, n, V], and the state after the last token.
         """
-        length = tokens.shape[1]
         x = torch.nn.functional.embedding(tokens, self.embedding)
         x = x.to(torch.promote_types(self.compute, torch.float32))
+        # What is still to be added to x; then its norm, under the same name, so that it is freed.
+        y: torch.Tensor | None = None
         after: State = {}
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
             prefix = f"layers.{i}."
             names = [spec.name for spec in self.config.layers[i].state(self.state_dtype())]
             past = {name: state[prefix + name] for name in names}
-            x, new = layer(x, past, tokens, self.compute)
+            x, y = layer.norm(x, y, self.compute)
+            y, new = layer(y, past, tokens)
             after |= {prefix + name: new[name] for name in names}
-        x = x[:, -1:] if keep is None else x.index_select(1, _from_start(keep, length))
-        x = self.norm(x, self.compute)
-        logits = linear(x, self.embedding if self.head is None else self.head)
+        assert y is not None, "a model has at least one layer"
+        x, y = _kept(x, y, keep)
+        _, y = self.norm(x, y, self.compute)
+        logits = linear(y, self.embedding if self.head is None else self.head)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after

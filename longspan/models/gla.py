@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import softplus
 
 from longspan.kernels.gla import gla
 from longspan.kernels.rms_norm import rms_norm
+from longspan.kernels.rope import rope
 from longspan.models.config import GlaConfig
 from longspan.models.linear import Linear
-from longspan.models.rope import rotate
 
 
 class GatedLinearAttention(nn.Module):
@@ -46,15 +46,13 @@ class GatedLinearAttention(nn.Module):
         new_state = {}
         if config.rope_base is not None:
             position = state["position"]
-            positions = position + torch.arange(length, device=x.device)
-            q = rotate(q, positions, base=config.rope_base)
-            k = rotate(k, positions, base=config.rope_base)
+            q, k = rope(q, k, position, base=config.rope_base)
             new_state["position"] = position + length
         log_decay = self._log_decay(*low) if low else _fixed_log_decay(q)
         y, new_state["recurrent"] = gla(q, k, v, log_decay, state=state["recurrent"])
-        y = rms_norm(y, self.norm_weight, eps=config.norm_eps).flatten(-2)
-        # In float32, as y is: the product of two activations has twice their digits.
-        return self.out_proj((y * silu(gate.to(y.dtype))).to(x.dtype)), new_state
+        gate = gate.view(y.shape)
+        y = rms_norm(y, self.norm_weight, eps=config.norm_eps, gate=gate, dtype=x.dtype)
+        return self.out_proj(y.flatten(-2)), new_state
 
     def _log_decay(self, low: torch.Tensor) -> torch.Tensor:
         """log(sigmoid(gate)) / divisor, float32 [B, L, H, K]."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.ssd import ssd
+from longspan.kernels.swiglu import swiglu
 from longspan.models.config import Mamba2Config
 from longspan.models.linear import Linear
 
@@ -26,11 +26,13 @@ class GatedNorm(nn.Module):
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Gate and normalise y [B, L, E] by z [B, L, E]."""
-        gated = _gated(y, z)
         if self.groups == 1:
-            return rms_norm(gated, self.weight, eps=self.eps, dtype=y.dtype)
-        each = gated.view(*gated.shape[:-1], self.groups, -1)
-        return (rms_norm(each, eps=self.eps).flatten(-2) * self.weight).to(y.dtype)
+            return rms_norm(y, self.weight, eps=self.eps, gate=z, gate_first=True)
+        by_group = (*y.shape[:-1], self.groups, y.shape[-1] // self.groups)
+        return rms_norm(
+            y.view(by_group), self.weight.view(by_group[-2:]),
+            eps=self.eps, gate=z.view(by_group), gate_first=True,
+        ).flatten(-2)  # fmt: skip
 
 
 class Mamba2(nn.Module):
@@ -79,10 +81,5 @@ class Mamba2(nn.Module):
             D=self.D, dt_bias=self.dt_bias, dt_limit=config.dt_limit, state=state["ssm"],
         )  # fmt: skip
         y = y.flatten(-2)
-        y = _gated(y, z).to(y.dtype) if self.norm is None else self.norm(y, z)
+        y = swiglu(z, y) if self.norm is None else self.norm(y, z)
         return self.out_proj(y), {"conv": conv, "ssm": ssm}
-
-
-def _gated(y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """y silu(z), in float32 (float64 for float64); y is widened without a copy of its own."""
-    return silu(z.to(torch.promote_types(z.dtype, torch.float32))) * y

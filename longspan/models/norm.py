@@ -1,4 +1,7 @@
-"""The norms before each mixer and before the head: RMSNorm and LayerNorm, by name."""
+"""The norms before each mixer and before the head: RMSNorm and LayerNorm, by name.
+
+Each adds what the mixer before it gave to the residual, and normalises the sum.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from longspan.kernels.rms_norm import rms_norm
+from longspan.kernels.add_norm import add_norm
 from longspan.models.config import ModelConfig, Norm
 
 
@@ -19,9 +22,11 @@ class RmsNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
 
-    def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Normalise x [..., D] into `dtype`."""
-        return rms_norm(x, self.weight, eps=self.eps, dtype=dtype)
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give x + y, and its norm in `dtype`, as `add_norm` does; all [..., D]."""
+        return add_norm(x, y, self.weight, kind="rms", eps=self.eps, dtype=dtype)
 
 
 class LayerNorm(nn.Module):
@@ -33,13 +38,14 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(width, dtype=dtype))
 
-    def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Normalise x [..., D] into `dtype`."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return nn.functional.layer_norm(x, weight.shape, weight, bias, self.eps).to(dtype)
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give x + y, and its norm in `dtype`, as `add_norm` does; all [..., D]."""
+        return add_norm(x, y, self.weight, self.bias, kind="layer", eps=self.eps, dtype=dtype)
 
 
-# Each module takes (width, eps=..., dtype=...), and (x, dtype) -> y.
+# Each module takes (width, eps=..., dtype=...), and (x, y, dtype) -> (x + y, its norm).
 NORMS: Mapping[Norm, Callable[..., nn.Module]] = {"rms": RmsNorm, "layer": LayerNorm}
 
 

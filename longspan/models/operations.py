@@ -1,6 +1,6 @@
 """Which ops a model calls, found by running it: one token through the smallest layer of each kind.
 
-operations(checkpoint.config)   # ("causal_conv", "linear", "rms_norm", "selective_scan")
+operations(checkpoint.config)   # ("add_norm", "causal_conv", "linear", "selective_scan")
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 
+from longspan.kernels.swiglu import swiglu
 from longspan.models.config import MlpConfig
 from longspan.models.linear import Linear
 
@@ -23,4 +23,4 @@ class SwiGlu(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Map x [B, L, D] to [B, L, D]; the state is empty."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(silu(gate) * up), state
+        return self.down_proj(swiglu(gate, up)), state

@@ -8,7 +8,8 @@ answer.text, answer.finish
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Manifest
 from longspan.errors import BadInput
-from longspan.runtime.backends import Backend, State
+from longspan.runtime.backends import Backend, State, Steps
 from longspan.runtime.room import Room
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.tokens import TextStream
@@ -124,30 +125,49 @@ class Decoding:
         """What drafts did so far; None where there are none."""
         return None
 
-    def run(self, logits: NDArray[np.float32], state: State) -> Iterator[int]:
+    def run(self, logits: NDArray[np.float32], state: State) -> Generator[int]:
         """The tokens; the model computes the next one only when it is asked for."""
-        while True:
-            started = time.perf_counter()
-            token = self.sampler.pick(logits, self.rng)
+        token = self._pick(logits)
+        if not (yield from self._say(token)):
+            return
+        started = time.perf_counter()
+        with closing(self.backend.steps(state)) as steps:
+            # They have a copy, and the plan has room for two.
+            del state
             self.seconds += time.perf_counter() - started
-            if token == self.ending.eos:
-                self.finish = "eos"
-                return
-            self.tokens += 1
-            yield token
-            if self.tokens == self.ending.max_tokens:
-                self.finish = "length"
-                return
-            step = np.array([token], np.int64)
-            self.room = self.room.after(step)
-            if not self.room.fits:
-                self.finish = "room"
-                return
-            started = time.perf_counter()
-            kept, state = self.backend.forward(step, state, keep=[-1])
-            logits = kept[-1]
-            self.steps += 1
-            self.seconds += time.perf_counter() - started
+            while True:
+                token = self._pick(self._step(steps, token))
+                if not (yield from self._say(token)):
+                    return
+
+    def _say(self, token: int) -> Generator[int, None, bool]:
+        """Give out a token; whether the answer goes on after it."""
+        if token == self.ending.eos:
+            self.finish = "eos"
+            return False
+        self.tokens += 1
+        yield token
+        if self.tokens == self.ending.max_tokens:
+            self.finish = "length"
+            return False
+        self.room = self.room.after(np.array([token], np.int64))
+        if not self.room.fits:
+            self.finish = "room"
+            return False
+        return True
+
+    def _pick(self, logits: NDArray[np.float32]) -> int:
+        started = time.perf_counter()
+        token = self.sampler.pick(logits, self.rng)
+        self.seconds += time.perf_counter() - started
+        return token
+
+    def _step(self, steps: Steps, token: int) -> NDArray[np.float32]:
+        started = time.perf_counter()
+        logits = steps.step(token)
+        self.seconds += time.perf_counter() - started
+        self.steps += 1
+        return logits
 
 
 @dataclass(slots=True)
@@ -241,34 +261,37 @@ class Answer:
         self._begun = True
         started = time.perf_counter()
         try:
-            for piece in self._texts(started):
-                self._pieces.append(piece)
-                yield piece
+            with closing(self._texts(started)) as texts:
+                for piece in texts:
+                    self._pieces.append(piece)
+                    yield piece
         finally:
             self.finish = self.finish or "cancelled"
             self.seconds = time.perf_counter() - started
             self._on_end(self._decoding)
 
-    def _texts(self, started: float) -> Iterator[str]:
+    def _texts(self, started: float) -> Generator[str]:
         text, spaced = StopText(self._decoding.ending.stop), False
-        for new in self._decoded(started):
-            if new and not spaced:
-                new, spaced = new.removeprefix(" "), True
-            if certain := text.push(new):
-                yield certain
-            if text.stopped:
-                self.finish = "stop"
-                return
+        with closing(self._decoded(started)) as pieces:
+            for new in pieces:
+                if new and not spaced:
+                    new, spaced = new.removeprefix(" "), True
+                if certain := text.push(new):
+                    yield certain
+                if text.stopped:
+                    self.finish = "stop"
+                    return
         self.finish = self._decoding.finish
         if rest := text.rest():
             yield rest
 
-    def _decoded(self, started: float) -> Iterator[str]:
+    def _decoded(self, started: float) -> Generator[str]:
         """The text of each token, and what is left of it after the last."""
-        for token in self._decoding.run(*self._start()):
-            if self.first_token_seconds is None:
-                self.first_token_seconds = time.perf_counter() - started
-            yield self._stream.push(token)
+        with closing(self._decoding.run(*self._start())) as tokens:
+            for token in tokens:
+                if self.first_token_seconds is None:
+                    self.first_token_seconds = time.perf_counter() - started
+                yield self._stream.push(token)
         yield self._stream.rest()
 
 

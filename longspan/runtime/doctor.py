@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from longspan.engines import BackendName, Device, Engine
-from longspan.runtime.backends.choice import choose_engine
+from longspan.runtime.backends.choice import choose_engine, find_installed
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
+from longspan.runtime.recording import NO_TORCH, NO_TRITON
 from longspan.sizes import format_bytes
 
 OPS = (
-    "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear", "moe",
-    "rms_norm", "selective_scan", "ssd", "window_attention",
+    "add_norm", "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear",
+    "moe", "rms_norm", "rope", "selective_scan", "ssd", "swiglu", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
@@ -37,6 +38,7 @@ _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
+        "add_norm": ("plain", _PLAIN_REASON),
         "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
@@ -45,14 +47,17 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
+        "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
             "Scan",
             "one token at a time in the cache; LinearAttention takes decays [L, E N] and is slower",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
     "cuda": {
+        "add_norm": ("plain", _PLAIN_REASON),
         "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
@@ -61,11 +66,13 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
+        "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
             "LinearAttention",
             "ONNX Runtime's recurrent kernel; a Scan would launch kernels for every token",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
 }
@@ -99,6 +106,7 @@ class Report:
         versions: of Python, longspan and what it builds on; "not installed" where so.
         engine: what computes.
         reason: why this engine.
+        steps: how answers are computed, token by token.
         ops: one entry for each op.
     """
 
@@ -106,6 +114,7 @@ class Report:
     versions: dict[str, str]
     engine: Engine
     reason: str
+    steps: str
     ops: tuple[OpReport, ...]
 
     def text(self) -> str:
@@ -113,7 +122,8 @@ class Report:
         free, total = format_bytes(self.device.free_bytes), format_bytes(self.device.total_bytes)
         return (
             f"{self.device.name} ({self.device.kind}), {free} of {total} free\n"
-            f"{self.engine}: {self.reason}"
+            f"{self.engine}: {self.reason}\n"
+            f"steps: {self.steps}"
         )
 
 
@@ -132,6 +142,7 @@ def examine(
         versions=find_versions(),
         engine=choice.engine,
         reason=choice.reason,
+        steps=_steps(choice.engine),
         ops=_ops(choice.engine, choice.device),
     )
 
@@ -166,6 +177,18 @@ def _processor() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _steps(engine: Engine) -> str:
+    """How a step of one token is computed."""
+    if engine.endswith("-cpu"):
+        return "a call each"
+    installed = find_installed()
+    if engine == "torch-cuda" and not installed.triton:
+        return f"kernel by kernel; {NO_TRITON}"
+    if engine == "onnx-cuda" and not installed.torch_cuda:
+        return f"kernel by kernel; {NO_TORCH}"
+    return "recorded once as a CUDA graph and replayed, where the plan has room for that"
 
 
 def _ops(engine: Engine, device: Device) -> tuple[OpReport, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle, Manifest
 from longspan.errors import BadInput
-from longspan.runtime.backends import Backend, State
+from longspan.runtime.backends import Backend, State, Steps
 from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.memory import Memory, check_origin, load_memory
 from longspan.runtime.plan import Plan
@@ -197,11 +198,15 @@ class Drafter(ABC):
     def _greedy(self, logits: NDArray[np.float32], state: State, count: int) -> list[int]:
         """The draft model's own next tokens, fewer where it would end the answer."""
         drafted: list[int] = []
-        while (token := int(np.argmax(logits))) != self._eos:
-            drafted.append(token)
-            if len(drafted) == count:
-                break
-            logits, state = self._read(np.array([token], np.int64), state)
+        with ExitStack() as stack:
+            steps: Steps | None = None
+            while (token := int(np.argmax(logits))) != self._eos:
+                drafted.append(token)
+                if len(drafted) == count:
+                    break
+                steps = steps or stack.enter_context(closing(self._backend.steps(state)))
+                logits = steps.step(token)
+                self.forwards += 1
         return drafted
 
 

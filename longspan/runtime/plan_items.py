@@ -48,6 +48,11 @@ BESIDE_BYTES = 2 * MIB
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
 ONNX_CUDA_BYTES = 144 * MIB
+# Measured on an H100 with torch 2.11: a first CUDA graph, 70 MiB of it in torch's own pool.
+GRAPH_BYTES = 140 * MIB
+# A second session of ONNX Runtime over the same weights, and its two CUDA graphs. An estimate, not
+# measured yet as a whole: 64 MiB for such a session, 70 for what the driver takes for a graph.
+ONNX_GRAPH_BYTES = 144 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +78,19 @@ def chunk_items(
         return (activations,)
     beside = live * BESIDE_PERCENT[device_of(engine)] // 100 + BESIDE_BYTES
     return activations, PlanItem(name="held beside them between layers", bytes=beside)
+
+
+def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
+    """What a recorded step takes: its state's own buffers too; nothing on engines without one.
+
+    torch overwrites one state, and of caches its buffers are no further copy: while it runs, no
+    call reads one and writes another. ONNX Runtime goes back and forth between two states.
+    """
+    taken = {
+        "torch-cuda": GRAPH_BYTES + manifest.state_bytes,
+        "onnx-cuda": ONNX_GRAPH_BYTES + 2 * manifest.state_bytes,
+    }
+    return (PlanItem(name="recorded step", bytes=taken[engine]),) if engine in taken else ()
 
 
 def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[PlanItem, ...]:

@@ -26,6 +26,7 @@ from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.memory import entries_of
 from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import PlanItem
+from longspan.runtime.recording import why_not_recorded
 from longspan.runtime.room import Room
 
 __all__ = ["Runtime", "load", "plan_bundle"]
@@ -108,22 +109,23 @@ def load(
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
 
-        def opened(model: Bundle, limit_bytes: int, capacity: int) -> Backend:
+        def opened(model: Bundle, limit_bytes: int, capacity: int, step_graph: bool) -> Backend:
             opened_backend = open_backend(
                 model,
                 engine=plan.engine,
                 memory_limit_bytes=limit_bytes,
                 threads=threads,
                 capacity=capacity,
+                step_graph=step_graph,
             )
             stack.callback(opened_backend.close)
             return opened_backend
 
         helper = None
         if small is not None and draft_plan is not None:
-            drafting = opened(small, draft_plan.total_bytes, 0)
+            drafting = opened(small, draft_plan.total_bytes, 0, draft_plan.step_graph)
             helper = Draft(bundle=small, plan=draft_plan, backend=drafting)
-        answering = opened(found, plan.budget_bytes, plan.capacity)
+        answering = opened(found, plan.budget_bytes, plan.capacity, plan.step_graph)
         return Runtime(found, plan, answering, watch, stack.pop_all(), helper)
 
 
@@ -193,9 +195,16 @@ def _plans(
     if draft is None:
         return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries), None
     require_fixed_state(draft)
-    small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, None, None)
-    beside = draft_items(bundle.manifest, draft, small)
-    return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, beside), small
+
+    def beside(no_step_graph: str | None) -> tuple[Plan, Plan]:
+        small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, no_step_graph=no_step_graph)
+        items = draft_items(bundle.manifest, draft, small)
+        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, items), small
+
+    found = beside(None)
+    return (
+        found if found[0].fits else beside("the larger model would not fit beside a recorded one")
+    )
 
 
 def _plan(
@@ -203,9 +212,11 @@ def _plan(
     choice: EngineChoice,
     budget: Budget,
     chunk_tokens: int | None,
-    tokens: int | None,
-    cache_entries: int | None,
+    tokens: int | None = None,
+    cache_entries: int | None = None,
     beside: tuple[PlanItem, ...] = (),
+    *,
+    no_step_graph: str | None = None,
 ) -> Plan:
     tokenizer = bundle.tokenizer_path
     return make_plan(
@@ -218,4 +229,5 @@ def _plan(
         chunk_tokens=chunk_tokens,
         tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
         beside=beside,
+        no_step_graph=no_step_graph or why_not_recorded(bundle.manifest, choice.engine),
     )

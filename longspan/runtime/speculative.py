@@ -12,7 +12,7 @@ answer than the model's own; here only the likeliest is accepted.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,7 +65,7 @@ class SpeculativeDecoding(Decoding):
             tokens=self.tokens,
         )
 
-    def run(self, logits: NDArray[np.float32], state: State) -> Iterator[int]:
+    def run(self, logits: NDArray[np.float32], state: State) -> Generator[int]:
         """The tokens; the model computes the next ones only when they are asked for."""
         decided = [self.sampler.pick(logits, self.rng)]
         while True:

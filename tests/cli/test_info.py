@@ -54,9 +54,9 @@ def test_a_checkpoint_of_bfloat16(tmp_path: Path) -> None:
         "state_bytes": 2 * (3 * 32 * 2 + 32 * 4 * 4),
         "cache_entry_bytes": 0,
         "operations": {
+            "add_norm": ALL,
             "causal_conv": ALL,
             "linear": ["reference", "onnx"],
-            "rms_norm": ALL,
             "selective_scan": ALL,
         },
     }
@@ -100,7 +100,7 @@ def test_every_kind_of_layer_tells_its_ops(kind: str) -> None:
     config = ModelConfig(
         family="none", vocab_size=9, d_model=64, layers=(LAYER_KINDS[kind].tiny(),) * 3
     )
-    assert {"linear", "rms_norm"} <= set(operations(config)) <= set(OPS)
+    assert {"add_norm", "linear"} <= set(operations(config)) <= set(OPS)
 
 
 @pytest.mark.parametrize("op", OPS)

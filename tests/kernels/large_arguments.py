@@ -37,6 +37,34 @@ def norm_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
     return {"x": draw.inputs(1, tokens, width), "weight": draw.parameters(width), "eps": 1e-5}
 
 
+def sum_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
+    """The sum takes the place of x: of zeros, so that it is y."""
+    width = 64 * units
+    y = draw.inputs(1, tokens, width)
+    return {
+        "x": torch.zeros_like(y),
+        "y": y,
+        "weight": draw.parameters(width),
+        "kind": "rms",
+        "eps": 1e-5,
+    }
+
+
+def gate_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
+    width = 64 * units
+    return {"gate": draw.inputs(1, tokens, width), "x": draw.inputs(1, tokens, width)}
+
+
+def rope_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
+    width = 64
+    return {
+        "q": draw.inputs(1, tokens, units, width),
+        "k": draw.inputs(1, tokens, 1, width),
+        "position": torch.tensor([100], device=draw.device),
+        "base": 10_000.0,
+    }
+
+
 def conv_arguments(draw: Draw, tokens: int, units: int) -> Arguments:
     width = 64 * units
     return {

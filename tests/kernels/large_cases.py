@@ -9,15 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from longspan.kernels import override
+from longspan.kernels.add_norm import add_norm
 from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.conba import conba
 from longspan.kernels.full_attention import full_attention
 from longspan.kernels.moe import moe
 from longspan.kernels.rms_norm import rms_norm
+from longspan.kernels.rope import rope
 from longspan.kernels.selective_scan import selective_scan
 from longspan.kernels.ssd import ssd
+from longspan.kernels.swiglu import swiglu
 from tests.kernels.large_arguments import (
     Arguments,
     Draw,
@@ -26,10 +31,13 @@ from tests.kernels.large_arguments import (
     conba_arguments_without_gain,
     conv_arguments,
     full_arguments,
+    gate_arguments,
     moe_arguments,
     norm_arguments,
+    rope_arguments,
     scan_arguments,
     ssd_arguments,
+    sum_arguments,
     window_arguments,
 )
 
@@ -67,6 +75,23 @@ def part(arguments: Arguments, names: tuple[str, ...], tokens: slice) -> Argumen
 def after_nothing(arguments: Arguments, first: int) -> Arguments:
     """No state: each token is by itself."""
     return part(arguments, ("x",), slice(first, None))
+
+
+def after_nothing_summed(arguments: Arguments, first: int) -> Arguments:
+    """No state; x, which was zero, holds the sum."""
+    y = arguments["y"][:, first:]
+    return {**arguments, "x": torch.zeros_like(y), "y": y}
+
+
+def after_nothing_gated(arguments: Arguments, first: int) -> Arguments:
+    """No state: each token, and its gate, is by itself."""
+    return part(arguments, ("gate", "x"), slice(first, None))
+
+
+def after_positions(arguments: Arguments, first: int) -> Arguments:
+    """Queries and keys that stand so much later."""
+    rest = part(arguments, ("q", "k"), slice(first, None))
+    return {**rest, "position": arguments["position"] + first}
 
 
 def after_nothing_routed(arguments: Arguments, first: int) -> Arguments:
@@ -126,6 +151,21 @@ CASES = (
     Case(
         name="rms_norm", op=rms_norm, units=128, arguments=norm_arguments, large="x",
         end=after_nothing,
+    ),
+    # x, y and the norm: 12 GiB.
+    Case(
+        name="add_norm", op=add_norm, units=128, arguments=sum_arguments, large="x",
+        end=after_nothing_summed, state_row="add_norm",
+    ),
+    # gate, x and y: 12 GiB.
+    Case(
+        name="swiglu", op=swiglu, units=128, arguments=gate_arguments, large="x",
+        end=after_nothing_gated,
+    ),
+    # q and what is made of it: 8 GiB.
+    Case(
+        name="rope", op=rope, units=128, arguments=rope_arguments, large="q",
+        end=after_positions, state_row="rope",
     ),
     # x and y: 8 GiB.
     Case(

@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from longspan.export.cpu_scan import scan_on_cpu
+from longspan.kernels.add_norm import add_norm
 from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.gla import gla
 from longspan.kernels.rms_norm import rms_norm
+from longspan.kernels.rope import rope
 from longspan.kernels.selective_scan import selective_scan
 from longspan.kernels.ssd import ssd
+from longspan.kernels.swiglu import swiglu
 from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
 
@@ -64,6 +67,33 @@ def _norm(layer: Layer, x: torch.Tensor) -> Tensors:
 
 def _norm_bare(layer: Layer, x: torch.Tensor) -> Tensors:
     return (rms_norm(x, None, eps=1e-5),)
+
+
+def _norm_gated(layer: Layer, x: torch.Tensor, gate: torch.Tensor) -> Tensors:
+    return (rms_norm(x, layer.vector, eps=1e-5, gate=gate, gate_first=True),)
+
+
+def _norm_groups(layer: Layer, x: torch.Tensor, gate: torch.Tensor) -> Tensors:
+    weight = layer.taps.reshape(-1, P)[:H]
+    return (rms_norm(x, weight, eps=1e-5, gate=gate.view(x.shape)),)
+
+
+def _add_norm(layer: Layer, x: torch.Tensor, y: torch.Tensor) -> Tensors:
+    return (torch.cat(add_norm(x, y, layer.vector, kind="rms", eps=1e-5), dim=-1),)
+
+
+def _add_layer_norm(layer: Layer, x: torch.Tensor, y: torch.Tensor) -> Tensors:
+    weight, bias = layer.vector, layer.A[:, 0]
+    return (torch.cat(add_norm(x, y, weight, bias, kind="layer", eps=1e-5), dim=-1),)
+
+
+def _swiglu(_: Layer, gate: torch.Tensor, x: torch.Tensor) -> Tensors:
+    return (swiglu(gate, x),)
+
+
+def _rope(_: Layer, q: torch.Tensor, k: torch.Tensor) -> Tensors:
+    position = torch.full((1,), 3, dtype=torch.int64, device=q.device)
+    return (torch.cat(rope(q, k, position, base=100.0, dims=P - 2), dim=2),)
 
 
 def _conv(layer: Layer, x: torch.Tensor, tail: torch.Tensor) -> Tensors:
@@ -146,6 +176,12 @@ FLOAT32_STATE = ("selective_scan", "ssd", "gla")
 CASES = {
     "rms_norm": Case(run=_norm, inputs=((E,),)),
     "rms_norm, no weight": Case(run=_norm_bare, inputs=((E,),)),
+    "rms_norm, gated": Case(run=_norm_gated, inputs=((E,), (E,))),
+    "rms_norm, gated groups": Case(run=_norm_groups, inputs=((H, P), (H * P,))),
+    "add_norm": Case(run=_add_norm, inputs=((E,), (E,))),
+    "add_norm, LayerNorm": Case(run=_add_layer_norm, inputs=((E,), (E,))),
+    "swiglu": Case(run=_swiglu, inputs=((E,), (E,))),
+    "rope": Case(run=_rope, inputs=((H, P), (G, P))),
     "causal_conv": Case(run=_conv, inputs=((E,),), state=((3, E),)),
     "causal_conv, no bias": Case(run=_conv_bare, inputs=((E,),), state=((3, E),)),
     "selective_scan": Case(run=_scan, inputs=((E,), (E,), (N,), (N,), (E,)), state=((E, N),)),

@@ -25,6 +25,11 @@ CASES = [
     (65, 64, 63, 6, 2, 24),
     (65, 1, 9, 2, 1, 16),
     (33, 200, 20, 2, 1, 33),
+    (300, 200, 1000, 2, 1, 16),
+    # Cut into splits: a full past, one that ends in the middle of a split, an empty one.
+    (1, 600, 1000, 4, 2, 16),
+    (3, 300, 120, 2, 1, 24),
+    (1, 300, 0, 2, 1, 20),
     (1000, 64, 7, 1, 1, 16),
 ]
 
@@ -80,7 +85,7 @@ def test_reference_is_torchs(case: tuple[int, int, int, int, int, int]) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_kernel(device: str, dtype: torch.dtype, case: tuple[int, int, int, int, int, int]) -> None:
-    batch = 1 if case[0] == 1000 else 2
+    batch = 1 if case[0] >= 300 else 2
     tensors = _tensors(case, device=device, dtype=dtype, batch=batch)
     _check(tensors, position=case[2], window=case[1])
 

@@ -15,7 +15,8 @@ from stand_in import random_decoder
 from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, WindowAttentionConfig
-from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends import Arrays, State, Steps
+from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.tensors import TensorSpec
 
 WIDTH = 24
@@ -68,6 +69,10 @@ class Recurrent:
         logits = [self.head @ rows[index] for index in keep]
         return np.array(logits, np.float32).reshape(len(logits), len(self.head)), {"h": h}
 
+    def steps(self, state: State) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`."""
+        return ForwardSteps(self, state)
+
     def to_arrays(self, state: State) -> Arrays:
         """Copies."""
         return {name: np.array(value) for name, value in state.items()}
@@ -110,6 +115,10 @@ class RandomDecoder:
         kept = torch.tensor(list(keep), dtype=torch.int64)
         logits, after = self.decoder(torch.tensor(tokens)[None], kept, dict(state))
         return logits[0].numpy(), after
+
+    def steps(self, state: State) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`."""
+        return ForwardSteps(self, state)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies."""

@@ -20,6 +20,7 @@ def test_the_cpu_report() -> None:
     assert 0 < report.device.free_bytes <= report.device.total_bytes
     assert [op.op for op in report.ops] == list(OPS)
     assert {op.op: op.choice for op in report.ops} == {
+        "add_norm": "plain",
         "anchor_attention": "plain",
         "causal_conv": "CausalConvWithState",
         "conba": "Scan",
@@ -28,8 +29,10 @@ def test_the_cpu_report() -> None:
         "linear": "FusedMatMul",
         "moe": "Scan",
         "rms_norm": "plain",
+        "rope": "plain",
         "selective_scan": "Scan",
         "ssd": "LinearAttention",
+        "swiglu": "plain",
         "window_attention": "plain",
     }
 
@@ -50,7 +53,7 @@ def test_versions_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_report_is_plain_data() -> None:
     data = asdict(examine(device="cpu"))
-    assert set(data) == {"device", "versions", "engine", "reason", "ops"}
+    assert set(data) == {"device", "versions", "engine", "reason", "steps", "ops"}
     assert set(data["ops"][0]) == {"op", "choice", "reason"}
 
 

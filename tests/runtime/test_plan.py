@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,10 +20,12 @@ from longspan.errors import BadInput, DoesNotFit
 from longspan.runtime.plan import (
     MAX_CHUNK_TOKENS,
     MIN_CHUNK_TOKENS,
+    STEP_CHUNK_TOKENS,
+    Plan,
     make_plan,
     require_fit,
 )
-from longspan.runtime.plan_items import PlanItem
+from longspan.runtime.plan_items import GRAPH_BYTES, PlanItem
 
 MIB = 2**20
 ENGINES: tuple[Engine, ...] = ("onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda")
@@ -54,7 +57,7 @@ def test_a_plan_that_fits_is_within_the_budget_with_the_largest_chunk(
     chunk = (ChunkBytes(per_token=per_token, per_pair=per_pair), ChunkBytes(fixed=7))
     manifest = replace(MANIFEST, chunk_bytes={engine: chunk})
 
-    def planned(chunk_tokens: int | None) -> tuple[int, int, bool]:
+    def planned(chunk_tokens: int | None) -> Plan:
         plan = make_plan(
             manifest,
             engine=engine,
@@ -65,16 +68,20 @@ def test_a_plan_that_fits_is_within_the_budget_with_the_largest_chunk(
         )
         assert plan.fits == (plan.total_bytes <= budget)
         assert plan.total_bytes >= plan.smallest_budget_bytes
-        return plan.chunk_tokens, plan.total_bytes, plan.fits
+        return plan
 
-    size, _, fits = planned(None)
+    plan = planned(None)
+    size = plan.chunk_tokens
     largest = MAX_CHUNK_TOKENS[engine.split("-")[1]]
     assert size & (size - 1) == 0
     assert MIN_CHUNK_TOKENS <= size <= largest
     longer = 2 * size <= largest and (tokens is None or size < tokens)
     if longer:
-        assert not planned(2 * size)[2]
-    if not fits:
+        twice = planned(2 * size)
+        # A recorded step may take the place of a longer chunk, if this one is long enough.
+        swapped = plan.step_graph and not twice.step_graph and size >= STEP_CHUNK_TOKENS
+        assert not twice.fits or swapped
+    if not plan.fits:
         assert size == MIN_CHUNK_TOKENS
 
 
@@ -147,6 +154,79 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     )
 
 
+RECORDED = PlanItem(name="recorded step", bytes=GRAPH_BYTES + MANIFEST.state_bytes)
+
+
+def on_cuda(budget_bytes: int, **options: Any) -> Plan:
+    return make_plan(
+        MANIFEST,
+        engine="torch-cuda",
+        budget_bytes=budget_bytes,
+        baseline_bytes=0,
+        tokens=None,
+        **options,
+    )
+
+
+def test_a_recorded_step_is_planned_where_there_is_room() -> None:
+    plan = on_cuda(2**31)
+    assert plan.step_graph
+    assert RECORDED in plan.items
+    assert plan.summary().splitlines()[-1] == (
+        "Answers replay a recorded step: the budget holds its 140.0 MiB."
+    )
+    assert plan.to_json()["step_graph"] is True
+    assert plan.to_json()["step_reason"] == plan.step_reason
+
+
+def test_without_room_for_it_steps_are_launched() -> None:
+    enough = on_cuda(2**31, chunk_tokens=1024)
+    plan = on_cuda(enough.total_bytes - 1, chunk_tokens=1024)
+    assert plan.fits
+    assert not plan.step_graph
+    assert plan.items == tuple(item for item in enough.items if item != RECORDED)
+    assert plan.summary().splitlines()[-1] == (
+        "Answers launch every kernel of a step: a recorded one takes 140.0 MiB, which chunks of "
+        "1,024 tokens do not leave."
+    )
+    assert on_cuda(enough.total_bytes, chunk_tokens=1024) == replace(
+        enough, budget_bytes=enough.total_bytes
+    )
+
+
+def test_the_smallest_budget_holds_no_recorded_step() -> None:
+    plan = on_cuda(1)
+    assert not plan.fits
+    smallest = on_cuda(plan.smallest_budget_bytes)
+    assert smallest.fits
+    assert not smallest.step_graph
+    assert on_cuda(2**31).smallest_budget_bytes == plan.smallest_budget_bytes
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_recorded_step_takes_the_place_of_long_chunks_alone(over: int) -> None:
+    short = on_cuda(2**31, chunk_tokens=STEP_CHUNK_TOKENS)
+    plan = on_cuda(short.total_bytes - over)
+    assert plan.step_graph == (over == 0)
+    assert plan.chunk_tokens >= STEP_CHUNK_TOKENS
+    assert (plan.chunk_tokens == STEP_CHUNK_TOKENS) == plan.step_graph
+
+
+def test_why_no_step_can_be_recorded_is_told() -> None:
+    plan = on_cuda(2**31, no_step_graph="without Triton some of them wait for the host")
+    assert not plan.step_graph
+    assert RECORDED not in plan.items
+    assert plan.to_json()["step_reason"] == "without Triton some of them wait for the host"
+
+
+@pytest.mark.parametrize("engine", ["onnx-cpu", "torch-cpu"])
+def test_cpus_record_no_steps(engine: Engine) -> None:
+    plan = make_plan(MANIFEST, engine=engine, budget_bytes=2**31, baseline_bytes=0, tokens=None)
+    assert not plan.step_graph
+    assert plan.to_json()["step_reason"] == "the engine has no recorded steps"
+    assert "Answers" not in plan.summary()
+
+
 def test_a_chunk_that_was_asked_for_is_kept() -> None:
     plan = make_plan(
         MANIFEST,
@@ -217,14 +297,19 @@ plan = make_plan(bundle.manifest, engine=engine, budget_bytes=int(sys.argv[3]),
 require_fit(plan)
 device = "cuda" if engine.endswith("cuda") else "cpu"
 with PeakWatch(device) as watch:
-    backend = open_backend(bundle, engine=engine, memory_limit_bytes=plan.budget_bytes)
+    backend = open_backend(bundle, engine=engine, memory_limit_bytes=plan.budget_bytes,
+                           step_graph=plan.step_graph)
     state, random = backend.new_state(), np.random.default_rng(0)
     vocabulary = bundle.manifest.config.vocab_size
-    for length in [plan.chunk_tokens] * 16 + [plan.chunk_tokens // 3 + 1] + [1] * 8:
-        keep = [-1] if length == 1 else []
-        logits, state = backend.forward(random.integers(0, vocabulary, length), state, keep=keep)
+    for length in [plan.chunk_tokens] * 16 + [plan.chunk_tokens // 3 + 1]:
+        _, state = backend.forward(random.integers(0, vocabulary, length), state, keep=[])
         watch.sample()
-    saved = backend.to_arrays(state)
+    steps = backend.steps(state)
+    del state
+    for token in random.integers(0, vocabulary, 8):
+        logits = steps.step(int(token))
+        watch.sample()
+    saved = backend.to_arrays(steps.state())
 print(json.dumps({
     "planned": plan.total_bytes, "peak": watch.peak.bytes, "budget": plan.budget_bytes,
     "chunk": plan.chunk_tokens, "items": {item.name: item.bytes for item in plan.items},

@@ -110,7 +110,8 @@ def test_chunk_and_capacity_are_as_large_as_they_may_be(
             more = planned(
                 budget, cache_entries=entries, engine=engine, chunk_tokens=plan.chunk_tokens
             )
-            assert not more.fits
+            # A recorded step may take their place.
+            assert not more.fits or (plan.step_graph and not more.step_graph)
     else:
         assert plan.capacity == LEAST_CAPACITY
         assert plan.chunk_tokens in (MIN_CHUNK_TOKENS, chunk_tokens)

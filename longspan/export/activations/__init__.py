@@ -76,13 +76,16 @@ def chunk_bytes(config: ModelConfig, dtype: DType) -> dict[Engine, tuple[ChunkBy
 
 
 def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
-    """The float32 residual before and after a layer, the layer's output, and the token ids."""
+    """The float32 residual, a layer's output that is to be added to it, and the token ids.
+
+    On torch-cuda the sum takes the residual's place, elsewhere one of its own.
+    """
     D, b = config.d_model, DTYPE_BYTES[dtype]
     per_token = {
         "onnx-cpu": F32 * D + I64,
         "onnx-cuda": (2 * F32 + b) * D + I64,
         "torch-cpu": 3 * F32 * D + I64,
-        "torch-cuda": (2 * F32 + 2 * b) * D + I64,
+        "torch-cuda": (F32 + 2 * b) * D + I64,
     }[engine]
     head = widened(config.vocab_size * D, dtype) if engine == "torch-cpu" else 0
     return ChunkBytes(fixed=head, per_token=per_token)

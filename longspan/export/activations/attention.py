@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, I64, widened
-from longspan.kernels.full_attention.scratch import scratch_bytes
+from longspan.kernels.attention.scratch import scratch_bytes
 from longspan.models.config import (
     AnchorAttentionConfig,
     FullAttentionConfig,
@@ -36,13 +36,14 @@ class Pairs:
 
 def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine, int]:
     """Bytes a token of queries, keys, values and RoPE, of input and output, by engine."""
-    H, P, D, b = layer.n_heads, layer.head_dim, width, DTYPE_BYTES[dtype]
+    D, b = width, DTYPE_BYTES[dtype]
     rows = layer.qkv_rows
     return {
         "onnx-cpu": F32 * (7 * rows + 3 * D),
         "onnx-cuda": (b + F32) * 3 * rows + b * D,
         "torch-cpu": F32 * (5 * rows + D),
-        "torch-cuda": 3 * b * rows + 4 * F32 * H * P + b * D,
+        # What was projected, what was rotated or convolved of it, and the heads' output.
+        "torch-cuda": b * (3 * rows + 2 * D),
     }
 
 
@@ -69,7 +70,9 @@ def window_attention(
             fixed=2 * F32 * past + widened_projection(layer, width, dtype),
             per_token=per_token["torch-cpu"],
         ),
-        "torch-cuda": ChunkBytes(fixed=b * past, per_token=per_token["torch-cuda"]),
+        "torch-cuda": ChunkBytes(
+            fixed=b * past + scratch_bytes(layer.head_dim), per_token=per_token["torch-cuda"]
+        ),
     }
 
 
@@ -105,7 +108,7 @@ def full_attention(
             per_token_entry=3 * H * F32 + 2,
         ),
         "torch-cuda": ChunkBytes(
-            fixed=scratch_bytes(16 if dtype == "float32" else 64, layer.head_dim),
+            fixed=scratch_bytes(layer.head_dim),
             per_token=per_token["torch-cuda"],
         ),
     }
@@ -153,5 +156,7 @@ def anchor_attention(
             per_pair=3 * H * F32 + 4,
         ),
         # The anchors before each token, and the token of each anchor: two int32.
-        "torch-cuda": ChunkBytes(per_token=per_token["torch-cuda"] + 8),
+        "torch-cuda": ChunkBytes(
+            fixed=scratch_bytes(layer.head_dim), per_token=per_token["torch-cuda"] + 8
+        ),
     }

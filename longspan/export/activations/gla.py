@@ -43,6 +43,6 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch_bytes(1, segment_tokens(), heads=H, key_width=K, value_width=V),
-            per_token=b * (rows + D + rotated) + F32 * decay + wide,
+            per_token=b * (rows + 2 * D + rotated + values) + F32 * (3 * decay + values),
         ),
     }

@@ -52,8 +52,9 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
             fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
             per_token=F32 * (rows + 6 * channels + D),
         ),
-        # Steps and sums of a slice; a gated norm is wider than they are. States of the segments.
+        # Every tensor once, though some take each other's room; steps and sums of a slice; states
+        # of the segments.
         "torch-cuda": ChunkBytes(
-            fixed=segments * state, per_token=b * (rows + channels + E + D) + F32 * (3 * E + 2 * H)
+            fixed=segments * state, per_token=b * (rows + channels + 2 * E + 2 * D) + F32 * 2 * H
         ),
     }

@@ -37,7 +37,8 @@ def anchor_attention(
         q: float [B, L, H, P], after RoPE, L >= 1.
         k: dtype of `q` [B, L, G, P], after RoPE; G divides H.
         v: dtype of `q` [B, L, G, P].
-        past_k: float [B, C, G, P]; it is not changed, nor is `past_v`.
+        past_k: float [B, C, G, P]; it is not changed, nor is `past_v`, unless they were given away
+            (`longspan.kernels.donation`).
         past_v: dtype of `past_k` [B, C, G, P].
         anchors: int64 [1], entries of the cache that are anchors.
         entries: int64 [1], entries of the cache in use; what lies beyond them has no meaning.

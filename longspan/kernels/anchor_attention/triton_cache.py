@@ -80,8 +80,12 @@ def keep_entries(
     P: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
+    IN_PLACE: tl.constexpr,
 ):
-    """Fill the new cache with what stays, the call's anchors, and the tokens after the last."""
+    """Fill the new cache with what stays, the call's anchors, and the tokens after the last.
+
+    Where the new cache is the past itself, what stays is there.
+    """
     group = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -91,6 +95,8 @@ def keep_entries(
     found = tl.load(new_anchors_ptr).to(tl.int32) - anchors
     stay = tl.where(found > 0, anchors, tl.load(entries_ptr).to(tl.int32))
     used = tl.minimum(tl.load(new_entries_ptr).to(tl.int32), capacity)
+    if IN_PLACE:
+        row += stay
     stays = row < tl.minimum(stay, used)
     comes = (row >= stay) & (row < used)
     # After what stays: the call's anchors, then the tokens after the last of them.

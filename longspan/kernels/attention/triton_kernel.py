@@ -1,9 +1,4 @@
-"""Sliding-window attention in Triton: online softmax over the past's keys, then the new ones.
-
-A program owns a block of rows of one key head; row m is query m // R of query head m % R, with
-R = H / G query heads to a key head, so a key is read once for all of them. The past's keys and the
-new ones stay in their two buffers; each has its own loop.
-"""
+"""Sliding-window attention in Triton: the output (`triton_attend.py`), and the window moved on."""
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -13,117 +8,136 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.attention.triton_math import LOG2_E, blocks, contiguous_rows, fold_rows
+from longspan.kernels.attention.triton_attend import attend
+from longspan.kernels.attention.triton_math import contiguous_rows
+from longspan.kernels.donation import new_like
+
+MOVE_ENTRIES = 1024  # that a program of `_move_window` reads before it writes
+MOVE_COLUMNS = 16  # 32 bytes of bfloat16, the least that memory gives at once
 
 
-@triton.jit(do_not_specialize=["length", "window"])
-def _window_attention(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+@triton.jit
+def _move_columns(
+    past_ptr,
+    new_ptr,
+    moved_ptr,
+    length,
+    entries,
+    stride_past,
+    stride_new,
+    stride_moved,
+    inside,
+    ENTRIES: tl.constexpr,
+):
+    """moved[e] = past[e + length], or, beyond its end, new[e + length - entries]."""
+    for start in range(0, entries, ENTRIES):
+        entry = start + tl.arange(0, ENTRIES)
+        source = entry.to(tl.int64) + length
+        stays = (source < entries)[:, None] & inside
+        comes = ((source >= entries) & (entry < entries))[:, None] & inside
+        past = tl.load(past_ptr + source[:, None] * stride_past, mask=stays, other=0.0)
+        new = tl.load(new_ptr + (source - entries)[:, None] * stride_new, mask=comes, other=0.0)
+        # `moved` may be `past`: every thread has read before one writes.
+        tl.debug_barrier()
+        target = moved_ptr + entry.to(tl.int64)[:, None] * stride_moved
+        tl.store(target, tl.where(stays, past, new.to(past.dtype)), mask=stays | comes)
+
+
+@triton.jit(do_not_specialize=["length", "entries"])
+def _move_window(
     past_k_ptr,
     past_v_ptr,
-    position_ptr,
-    y_ptr,
+    k_ptr,
+    v_ptr,
+    moved_k_ptr,
+    moved_v_ptr,
     length,
-    window,
-    scale,
-    stride_q_batch,
-    stride_q,
-    stride_q_head,
-    stride_k_batch,
-    stride_k,
-    stride_k_head,
-    stride_v_batch,
-    stride_v,
-    stride_v_head,
+    entries,
     stride_past_k_batch,
     stride_past_k,
     stride_past_k_head,
     stride_past_v_batch,
     stride_past_v,
     stride_past_v_head,
-    HEADS: tl.constexpr,
-    REPEATS: tl.constexpr,
+    stride_k_batch,
+    stride_k,
+    stride_k_head,
+    stride_v_batch,
+    stride_v,
+    stride_v_head,
+    GROUPS: tl.constexpr,
     P: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    first_row = tl.program_id(0) * ROWS
+    """The newest entries of a past followed by the new ones, as many as the past has.
+
+    A program owns columns of all entries of a key head, oldest first: the next window may take the
+    place of the past.
+    """
+    of_values = tl.program_id(0) % 2
+    p = (tl.program_id(0) // 2 * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     group = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    row = first_row + tl.arange(0, ROWS)
-    query = row // REPEATS
-    head = group * REPEATS + row % REPEATS
-    p = tl.arange(0, WIDTH)
-    real = (query < length)[:, None] & (p < P)[None, :]
+    moved = (batch * entries * GROUPS + group) * P + p
+    if of_values == 0:
+        _move_columns(
+            past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head + p,
+            k_ptr + batch * stride_k_batch + group * stride_k_head + p,
+            moved_k_ptr + moved,
+            length,
+            entries,
+            stride_past_k,
+            stride_k,
+            GROUPS * P,
+            p < P,
+            ENTRIES,
+        )
+    else:
+        _move_columns(
+            past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head + p,
+            v_ptr + batch * stride_v_batch + group * stride_v_head + p,
+            moved_v_ptr + moved,
+            length,
+            entries,
+            stride_past_v,
+            stride_v,
+            GROUPS * P,
+            p < P,
+            ENTRIES,
+        )
 
-    q_offsets = query.to(tl.int64) * stride_q + head * stride_q_head
-    q = tl.load(
-        q_ptr + batch * stride_q_batch + q_offsets[:, None] + p[None, :], mask=real, other=0.0
+
+def _move(
+    past_k: torch.Tensor, past_v: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The windows after the new tokens."""
+    batch, entries, groups, width = past_k.shape
+    moved_k, moved_v = (new_like(past, in_place=True) for past in (past_k, past_v))
+    if entries == 0:
+        return moved_k, moved_v
+    past_k, past_v, k, v = (contiguous_rows(each) for each in (past_k, past_v, k, v))
+    _move_window[(2 * triton.cdiv(width, MOVE_COLUMNS), groups, batch)](
+        past_k,
+        past_v,
+        k,
+        v,
+        moved_k,
+        moved_v,
+        k.shape[1],
+        entries,
+        *past_k.stride()[:3],
+        *past_v.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        GROUPS=groups,
+        P=width,
+        ENTRIES=min(MOVE_ENTRIES, triton.next_power_of_2(entries)),
+        COLUMNS=MOVE_COLUMNS,
+        num_warps=8,
+        num_stages=1,  # No entry may be fetched ahead of the stores before it.
     )
-    row_max = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    row_sum = tl.zeros([ROWS], dtype=tl.float32)
-    total = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
-
-    past = window - 1
-    first_query = first_row // REPEATS
-    last_query = tl.minimum((first_row + ROWS - 1) // REPEATS, length - 1)
-    # Of the past only the last `position` entries were ever written.
-    read = tl.minimum(tl.load(position_ptr), past.to(tl.int64)).to(tl.int32)
-    total, row_sum, row_max = fold_rows(
-        total,
-        row_sum,
-        row_max,
-        q,
-        query,
-        query + window,
-        past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head,
-        past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
-        stride_past_k,
-        stride_past_v,
-        tl.maximum(first_query, past - read),
-        past,
-        scale,
-        P,
-        WIDTH,
-        KEYS,
-        PRECISION,
-    )
-    total, row_sum, row_max = fold_rows(
-        total,
-        row_sum,
-        row_max,
-        q,
-        query - past,
-        query + 1,
-        k_ptr + batch * stride_k_batch + group * stride_k_head,
-        v_ptr + batch * stride_v_batch + group * stride_v_head,
-        stride_k,
-        stride_v,
-        tl.maximum(first_query - past, 0),
-        last_query + 1,
-        scale,
-        P,
-        WIDTH,
-        KEYS,
-        PRECISION,
-    )
-    # Rows beyond the last query saw nothing; they are not stored.
-    y = total / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-    y_offsets = (batch * length + query) * HEADS + head
-    tl.store(y_ptr + y_offsets[:, None] * P + p[None, :], y.to(y_ptr.dtype.element_ty), mask=real)
-
-
-def _last_entries(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The newest entries of `past` followed by `new`, as many as `past` has, in new memory."""
-    entries, length = past.shape[1], new.shape[1]
-    if length >= entries:
-        last = new[:, length - entries :]
-        return last.to(past.dtype, copy=True, memory_format=torch.contiguous_format)
-    return torch.cat([past[:, length:].to(new.dtype), new], dim=1).to(past.dtype)
+    return moved_k, moved_v
 
 
 def window_attention(
@@ -136,38 +150,6 @@ def window_attention(
     *,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `longspan.kernels.attention.window_attention`."""
-    batch, length, heads, width = q.shape
-    groups = k.shape[2]
-    repeats = heads // groups
-    q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
-    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    padded = max(16, triton.next_power_of_2(width))
-    rows, keys, warps, stages = blocks(q.dtype, length * repeats, padded)
-    _window_attention[(triton.cdiv(length * repeats, rows), groups, batch)](
-        q,
-        k,
-        v,
-        past_k,
-        past_v,
-        position,
-        y,
-        length,
-        window,
-        LOG2_E / width**0.5,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *past_k.stride()[:3],
-        *past_v.stride()[:3],
-        HEADS=heads,
-        REPEATS=repeats,
-        P=width,
-        WIDTH=padded,
-        ROWS=rows,
-        KEYS=keys,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=warps,
-        num_stages=stages,
-    )
-    return y, _last_entries(past_k, k), _last_entries(past_v, v)
+    """See `longspan.kernels.attention.window_attention`; `past_k` and `past_v` tell the window."""
+    y = attend(q, k, v, past_k, past_v, position, windowed=True)
+    return y, *_move(past_k, past_v, k, v)

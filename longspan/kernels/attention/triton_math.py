@@ -1,4 +1,8 @@
-"""What the attention kernels share: rows of keys folded into an online softmax, block shapes."""
+"""What the attention kernels share: rows of keys folded into an online softmax.
+
+Maxima are kept as exponents of two, scaled: of a score s they hold s / sqrt(P) * log2(e), so that
+a weight is exp2 of one multiplication and subtraction, and queries stay as they were loaded.
+"""
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -9,6 +13,69 @@ import triton
 import triton.language as tl
 
 LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _load(ptr, real, inside, EDGE: tl.constexpr, NARROW: tl.constexpr):
+    """The tile at `ptr`, masked only where rows or columns may lie outside."""
+    if EDGE and NARROW:
+        tile = tl.load(ptr, mask=real & inside, other=0.0)
+    elif EDGE:
+        tile = tl.load(ptr, mask=real, other=0.0)
+    elif NARROW:
+        tile = tl.load(ptr, mask=inside, other=0.0)
+    else:
+        tile = tl.load(ptr)
+    return tile
+
+
+@triton.jit
+def _fold_block(
+    total,
+    row_sum,
+    row_max,
+    q,
+    low,
+    high,
+    k_ptr,
+    v_ptr,
+    stride_k,
+    stride_v,
+    start,
+    last,
+    scale,
+    P: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EDGE: tl.constexpr,
+):
+    """Fold keys start .. start+KEYS-1 in; at an edge, those before `last` that a row sees."""
+    p = tl.arange(0, WIDTH)
+    inside = p < P
+    key = tl.arange(0, KEYS)
+    real = start + key < last
+    k_block = k_ptr + tl.cast(start, tl.int64) * stride_k
+    v_block = v_ptr + tl.cast(start, tl.int64) * stride_v
+    k_tile = k_block + key[None, :] * stride_k + p[:, None]
+    k = _load(k_tile, real[None, :], inside[:, None], EDGE, P < WIDTH)
+    scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+    if EDGE:
+        seen = (start + key >= low[:, None]) & (start + key < high[:, None])
+        scores = tl.where(seen, scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, axis=1) * scale)
+    shift = new_max
+    if EDGE:
+        # A row that has seen no key yet has -inf for its maximum: keep -inf - -inf out.
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores * scale - shift[:, None])
+    fade = tl.exp2(row_max - shift)
+    v_tile = v_block + key[:, None] * stride_v + p[None, :]
+    v = _load(v_tile, real[:, None], inside[None, :], EDGE, P < WIDTH)
+    row_sum = row_sum * fade + tl.sum(weights, axis=1)
+    total = total * fade[:, None]
+    total = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc=total, input_precision=PRECISION)
+    return total, row_sum, new_max
 
 
 @triton.jit
@@ -25,53 +92,152 @@ def fold_rows(
     stride_v,
     first,
     last,
+    all_first,
+    all_last,
     scale,
     P: tl.constexpr,
     WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Fold keys and values first .. last-1 of one buffer in; query i sees low[i] .. high[i]-1."""
-    p = tl.arange(0, WIDTH)
-    high = tl.minimum(high, last)
-    for start in range(first, last, KEYS):
-        row = start + tl.arange(0, KEYS)
-        wide = row.to(tl.int64)
-        real = row < last
-        k = tl.load(
-            k_ptr + wide[None, :] * stride_k + p[:, None],
-            mask=real[None, :] & (p < P)[:, None],
-            other=0.0,
-        )
-        scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION) * scale
-        seen = (row[None, :] >= low[:, None]) & (row[None, :] < high[:, None])
-        scores = tl.where(seen, scores, float("-inf"))
+    """Fold keys and values first .. last-1 of one buffer in; row i sees low[i] .. high[i]-1.
 
-        new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-        # A row that has seen no key yet has -inf for its maximum: keep -inf - -inf out.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - shift[:, None])
-        fade = tl.exp2(row_max - shift)
-        v = tl.load(
-            v_ptr + wide[:, None] * stride_v + p[None, :],
-            mask=real[:, None] & (p < P)[None, :],
-            other=0.0,
+    Every row sees all_first .. all_last-1, where there are such keys: blocks that lie between are
+    folded without a mask, after those at both edges.
+    """
+    high = tl.minimum(high, last)
+    blocks = tl.cdiv(tl.maximum(last - first, 0), KEYS)
+    lower = tl.minimum(tl.cdiv(tl.maximum(all_first - first, 0), KEYS), blocks)
+    middle_first = first + lower * KEYS
+    middle_last = middle_first + tl.maximum(all_last - middle_first, 0) // KEYS * KEYS
+    upper = tl.cdiv(tl.maximum(last - middle_last, 0), KEYS)
+    for block in range(lower + upper):
+        start = tl.where(block < lower, first + block * KEYS, middle_last + (block - lower) * KEYS)
+        total, row_sum, row_max = _fold_block(
+            total,
+            row_sum,
+            row_max,
+            q,
+            low,
+            high,
+            k_ptr,
+            v_ptr,
+            stride_k,
+            stride_v,
+            start,
+            last,
+            scale,
+            P,
+            WIDTH,
+            KEYS,
+            PRECISION,
+            EDGE=True,
         )
-        row_sum = row_sum * fade + tl.sum(weights, axis=1)
-        total = total * fade[:, None]
-        total = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc=total, input_precision=PRECISION)
-        row_max = new_max
+    for start in range(middle_first, middle_last, KEYS):
+        total, row_sum, row_max = _fold_block(
+            total,
+            row_sum,
+            row_max,
+            q,
+            low,
+            high,
+            k_ptr,
+            v_ptr,
+            stride_k,
+            stride_v,
+            start,
+            last,
+            scale,
+            P,
+            WIDTH,
+            KEYS,
+            PRECISION,
+            EDGE=False,
+        )
     return total, row_sum, row_max
 
 
-def blocks(dtype: torch.dtype, rows: int, width: int) -> tuple[int, int, int, int]:
-    """Rows and keys of a block, warps, and stages of the pipeline."""
-    if dtype == torch.float32:
-        # No tensor cores at full float32 precision: the tile is held down by registers.
-        return 16, (32 if width <= 64 else 16), (4 if width <= 64 else 8), 1
-    if rows <= 16:
-        return 16, 64, 4, (3 if width <= 128 else 2)
-    return 64, (64 if width <= 128 else 32), (4 if width <= 128 else 8), 2
+@triton.jit
+def share(first, last, split, splits, KEYS: tl.constexpr):
+    """The part of keys first .. last-1 that is a split's, in whole blocks but the last."""
+    span = tl.cdiv(tl.cdiv(tl.maximum(last - first, 0), splits), KEYS) * KEYS
+    start = first + split * span
+    return start, tl.minimum(start + span, last)
+
+
+@triton.jit
+def store_rows(
+    y_ptr,
+    sum_ptr,
+    max_ptr,
+    total,
+    row_sum,
+    row_max,
+    places,
+    stored,
+    split,
+    splits,
+    P: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Write outputs [.., P] at `places`; of one split among several its sums and maxima."""
+    p = tl.arange(0, WIDTH)
+    real = stored[:, None] & (p < P)[None, :]
+    if SPLIT:
+        places = places * splits + split
+        tl.store(y_ptr + places[:, None] * P + p[None, :], total, mask=real)
+        tl.store(sum_ptr + places, row_sum, mask=stored)
+        tl.store(max_ptr + places, row_max, mask=stored)
+    else:
+        y = (total / row_sum[:, None]).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + places[:, None] * P + p[None, :], y, mask=real)
+
+
+@triton.jit
+def _join(
+    part_ptr,
+    sum_ptr,
+    max_ptr,
+    y_ptr,
+    P: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """One row's output from the sums of its splits; one of them saw a key."""
+    place = tl.program_id(0).to(tl.int64)
+    p = tl.arange(0, WIDTH)
+    split = place * SPLITS + tl.arange(0, SPLITS)
+    row_max = tl.load(max_ptr + split)
+    weight = tl.exp2(row_max - tl.max(row_max, axis=0))
+    parts = tl.load(part_ptr + split[:, None] * P + p[None, :], mask=(p < P)[None, :], other=0.0)
+    total = tl.sum(parts * weight[:, None], axis=0)
+    y = total / tl.sum(tl.load(sum_ptr + split) * weight, axis=0)
+    tl.store(y_ptr + place * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)
+
+
+def join(
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor], y: torch.Tensor, splits: int
+) -> None:
+    """Write y [B, L, H, P] from what `split_sums` holds."""
+    *rows, width = y.shape
+    padded = triton.next_power_of_2(width)
+    programs = (rows[0] * rows[1] * rows[2],)
+    _join[programs](*parts, y, P=width, WIDTH=padded, SPLITS=splits, num_warps=4)
+
+
+def split_sums(y: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums of values [B, L, H, S, P], sums of weights and maxima [B, L, H, S], in float32.
+
+    With one split there is nothing to join: the output takes the place of all three.
+    """
+    if splits == 1:
+        return y, y, y
+    batch, length, heads, width = y.shape
+    shape = (batch, length, heads, splits)
+    parts = torch.empty((*shape, width), dtype=torch.float32, device=y.device)
+    sums = torch.empty(shape, dtype=torch.float32, device=y.device)
+    return parts, sums, torch.empty(shape, dtype=torch.float32, device=y.device)
 
 
 def contiguous_rows(tensor: torch.Tensor) -> torch.Tensor:

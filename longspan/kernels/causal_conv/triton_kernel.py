@@ -1,39 +1,41 @@
 """Causal depthwise convolution in Triton: taps, bias, SiLU and the new tail in one launch.
 
-A program computes a tile of tokens by channels. It reads each input K times, once a tap; all
-but the first reading come from the L1 cache, as the rows of a tile overlap.
+A program walks down a block of tokens with the last K-1 inputs of its channels and their taps in
+registers, so that it reads each input once. It loads several rows before it computes the first,
+which keeps enough of them on their way.
 """
 
-# The arguments of a kernel have Triton's types, and Triton ships no annotations.
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 
-# 64 bf16 channels are one cache line. Fewer channels than threads let each thread read its taps for
-# itself; with 128 channels the compiler passes them through shared memory at every tap.
-BLOCK_CHANNELS = 64
-# 32 x 64 float32 sums over 4 warps are 16 registers a thread, so many programs share a core.
+from longspan.kernels.donation import new_like
+
+# Over 2 warps four channels a thread: 8 or 16 bytes an access, and some 70 registers.
+BLOCK_CHANNELS = 256
+# The K-1 rows before a block are read twice, and its taps once.
 BLOCK_TOKENS = 32
+BLOCK_ROWS = 8
+# Of a single token, more and smaller programs wait less.
+ONE_TOKEN_CHANNELS = 64
 
 
 @triton.jit
-def _load_inputs(
-    x_ptr, tail_ptr, row, channel, inside, stride_x, stride_tail_token, stride_tail, K: tl.constexpr
+def _load_input(
+    x_ptr, tail_ptr, row, channel, real, stride_x, stride_tail_token, stride_tail, K: tl.constexpr
 ):
     """Row `row` of the tail followed by x: rows below K-1 are the tail's."""
-    x = tl.load(
-        x_ptr + (row - (K - 1)) * stride_x + channel, mask=inside & (row >= K - 1), other=0.0
-    )
-    if K > 1:
+    if row < K - 1:
         tail = tl.load(
-            tail_ptr + row * stride_tail_token + channel * stride_tail,
-            mask=inside & (row < K - 1),
-            other=0.0,
+            tail_ptr + row * stride_tail_token + channel * stride_tail, mask=real, other=0.0
         )
-        x = tl.where(row < K - 1, tail.to(x.dtype), x)
+        x = tail.to(x_ptr.dtype.element_ty)
+    else:
+        x = tl.load(x_ptr + (row - (K - 1)) * stride_x + channel, mask=real, other=0.0)
     return x
 
 
@@ -55,62 +57,80 @@ def _causal_conv(
     stride_tail_token,
     stride_tail,
     K: tl.constexpr,
-    TAIL: tl.constexpr,
     SILU: tl.constexpr,
     TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * TOKENS
-    channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     batch = tl.program_id(2).to(tl.int64)
-    token = first + tl.arange(0, TOKENS)[:, None]
     real = channel < width
-    inside = (token < length) & real
     x_ptr += batch * stride_x_batch
     tail_ptr += batch * stride_tail_batch
-    y_ptr += batch * length * width
+    y_ptr += batch * length * width + channel
 
-    y = tl.zeros([TOKENS, CHANNELS], dtype=tl.float32)
+    weights = ()
     for j in tl.static_range(K):
-        x = _load_inputs(
+        weight_row = weight_ptr + channel * stride_weight + j * stride_tap
+        weights = weights + (tl.load(weight_row, mask=real, other=0.0).to(tl.float32),)
+    bias = tl.zeros([CHANNELS], dtype=tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel, mask=real, other=0.0).to(tl.float32)
+    before = ()
+    for j in tl.static_range(K - 1):
+        row = _load_input(
             x_ptr,
             tail_ptr,
-            token + j,
+            first + j,
             channel,
-            inside,
+            real,
             stride_x,
             stride_tail_token,
             stride_tail,
             K,
         )
-        weight = tl.load(
-            weight_ptr + channel * stride_weight + j * stride_tap, mask=real, other=0.0
-        )
-        y += x.to(tl.float32) * weight.to(tl.float32)
-    if bias_ptr is not None:
-        y += tl.load(bias_ptr + channel, mask=real, other=0.0).to(tl.float32)
-    if SILU:
-        y = y * tl.sigmoid(y)
-    tl.store(y_ptr + token * width + channel, y.to(y_ptr.dtype.element_ty), mask=inside)
+        before = before + (row,)
 
-    # Nested, as K is known when compiling and the program's place is not.
-    if K > 1:  # noqa: SIM102
-        if first == 0:
-            row = tl.arange(0, TAIL)[:, None]
-            kept = (row < K - 1) & real
-            tail = _load_inputs(
+    for start in range(first, tl.minimum(first + TOKENS, length), ROWS):
+        token = tl.cast(start, tl.int64)
+        rows = before
+        for i in tl.static_range(ROWS):
+            # Beyond the last token no channel is read or written.
+            end = tl.where(token + i < length, width, 0)
+            row = tl.load(x_ptr + (token + i) * stride_x + channel, mask=channel < end, other=0.0)
+            rows = rows + (row,)
+        for i in tl.static_range(ROWS):
+            y = bias
+            for j in tl.static_range(K):
+                y += rows[i + j].to(tl.float32) * weights[j]
+            if SILU:
+                y = y * tl.sigmoid(y)
+            end = tl.where(token + i < length, width, 0)
+            target = y_ptr + (token + i) * width
+            tl.store(target, y.to(y_ptr.dtype.element_ty), mask=channel < end)
+        before = rows[ROWS:]
+
+    if first == 0:
+        kept = ()
+        for j in tl.static_range(K - 1):
+            row = _load_input(
                 x_ptr,
                 tail_ptr,
-                row.to(tl.int64) + length,
+                tl.cast(length, tl.int64) + j,
                 channel,
-                kept,
+                real,
                 stride_x,
                 stride_tail_token,
                 stride_tail,
                 K,
             )
-            target = new_tail_ptr + (batch * (K - 1) + row) * width + channel
-            tl.store(target, tail.to(new_tail_ptr.dtype.element_ty), mask=kept)
+            kept = kept + (row,)
+        # The new tail may lie where the old one does: no warp stores before all have loaded.
+        tl.debug_barrier()
+        for j in tl.static_range(K - 1):
+            target = new_tail_ptr + (batch * (K - 1) + j) * width + channel
+            tl.store(target, kept[j].to(new_tail_ptr.dtype.element_ty), mask=real)
 
 
 def causal_conv(
@@ -123,14 +143,15 @@ def causal_conv(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.causal_conv.causal_conv`."""
     batch, length, width = x.shape
-    taps = weight.shape[2]
     if x.stride(2) != 1:
         x = x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_tail = torch.empty(tail.shape, dtype=tail.dtype, device=x.device)
-    tokens = 1 if length == 1 else BLOCK_TOKENS
-    grid = (triton.cdiv(length, tokens), triton.cdiv(width, BLOCK_CHANNELS), batch)
-    _causal_conv[grid](
+    one = length == 1
+    # Of one token, no second program reads the tail.
+    new_tail = new_like(tail, in_place=one)
+    tokens, rows = (1, 1) if one else (BLOCK_TOKENS, BLOCK_ROWS)
+    channels = ONE_TOKEN_CHANNELS if one else BLOCK_CHANNELS
+    _causal_conv[(triton.cdiv(length, tokens), triton.cdiv(width, channels), batch)](
         x,
         weight,
         None if bias is None else bias.contiguous(),
@@ -146,11 +167,11 @@ def causal_conv(
         tail.stride(0),
         tail.stride(1),
         tail.stride(2),
-        K=taps,
-        TAIL=triton.next_power_of_2(max(1, taps - 1)),
+        K=weight.shape[2],
         SILU=activation == "silu",
         TOKENS=tokens,
-        CHANNELS=BLOCK_CHANNELS,
-        num_warps=4,
+        ROWS=rows,
+        CHANNELS=channels,
+        num_warps=2,
     )
     return y, new_tail

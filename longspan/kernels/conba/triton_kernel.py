@@ -15,6 +15,7 @@ import triton.language as tl
 
 from longspan.kernels.conba import Activation, ConbaState
 from longspan.kernels.conba.triton_channels import squash, walk_channels
+from longspan.kernels.donation import new_like
 
 # Values of K, and of C, that a thread holds.
 VALUES_PER_THREAD = 16
@@ -141,6 +142,8 @@ def _walk_heads(
             read = 0
         s, a, u, r = next_s, next_a, next_u, next_r
 
+    # The new state may lie where the old one does: no warp stores before all have loaded.
+    tl.debug_barrier()
     tl.store(new_gain_ptr + cell, K, mask=real)
     tl.store(new_x_ptr + slot * N + n, x, mask=n < N)
     tl.store(new_error_ptr + slot * P + p, error, mask=p < P)
@@ -173,10 +176,11 @@ def conba(
         return walk_channels(s, a, u, w_tau, C, D, state=state, tanh=tanh)
 
     batch, length, H, N = s.shape
-    P, r = u.shape[3], _rows(r)
+    P, r, delay = u.shape[3], _rows(r), state.delay.shape[1]
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     before = (state.x, state.delay, state.gain, state.error)
-    after = [torch.empty(each.shape, dtype=torch.float32, device=each.device) for each in before]
+    # A longer delay is a ring in its new memory, while the old one is read.
+    after = [new_like(each, in_place=each is not state.delay or delay == 1) for each in before]
     states, width = triton.next_power_of_2(N), triton.next_power_of_2(P)
     _walk_heads[(H, batch)](
         s,
@@ -200,7 +204,7 @@ def conba(
         H=H,
         N=N,
         P=P,
-        DELAY=state.delay.shape[1],
+        DELAY=delay,
         EVERY=update_every,
         TANH=tanh,
         STATES=states,
@@ -209,9 +213,9 @@ def conba(
         # Loads are fetched ahead by hand; the delay's must not pass the stores before them.
         num_stages=1,
     )
-    x, delay, gain, error = after
+    x, recent, gain, error = after
     position = None if state.position is None else state.position + length
-    return y, ConbaState(x=x, delay=delay, gain=gain, error=error, position=position)
+    return y, ConbaState(x=x, delay=recent, gain=gain, error=error, position=position)
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,8 @@ def full_attention(
 
     Returns:
         The output [B, L, H, P] and the new past_k and past_v [B, C, G, P]: copies, whose entries
-        from ``position + L`` on are unspecified. The given ones are not changed.
+        from ``position + L`` on are unspecified. The given ones are not changed, unless they were
+        given away (`longspan.kernels.donation`).
 
     Raises:
         ValueError: a shape or dtype does not match, or the caches have no room for L tokens.

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.donation import new_like
 from longspan.kernels.gla.scratch import BLOCK_TOKENS, scratch_shapes, segment_tokens
 from longspan.kernels.gla.triton_chunks import (
     chunk_outputs,
@@ -92,6 +93,8 @@ def _walk_tokens(
         target = y_ptr + ((batch * length + t) * H + head) * V + p
         tl.store(target, y, mask=p < V)
     target = new_state_ptr + (batch * H + head) * (K * V) + c[:, None] * V + p[None, :]
+    # The new state may lie where the old one does: no warp stores before all have loaded.
+    tl.debug_barrier()
     tl.store(target, state, mask=real)
 
 
@@ -220,9 +223,10 @@ def gla(
     fixed = log_decay.dim() == 1
     log_decay = log_decay if fixed else _rows(log_decay)
     y = torch.empty(v.shape, dtype=torch.float32, device=q.device)
-    new_state = torch.empty(state.shape, dtype=torch.float32, device=q.device)
     shapes = scratch_shapes(batch, length, heads=H, key_width=K, value_width=V)
-    if shapes[0][1] > 0:
+    in_chunks = shapes[0][1] > 0
+    new_state = new_like(state, in_place=not in_chunks)
+    if in_chunks:
         scratch = [torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes]
         for start in range(0, length, segment_tokens()):
             part = slice(start, start + segment_tokens())

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467)."""
+"""Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467), with or without a gate."""
 
 from __future__ import annotations
 
@@ -15,25 +15,35 @@ def rms_norm(
     weight: torch.Tensor | None = None,
     *,
     eps: float,
+    gate: torch.Tensor | None = None,
+    gate_first: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Compute ``x * rsqrt(mean(x^2) + eps) * weight`` over the last dimension.
 
-    Statistics are taken in float32 (float64 for float64 input).
+    With a gate the result is multiplied by silu(gate); with `gate_first` x is, before its mean
+    square is taken (Mamba-2, arXiv 2405.21060, section 7.1). All of it is computed in float32
+    (float64 for float64 input) and rounded once.
 
     Args:
-        x: float [..., D].
-        weight: float [D], or None for no scale.
+        x: float [..., D], or [..., G, D] for G groups with a mean square each.
+        weight: float [D], or [G, D] with a row for each group; None for no scale.
         eps: added to the mean square, > 0.
+        gate: float, shape of `x`, the gate before SiLU; None for no gate.
+        gate_first: whether `x` is gated before it is normalised.
         dtype: dtype of the result; None keeps that of `x`.
 
     Returns:
-        `dtype` [..., D].
+        `dtype`, shape of `x`.
 
     Raises:
-        ValueError: `weight` is not as wide as `x`.
+        ValueError: `weight` or `gate` has another shape.
     """
     if weight is not None:
-        require_shape("rms_norm", "weight", weight, (x.shape[-1],))
-    result: torch.Tensor = implementation("rms_norm", x)(x, weight, eps=eps, dtype=dtype or x.dtype)
+        require_shape("rms_norm", "weight", weight, tuple(x.shape[-weight.dim() :]))
+    if gate is not None:
+        require_shape("rms_norm", "gate", gate, tuple(x.shape))
+    result: torch.Tensor = implementation("rms_norm", x)(
+        x, weight, eps=eps, gate=gate, gate_first=gate_first, dtype=dtype or x.dtype
+    )
     return result

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.donation import new_like
 from longspan.kernels.selective_scan.scratch import chunk_tokens, scratch_shapes
 from longspan.kernels.selective_scan.triton_tiles import (
     LOG2_E,
@@ -209,6 +210,8 @@ def _scan(
         tl.store(target, y.to(y_ptr.dtype.element_ty), mask=mask)
 
     if new_state_ptr is not None:
+        # The new state may lie where the old one does: no warp stores before all have loaded.
+        tl.debug_barrier()
         store_tile(new_state_ptr + batch * width * N, h, channel, real, N, 1, N, STATES)
 
 
@@ -299,7 +302,6 @@ def selective_scan(
     D = None if D is None else D.contiguous()
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_state = torch.empty(state.shape, dtype=torch.float32, device=x.device)
 
     states = triton.next_power_of_2(N)
     options = {
@@ -310,6 +312,7 @@ def selective_scan(
         "num_warps": max(1, states // THREAD_STATES),
     }
     chunk = chunk_tokens(batch, length, width)
+    new_state = new_like(state, in_place=chunk is None)
     if chunk is None:
         chunk, chunks, before = length, 1, state
         state_strides = (state.stride(0), 0, state.stride(1), state.stride(2))

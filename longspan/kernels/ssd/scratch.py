@@ -21,6 +21,9 @@ SLICE_TOKENS = 65_536
 # Programs that a launch should have: several for each multiprocessor of a large GPU, so that the
 # last ones of a launch do not work alone for long.
 PROGRAMS = 1056
+STACKED_PROGRAMS = 264
+# Rows of stacked heads.
+STACKED_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +49,20 @@ def cut_slice(batch: int, length: int, *, heads: int, d_state: int, dtype: str) 
     if length <= ONE_PASS_TOKENS:
         return Cut(chunk=chunk, chunks=0, segments=0, chunks_per_segment=0)
     chunks = -(-length // chunk)
-    wanted = max(1, min(chunks, PROGRAMS // (batch * heads)))
+    programs = STACKED_PROGRAMS if dtype == "bfloat16" else PROGRAMS
+    wanted = max(1, min(chunks, programs // (batch * heads)))
     each = -(-chunks // wanted)
     return Cut(chunk=chunk, chunks=chunks, segments=-(-chunks // each), chunks_per_segment=each)
+
+
+def stacked_heads(*, heads: int, groups: int, head_width: int, d_state: int, dtype: str) -> int:
+    """Heads of a group that a program takes together; 0 for none."""
+    if dtype != "bfloat16" or d_state > 128 or head_width & (head_width - 1) or head_width < 16:
+        return 0
+    most = STACKED_ROWS // head_width
+    while most > 1 and (heads // groups) % most:
+        most //= 2
+    return most if most * head_width >= 16 else 0
 
 
 def scratch_bytes(

@@ -22,6 +22,29 @@ from longspan.kernels.ssd.triton_math import LOG2_E, dot_rounded, softplus_step
 MIN_LOG2_DECAY = tl.constexpr(-150.0)
 
 
+@triton.jit
+def steps_and_sums(dt, A, inside, low, high):
+    """Steps of a chunk's tokens [CHUNK, ...], zero where not `inside`, and sums of log2 decays."""
+    step = tl.where(inside, softplus_step(dt, low, high), 0.0)
+    return step, tl.cumsum(tl.maximum(step * A, MIN_LOG2_DECAY), axis=0)
+
+
+@triton.jit
+def load_steps(
+    dt_ptr, A_ptr, dt_bias_ptr, low, high, left, stride_dt, stride_dt_head, head, real,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Steps and sums of a chunk in several heads [CHUNK, heads]."""
+    token = tl.arange(0, CHUNK)[:, None]
+    inside = (token < left) & real[None, :]
+    A = tl.load(A_ptr + head, mask=real, other=0.0).to(tl.float32) * LOG2_E
+    offsets = token * stride_dt + head[None, :] * stride_dt_head
+    dt = tl.load(dt_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    if dt_bias_ptr is not None:
+        dt += tl.load(dt_bias_ptr + head, mask=real, other=0.0).to(tl.float32)[None, :]
+    return steps_and_sums(dt, A[None, :], inside, low, high)
+
+
 @triton.jit(do_not_specialize=["length"])
 def chunk_sums(
     dt_ptr,
@@ -43,21 +66,15 @@ def chunk_sums(
     index = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    token = tl.arange(0, CHUNK)
-    t = index * CHUNK + token
     real = head < H
-
-    A = tl.load(A_ptr + head, mask=real, other=0.0).to(tl.float32) * LOG2_E
-    offsets = t[:, None] * stride_dt + head[None, :] * stride_dt_head
-    mask = (t < length)[:, None] & real[None, :]
-    dt = tl.load(dt_ptr + batch * stride_dt_batch + offsets, mask=mask, other=0.0).to(tl.float32)
-    if dt_bias_ptr is not None:
-        dt += tl.load(dt_bias_ptr + head, mask=real, other=0.0).to(tl.float32)[None, :]
-    step = tl.where(mask, softplus_step(dt, low, high), 0.0)
-    sums = tl.cumsum(tl.maximum(step * A[None, :], MIN_LOG2_DECAY), axis=0)
-
+    start = index * CHUNK
+    dt_ptr += batch * stride_dt_batch + start * stride_dt
+    left = (length - start).to(tl.int32)
+    step, sums = load_steps(
+        dt_ptr, A_ptr, dt_bias_ptr, low, high, left, stride_dt, stride_dt_head, head, real, CHUNK
+    )
     target = (batch * tl.num_programs(0) + index) * H * CHUNK
-    target += head[None, :] * CHUNK + token[:, None]
+    target += head[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
     tl.store(steps_ptr + target, step, mask=real[None, :])
     tl.store(sums_ptr + target, sums, mask=real[None, :])
 

@@ -9,28 +9,17 @@ in registers.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.device import shared_memory_bytes
+from longspan.kernels.donation import new_like
 from longspan.kernels.ssd import scratch
-from longspan.kernels.ssd.triton_chunks import (
-    chunk_sums,
-    segment_states,
-    walk_segments,
-)
+from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 
-# `chunk_sums` reads this many neighbouring heads of a token together.
-SUM_HEADS = 16
 # Values of a state that a program of `_scan_tokens` holds.
 TOKEN_VALUES = 4096
-# Two stages take 90 KiB, and two programs to a multiprocessor hide each other's waiting.
-STAGED_BYTES = 160 * 1024
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -105,113 +94,9 @@ def _scan_tokens(
         target = y_ptr + ((batch * length + t) * H + head) * P + p
         tl.store(target, y.to(y_ptr.dtype.element_ty), mask=p < P)
     target = new_state_ptr + (batch * H + head) * (N * P) + n[:, None] * P + p[None, :]
+    # The new state may lie where the old one does: no warp stores before all have loaded.
+    tl.debug_barrier()
     tl.store(target, h, mask=real)
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last dimension is contiguous, as the kernels need it."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _tile(x: torch.Tensor) -> tuple[int, dict[str, Any]]:
-    """Channels of a tile; the precision of products, stages of the pipeline, and warps."""
-    if x.dtype != torch.bfloat16:
-        # float16 is widened (`dot_rounded`), float32 is split in three: registers hold both down.
-        return 16, {"PRECISION": "tf32x3", "STAGES": 1, "num_warps": 8}
-    width = min(64, max(16, triton.next_power_of_2(x.shape[3])))
-    stages = 2 if shared_memory_bytes(x.device) >= STAGED_BYTES else 1
-    return width, {"PRECISION": "tf32", "STAGES": stages, "num_warps": 4}
-
-
-def _scan_in_slices(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    dt_limit: tuple[float, float],
-    state: torch.Tensor,
-    y: torch.Tensor,
-    new_state: torch.Tensor,
-) -> None:
-    """Fill `y` and `new_state`, slice by slice over the same scratch."""
-    batch, length, H, P = x.shape
-    G, N = B.shape[2:]
-    most = min(length, scratch.SLICE_TOKENS)
-    dtype_name = str(x.dtype).removeprefix("torch.")
-    cut = scratch.cut_slice(batch, most, heads=H, d_state=N, dtype=dtype_name)
-    make = partial(torch.empty, dtype=torch.float32, device=x.device)
-    steps, sums = make(2, batch * cut.chunks * H * cut.chunk)
-    states = make(batch * cut.segments * H * N * P)
-    totals = make(batch * cut.segments * H)
-    width, tile = _tile(x)
-    widths, padded = triton.cdiv(P, width), max(16, triton.next_power_of_2(N))
-    stated = {"H": H, "REPEATS": H // G, "N": N, "P": P, "CHUNK": cut.chunk, "STATES": padded}
-    stated |= {"WIDTH": width, **tile}
-    for start in range(0, length, most):
-        part = slice(start, min(start + most, length))
-        tokens = part.stop - part.start
-        chunks = triton.cdiv(tokens, cut.chunk)
-        segments = triton.cdiv(chunks, cut.chunks_per_segment)
-        stated["EVEN"] = (tokens % cut.chunk, padded - N, P % width) == (0, 0, 0)
-        u, b, c = x[:, part], B[:, part], C[:, part]
-        # Not in place: a walk may end before another has read the state it starts from.
-        after = new_state if part.stop == length else torch.empty_like(new_state)
-        chunk_sums[(chunks, triton.cdiv(H, SUM_HEADS), batch)](
-            dt[:, part],
-            A,
-            dt_bias,
-            steps,
-            sums,
-            *dt_limit,
-            tokens,
-            *dt.stride(),
-            H=H,
-            HEADS=SUM_HEADS,
-            CHUNK=cut.chunk,
-        )
-        if segments > 1:
-            segment_states[((segments - 1) * widths, H, batch)](
-                u,
-                b,
-                steps,
-                sums,
-                states,
-                totals,
-                tokens,
-                chunks,
-                cut.chunks_per_segment,
-                *u.stride()[:3],
-                *b.stride()[:3],
-                **stated,
-            )
-        walk_segments[(segments * widths, H, batch)](
-            u,
-            b,
-            c,
-            D,
-            steps,
-            sums,
-            states,
-            totals,
-            state,
-            y[:, part],
-            after,
-            tokens,
-            chunks,
-            cut.chunks_per_segment,
-            *u.stride()[:3],
-            *b.stride()[:3],
-            *c.stride()[:3],
-            *((0, 0) if D is None else D.stride()),
-            *state.stride(),
-            y.stride(0),
-            SKIP_ON_DIAGONAL=D is not None and D.stride(1) == 0,
-            **stated,
-        )
-        state = after
 
 
 def ssd(
@@ -229,13 +114,29 @@ def ssd(
     """See `longspan.kernels.ssd.ssd`."""
     batch, length, H, P = x.shape
     N = B.shape[3]
-    x, B, C, A = _rows(x), _rows(B), _rows(C), A.contiguous()
+    x, B, C = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, B, C))
+    A = A.contiguous()
     D = D[:, None].expand(H, P) if D is not None and D.dim() == 1 else D
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_state = torch.empty(state.shape, dtype=torch.float32, device=x.device)
-    if length > scratch.ONE_PASS_TOKENS:
-        _scan_in_slices(x, dt, A, B, C, D, dt_bias, dt_limit, state, y, new_state)
+    one_pass = length <= scratch.ONE_PASS_TOKENS
+    new_state = new_like(state, in_place=one_pass)
+    if not one_pass:
+        scan_in_slices(
+            Inputs(
+                x=x,
+                dt=dt,
+                A=A,
+                B=B,
+                C=C,
+                D=D,
+                dt_bias=dt_bias,
+                dt_limit=dt_limit,
+                state=state,
+                y=y,
+                new_state=new_state,
+            )
+        )
         return y, new_state
 
     states = triton.next_power_of_2(N)

@@ -1,8 +1,9 @@
-"""The seam between the runtime and what computes: one small Protocol.
+"""The seam between the runtime and what computes: two small Protocols.
 
 A backend turns tokens and a state into logits and the next state. Its state is opaque to the
 rest of the runtime, never changed in place, and goes in and out as plain arrays, so a memory
-written on one backend continues on another.
+written on one backend continues on another. Token by token it goes through `Steps`, which keep the
+state to themselves, so that a device may overwrite it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,23 @@ from longspan.engines import Engine
 
 Arrays = dict[str, NDArray[Any]]
 State = Mapping[str, Any]
+
+
+class Steps(Protocol):
+    """One sequence, token by token, in buffers of its own."""
+
+    def step(self, token: int) -> NDArray[np.float32]:
+        """Read one token.
+
+        Returns:
+            Logits float32 [V] for the next one, valid until the next call.
+        """
+
+    def state(self) -> State:
+        """A copy of the state after the last token, which `Backend.forward` takes."""
+
+    def close(self) -> None:
+        """Free the buffers; no other call may follow."""
 
 
 class Backend(Protocol):
@@ -36,6 +54,15 @@ class Backend(Protocol):
         Returns:
             Logits float32 [n, V] at the n positions of `keep` (negative ones from the end), and
             the next state. The given state stays as it was.
+        """
+
+    def steps(self, state: State) -> Steps:
+        """Begin to step from `state`, which stays as it was.
+
+        Several may be open at once: the first has the buffers that are fastest.
+
+        Raises:
+            BudgetExceeded: the device's allocator refused to pass its limit; the backend goes on.
         """
 
     def to_arrays(self, state: State) -> Arrays:
@@ -62,6 +89,7 @@ def open_backend(
     memory_limit_bytes: int | None,
     threads: int | None = None,
     capacity: int = 0,
+    step_graph: bool = False,
 ) -> Backend:
     """Load the model of `bundle` on `engine`.
 
@@ -74,6 +102,8 @@ def open_backend(
         threads: CPU threads of one operation; None for the physical cores this process may use.
         capacity: entries of each cache; a state of fixed size needs none. A call may not bring
             more tokens than there is room for.
+        step_graph: CUDA: whether steps may be recorded once and replayed, which takes memory
+            (`Plan.step_graph`).
 
     Raises:
         BadBundle: weights or graph cannot be loaded.
@@ -95,4 +125,5 @@ def open_backend(
         memory_limit_bytes=memory_limit_bytes,
         threads=threads,
         capacity=capacity,
+        step_graph=step_graph,
     )

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from longspan.engines import Engine
 from longspan.models.config import FullAttentionConfig, ModelConfig
-from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.caches import padded
+from longspan.runtime.backends.forward_steps import ForwardSteps
 
 # A model whose state grows, with one number an entry.
 CACHED_LAYER = FullAttentionConfig(n_heads=1, n_kv_heads=1, head_dim=1, rope_base=None)
@@ -99,6 +100,10 @@ class FakeBackend:
                 used = int(state[spec.counter][0])
                 after[spec.name][:, used : used + len(tokens), 0, 0] = tokens
         return after
+
+    def steps(self, state: State) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`."""
+        return ForwardSteps(self, state)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies; of caches, the entries in use."""

@@ -6,7 +6,6 @@ being the next call's inputs: nothing is copied, and nothing that was given out 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,26 +15,15 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine, device_of
-from longspan.errors import BudgetExceeded
-from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.caches import padded
 from longspan.runtime.backends.choice import find_installed
-from longspan.runtime.backends.onnx_session import ORT_ERRORS, cpu_session, cuda_session
-from longspan.runtime.nvidia import copy_to_host
-from longspan.tensors import DType, TensorSpec
+from longspan.runtime.backends.onnx_session import cpu_session, cuda_session, step_session
+from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
+from longspan.runtime.backends.onnx_values import NUMPY_DTYPES, run_bound, to_array, to_value
 
-# onnx.TensorProto's numbers.
-_ELEMENT_TYPES: dict[DType, int] = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}
-_NUMPY_DTYPES: dict[DType, type[np.generic]] = {
-    "float32": np.float32,
-    "int64": np.int64,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-}
 # The matrices: nearly all of the bytes. The session loads the rest by itself.
 SHARED_WEIGHTS = ("_proj.weight", "embedding", "head")
-# How onnxruntime's allocators say that a limit was met.
-_OUT_OF_MEMORY = ("Available memory of", "Failed to allocate memory", "bad allocation")
 
 
 class OnnxBackend:
@@ -47,6 +35,7 @@ class OnnxBackend:
         memory_limit_bytes: CUDA: what the whole process may hold on the device; None for no cap.
         threads: CPU: threads of one operation; None for the physical cores.
         capacity: entries of each cache.
+        step_graph: CUDA: whether steps are recorded, by a second session over the same weights.
 
     Raises:
         BadBundle: onnxruntime refuses the graph.
@@ -62,9 +51,11 @@ class OnnxBackend:
         memory_limit_bytes: int | None,
         threads: int | None,
         capacity: int,
+        step_graph: bool = False,
     ) -> None:
         self.engine = engine
         self._device = device_of(engine)
+        self._bundle, self._limit_bytes = bundle, memory_limit_bytes
         self._specs = bundle.manifest.state_at(capacity)
         # The session points to these values and does not own them: they live as long as it does.
         self._weights = _torch_weights(bundle) if self._device == "cuda" else None
@@ -73,11 +64,15 @@ class OnnxBackend:
             if self._device == "cuda"
             else cpu_session(bundle, threads=threads)
         )
+        self._step_graph = step_graph and self._device == "cuda"
+        # Made by the first steps; steps that are open beside others have buffers of their own.
+        self._recorded: StepBuffers | None = None
+        self._recorded_in_use = False
 
     def new_state(self) -> State:
         """Zeros."""
         return self.from_arrays(
-            {spec.name: np.zeros(spec.shape, _NUMPY_DTYPES[spec.dtype]) for spec in self._specs}
+            {spec.name: np.zeros(spec.shape, NUMPY_DTYPES[spec.dtype]) for spec in self._specs}
         )
 
     def forward(
@@ -98,15 +93,7 @@ class OnnxBackend:
         for spec in self._specs:
             binding.bind_ortvalue_input(f"past.{spec.name}", state[spec.name])
             binding.bind_output(f"present.{spec.name}", self._device)
-        try:
-            self._session.run_with_iobinding(binding)
-        except ORT_ERRORS as error:
-            if any(sign in str(error) for sign in _OUT_OF_MEMORY):
-                raise BudgetExceeded(
-                    f"A chunk of {len(tokens)} tokens needs more memory than the budget leaves: "
-                    f"{error}. Give a larger --budget."
-                ) from error
-            raise
+        run_bound(self._session, binding, tokens=len(tokens))
         logits, *after = binding.get_outputs()
         # The outputs keep the binding, and the binding would keep the state before.
         binding.clear_binding_inputs()
@@ -114,14 +101,44 @@ class OnnxBackend:
         names = (spec.name for spec in self._specs)
         return result, dict(zip(names, after, strict=True))
 
+    def steps(self, state: State) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`.
+
+        Raises:
+            BadBundle: onnxruntime refuses to record the graph.
+            BudgetExceeded: the limit leaves no room to record.
+        """
+        assert self._session is not None, "the backend is closed"
+        if not self._step_graph or self._recorded_in_use:
+            return OnnxSteps(self._step_buffers(self._session), state)
+        if self._recorded is None:
+            session = step_session(
+                self._bundle, memory_limit_bytes=self._limit_bytes, weights=self._weights
+            )
+            self._recorded = self._step_buffers(session, recorded=True)
+        self._recorded_in_use = True
+        return OnnxSteps(self._recorded, state, on_close=self._give_back)
+
+    def _step_buffers(self, session: Any, *, recorded: bool = False) -> StepBuffers:
+        return StepBuffers(
+            session,
+            self._specs,
+            vocab_size=self._bundle.manifest.config.vocab_size,
+            device=self._device,
+            recorded=recorded,
+        )
+
+    def _give_back(self) -> None:
+        self._recorded_in_use = False
+
     def to_arrays(self, state: State) -> Arrays:
         """Copies in host memory; of caches, the entries in use."""
         fixed = (spec for spec in self._specs if spec.counter is None)
-        arrays = {spec.name: _to_array(state[spec.name], spec) for spec in fixed}
+        arrays = {spec.name: to_array(state[spec.name], spec) for spec in fixed}
         for spec in self._specs:
             if spec.counter is not None:
                 used = spec.with_capacity(int(arrays[spec.counter][0]))
-                arrays[spec.name] = _to_array(state[spec.name], used)
+                arrays[spec.name] = to_array(state[spec.name], used)
         return {spec.name: arrays[spec.name] for spec in self._specs}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
@@ -130,31 +147,13 @@ class OnnxBackend:
         Raises:
             DoesNotFit: a cache has more entries in use than there is room for.
         """
-        return {spec.name: _to_value(padded(arrays, spec), spec) for spec in self._specs}
+        return {spec.name: to_value(padded(arrays, spec), spec) for spec in self._specs}
 
     def close(self) -> None:
-        """Free the session and what it loaded."""
+        """Free the sessions and what they loaded."""
+        self._recorded = None
         self._session = None
         self._weights = None
-
-
-def _to_value(array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
-    owned = np.array(array, _NUMPY_DTYPES[spec.dtype], order="C")
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(owned, _ELEMENT_TYPES[spec.dtype])
-
-
-def _to_array(value: ort.OrtValue, spec: TensorSpec) -> NDArray[Any]:
-    """Read the bytes: OrtValue.numpy() knows no bfloat16. Of a cache, the first entries."""
-    array = np.empty(spec.shape, _NUMPY_DTYPES[spec.dtype])
-    wanted = spec if spec.counter is None else spec.with_capacity(value.shape()[1])
-    assert tuple(value.shape()) == wanted.shape, f"{spec.name} has the shape {value.shape()}"
-    if not array.size:
-        return array
-    if value.device_name() == "cpu":
-        ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
-    else:
-        copy_to_host(value.data_ptr(), array.ctypes.data, array.nbytes)
-    return array
 
 
 def _torch_weights(bundle: Bundle) -> dict[str, Any] | None:

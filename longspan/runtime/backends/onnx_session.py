@@ -16,10 +16,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from longspan.bundle import Bundle
 from longspan.engines import Device
-from longspan.errors import BadBundle, BadInput, DoesNotFit
+from longspan.errors import BadBundle, BadInput, BudgetExceeded, DoesNotFit
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.device_memory import memory_now
-from longspan.runtime.plan_items import ONNX_CUDA_BYTES
+from longspan.runtime.plan_items import ONNX_CUDA_BYTES, ONNX_GRAPH_BYTES
 from longspan.sizes import format_bytes
 
 # What onnxruntime raises; its exceptions have no common base but Exception.
@@ -43,6 +43,9 @@ HOST_OPS = frozenset(
         "Sub", "Unsqueeze", "Where",
     }
 )  # fmt: skip
+
+# What `longspan.export.graph` calls the lengths of its inputs, for steps.
+ONE_TOKEN = {"length": 1, "kept": 1}
 
 # The ONNX model y = MatMul(x, x), x float32 [64, 64], opset 17, as onnx.helper serialises it.
 _MATMUL_64 = (
@@ -100,24 +103,50 @@ def cuda_session(
         DoesNotFit: what is held before the session passes the limit.
     """
     warm_up_onnx("cuda")
-    options = _options()
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    for name, value in (weights or {}).items():
-        options.add_initializer(name, value)
-    provider: dict[str, Any] = {
-        "device_id": 0,
-        "arena_extend_strategy": "kSameAsRequested",
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "cudnn_conv_use_max_workspace": "0",
-        # float32 means float32: torch keeps TF32 off for matrix products, too.
-        "use_tf32": "0",
-    }
+    options = _cuda_options(weights)
+    provider = _cuda_provider()
     if memory_limit_bytes is not None:
         provider["gpu_mem_limit"] = _arena_limit(memory_limit_bytes)
     session = _open(bundle.graph_path("cuda"), options, [("CUDAExecutionProvider", provider)])
     require_cuda(session)
-    _require_on_device(session, bundle.graph_path("cuda"))
+    _require_on_device(session, bundle.graph_path("cuda"), HOST_OPS)
+    return session
+
+
+def step_session(
+    bundle: Bundle, *, memory_limit_bytes: int | None, weights: dict[str, Any] | None
+) -> Any:
+    """A session that records CUDA graphs of `model.onnx` reading one token.
+
+    With every length known nothing is left to compute on the host, whose results a recorded graph
+    would repeat for ever; that nothing is, is checked.
+
+    Args:
+        bundle: the model, whose state has a fixed size.
+        memory_limit_bytes: what the whole process may hold on the device.
+        weights: as `cuda_session` takes them.
+
+    Raises:
+        BadBundle: onnxruntime refuses to record the graph.
+        BudgetExceeded: what is held without the session leaves too little.
+    """
+    options = _cuda_options(weights)
+    for name, size in ONE_TOKEN.items():
+        options.add_free_dimension_override_by_name(name, size)
+    # A pattern is laid out in the second run, a block of memory beside what the first one took.
+    options.enable_mem_pattern = False
+    provider = _cuda_provider() | {"enable_cuda_graph": "1"}
+    if memory_limit_bytes is not None:
+        left = memory_limit_bytes - memory_now("cuda").bytes - ONNX_GRAPH_BYTES
+        if left <= 0:
+            raise BudgetExceeded(
+                f"Recording steps takes {format_bytes(ONNX_GRAPH_BYTES)} and more, and the limit "
+                f"of {format_bytes(memory_limit_bytes)} has not as much left. Give a larger "
+                "--budget."
+            )
+        provider["gpu_mem_limit"] = left
+    session = _open(bundle.graph_path("cuda"), options, [("CUDAExecutionProvider", provider)])
+    _require_on_device(session, bundle.graph_path("cuda"), frozenset())
     return session
 
 
@@ -172,6 +201,26 @@ def _arena_limit(memory_limit_bytes: int) -> int:
     return memory_limit_bytes - held
 
 
+def _cuda_options(weights: dict[str, Any] | None) -> Any:
+    options = _options()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    for name, value in (weights or {}).items():
+        options.add_initializer(name, value)
+    return options
+
+
+def _cuda_provider() -> dict[str, Any]:
+    return {
+        "device_id": 0,
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "cudnn_conv_use_max_workspace": "0",
+        # float32 means float32: torch keeps TF32 off for matrix products, too.
+        "use_tf32": "0",
+    }
+
+
 def _options() -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -189,15 +238,15 @@ def _open(path: Path, options: Any, providers: list[Any]) -> Any:
         ) from error
 
 
-def _require_on_device(session: Any, path: Path) -> None:
-    """Refuse a session that computes more on the host than lengths and counters."""
+def _require_on_device(session: Any, path: Path, host_ops: frozenset[str]) -> None:
+    """Refuse a session that computes more on the host than `host_ops`."""
     strays = sorted(
         {
             node.op_type
             for part in session.get_provider_graph_assignment_info()
             if part.ep_name == "CPUExecutionProvider"
             for node in part.get_nodes()
-            if node.op_type not in HOST_OPS
+            if node.op_type not in host_ops
         }
     )
     if strays:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.errors import BadBundle, BudgetExceeded, DoesNotFit, MissingExtra
-from longspan.runtime.backends import Arrays, State
+from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.caches import padded
+from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.runtime.device_memory import memory_now
 from longspan.sizes import format_bytes
 from longspan.tensors import TensorSpec
@@ -31,6 +32,7 @@ except ModuleNotFoundError as error:
 
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
+from longspan.runtime.backends.torch_steps import Stepper
 
 # glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
@@ -48,6 +50,7 @@ class TorchBackend:
         threads: CPU: threads of one operation; None leaves torch's own setting. It holds for
             the whole process.
         capacity: entries of each cache.
+        step_graph: CUDA: whether a step is recorded once and replayed.
 
     Raises:
         BadBundle: the weights do not match the manifest.
@@ -62,6 +65,7 @@ class TorchBackend:
         memory_limit_bytes: int | None,
         threads: int | None,
         capacity: int,
+        step_graph: bool = False,
     ) -> None:
         self.engine = engine
         self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
@@ -73,6 +77,10 @@ class TorchBackend:
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             _cap_allocator(self._device, memory_limit_bytes)
         self._decoder: Decoder | None = _load(bundle, self._device)
+        self._stepper: Stepper | None = None
+        if self._device.type == "cuda":
+            keep = not bundle.manifest.cache_entry_bytes
+            self._stepper = Stepper(self._decoder, graph=step_graph, keep=keep)
 
     def new_state(self) -> State:
         """Zeros on the device."""
@@ -105,6 +113,15 @@ class TorchBackend:
         result: NDArray[np.float32] = logits[0].float().cpu().numpy()
         return result, {name: _own(tensor) for name, tensor in after.items()}
 
+    def steps(self, state: State) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`.
+
+        Raises:
+            BudgetExceeded: torch's allocator refused to pass its cap.
+        """
+        assert self._decoder is not None, "the backend is closed"
+        return ForwardSteps(self, state) if self._stepper is None else self._stepper.open(state)
+
     def to_arrays(self, state: State) -> Arrays:
         """Copies in host memory; of caches, the entries in use."""
         return {spec.name: _to_array(_in_use(state, spec)) for spec in self._specs}
@@ -121,7 +138,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """Free the model, and give torch's spare memory back to the device."""
-        self._decoder = None
+        self._decoder = self._stepper = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

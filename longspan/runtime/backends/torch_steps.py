@@ -1,0 +1,224 @@
+"""Steps of the torch backend on CUDA: buffers that each step overwrites, and a graph that runs it.
+
+A step is some ten kernels a layer. Launched one by one from Python they take longer than the GPU
+needs to read the weights, so a step is recorded once, as a CUDA graph, and replayed. A graph has
+its addresses in it: the token, the state and the logits lie in buffers that stay where they are.
+
+    stepper = Stepper(decoder, graph=True, keep=True)
+    steps = stepper.open(state)
+    logits = steps.step(token)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longspan.errors import BudgetExceeded
+from longspan.kernels.donation import states_donated
+from longspan.models.decoder import Decoder
+from longspan.runtime.backends import State
+
+
+class StepBuffers:
+    """The token, the state and, in host memory, the logits of one sequence.
+
+    Args:
+        decoder: computes.
+        state: as wide as the buffers, which begin as zeros.
+    """
+
+    def __init__(self, decoder: Decoder, state: State) -> None:
+        device = decoder.embedding.device
+        self._decoder = decoder
+        self.token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self.state = {name: torch.zeros_like(each) for name, each in state.items()}
+        # Pinned: otherwise the driver would copy them twice.
+        pinned = device.type == "cuda"
+        vocab_size = decoder.config.vocab_size
+        self.logits = torch.empty(vocab_size, dtype=torch.float32, pin_memory=pinned)
+
+    def fill_(self, state: State) -> None:
+        """Take over the values of a state."""
+        _copy_(list(self.state.values()), [state[name] for name in self.state])
+
+    def advance_(self) -> torch.Tensor:
+        """Read the token: logits float32 [V] on the device, and the next state in the buffers."""
+        with states_donated():
+            logits, after = self._decoder(self.token, None, self.state)
+        moved = [name for name, each in after.items() if each is not self.state[name]]
+        _copy_([self.state[name] for name in moved], [after[name] for name in moved])
+        last: torch.Tensor = logits[0, 0]
+        return last
+
+
+class TorchSteps:
+    """See `longspan.runtime.backends.Steps`.
+
+    Args:
+        buffers: hold the state to begin from.
+        run: reads their token, and gives logits float32 [V] on the device.
+        on_close: called once.
+    """
+
+    def __init__(
+        self, buffers: StepBuffers, run: Callable[[], torch.Tensor], on_close: Callable[[], None]
+    ) -> None:
+        self._open: tuple[StepBuffers, Callable[[], torch.Tensor]] | None = buffers, run
+        self._on_close = on_close
+
+    @torch.inference_mode()
+    def step(self, token: int) -> NDArray[np.float32]:
+        """See `Steps.step`.
+
+        Raises:
+            BudgetExceeded: torch's allocator refused to pass its cap.
+        """
+        assert self._open is not None, "the steps are closed"
+        buffers, run = self._open
+        buffers.token.fill_(token)
+        try:
+            logits = run()
+        except torch.OutOfMemoryError as error:
+            raise _exceeded("A step", error) from error
+        buffers.logits.copy_(logits, non_blocking=True)
+        if logits.is_cuda:
+            torch.cuda.current_stream(logits.device).synchronize()
+        array: NDArray[np.float32] = buffers.logits.numpy()
+        return array
+
+    @torch.inference_mode()
+    def state(self) -> State:
+        """See `Steps.state`."""
+        assert self._open is not None, "the steps are closed"
+        return {name: each.clone() for name, each in self._open[0].state.items()}
+
+    def close(self) -> None:
+        """See `Steps.close`; a second call does nothing."""
+        if self._open is not None:
+            self._open = None
+            self._on_close()
+
+
+class StepGraph:
+    """A step recorded as a CUDA graph over buffers of its own.
+
+    Args:
+        decoder: on CUDA, with ops that never wait for the host.
+        state: as wide as the buffers; a cache has room for an entry.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, decoder: Decoder, state: State) -> None:
+        device = decoder.embedding.device
+        self.buffers = StepBuffers(decoder, state)
+        self._graph = torch.cuda.CUDAGraph()
+        here, side = torch.cuda.current_stream(device), _capture_stream(device)
+        # Torch's own context leaves its stream current where the end of a recording fails.
+        with torch.cuda.stream(here):
+            # What first calls do once, compiling kernels and making workspaces, no graph can hold.
+            side.wait_stream(here)
+            try:
+                with torch.cuda.stream(side):
+                    self.buffers.advance_()
+            finally:
+                here.wait_stream(side)
+            # The threads that watch memory may call the driver meanwhile.
+            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
+                self._logits = self.buffers.advance_()
+
+    def replay(self) -> torch.Tensor:
+        """Run the step; logits float32 [V] on the device, in the same memory each time."""
+        self._graph.replay()
+        return self._logits
+
+
+class Stepper:
+    """Opens steps of a decoder on CUDA; one of them at a time has the graph.
+
+    Args:
+        decoder: computes.
+        graph: whether a step is recorded; otherwise its kernels are launched one by one.
+        keep: whether the graph stays when its steps are closed. Its buffers are a state wide:
+            where that has caches, the next chunk needs their memory.
+    """
+
+    def __init__(self, decoder: Decoder, *, graph: bool, keep: bool) -> None:
+        self._decoder = decoder
+        self._recorded = graph
+        self._keep = keep
+        self._graph: StepGraph | None = None
+        self._taken = False
+
+    @torch.inference_mode()
+    def open(self, state: State) -> TorchSteps:
+        """Begin to step from `state`, which stays as it was.
+
+        Raises:
+            BudgetExceeded: torch's allocator refused to pass its cap, or the driver has no room;
+                nothing is held for the steps then.
+        """
+        try:
+            if self._recorded and not self._taken:
+                return self._open_graph(state)
+            buffers = StepBuffers(self._decoder, state)
+            buffers.fill_(state)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise _exceeded("Beginning to answer", error) from error
+        return TorchSteps(buffers, buffers.advance_, lambda: None)
+
+    def _open_graph(self, state: State) -> TorchSteps:
+        if self._graph is None:
+            self._graph = StepGraph(self._decoder, state)
+        self._graph.buffers.fill_(state)
+        self._taken = True
+        return TorchSteps(self._graph.buffers, self._graph.replay, self._on_close)
+
+    def _on_close(self) -> None:
+        self._taken = False
+        if not self._keep:
+            self._graph = None
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream for recording: cuBLAS makes a workspace for each stream that it meets."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream
+
+
+def _copy_(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy each source to its target, in one launch for all of a dtype."""
+    for dtype in {target.dtype for target in targets}:
+        pairs = [
+            (target, source)
+            for target, source in zip(targets, sources, strict=True)
+            if target.dtype == dtype and target.numel()
+        ]
+        if pairs:
+            torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the allocator or the driver had no room; what ends a recording may hide the cause."""
+    return error is not None and (
+        isinstance(error, torch.OutOfMemoryError)
+        or "out of memory" in str(error)
+        or _is_out_of_memory(error.__context__)
+    )
+
+
+def _exceeded(what: str, error: BaseException) -> BudgetExceeded:
+    """The error for people; the frames of the one before it would keep what was allocated."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__, seen = None, seen.__context__
+    return BudgetExceeded(
+        f"{what} needs more memory than the budget leaves: {error}. Give a larger --budget."
+    )

@@ -1,0 +1,179 @@
+"""A plan, in words and as data, and the refusal of one that does not fit.
+
+`longspan.runtime.plan` makes it.
+
+plan.fits, plan.total_bytes, plan.summary()
+require_fit(plan)         # or DoesNotFit, with the arithmetic
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from longspan.engines import Engine, device_of
+from longspan.errors import DoesNotFit
+from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
+from longspan.sizes import format_bytes
+
+# Entries beyond the document, for a question and its answer.
+RESERVE_ENTRIES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Where the bytes of a budget go.
+
+    Attributes:
+        engine: what computes.
+        budget_bytes: what the whole process may hold on the engine's device.
+        chunk_tokens: tokens that go through the model together while reading.
+        items: what takes memory, in the order in which it comes.
+        smallest_budget_bytes: the least budget that would do, with the smallest chunk (or with
+            the chunk that was asked for).
+        longest_tokens: the longest document that fits, with the smallest chunk; None for any
+            length, where every layer has a state of fixed size, and where the text decides how
+            much it takes.
+        most_entries: the most that a document may take in each cache, with the smallest chunk;
+            None where the state does not grow.
+        capacity: entries that each cache has room for; 0 where the state does not grow.
+        cache_entry_bytes: bytes of one entry of every cache together.
+        anchors: whether the caches hold anchors in place of what they close.
+        tokens: length of the document that was planned for, if it is known.
+        step_graph: whether answers replay a step that was recorded once.
+        step_reason: why, in words.
+    """
+
+    engine: Engine
+    budget_bytes: int
+    chunk_tokens: int
+    items: tuple[PlanItem, ...]
+    smallest_budget_bytes: int
+    longest_tokens: int | None = None
+    most_entries: int | None = None
+    capacity: int = 0
+    cache_entry_bytes: int = 0
+    anchors: bool = False
+    tokens: int | None = None
+    step_graph: bool = False
+    step_reason: str = "the engine has no recorded steps"
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of all items."""
+        return sum_bytes(self.items)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the sum is within the budget."""
+        return self.total_bytes <= self.budget_bytes
+
+    def to_json(self, *, fit: bool = False) -> dict[str, Any]:
+        """The plan as data; with `fit` also what is the least and what is the most."""
+        facts: dict[str, Any] = {
+            "fits": self.fits,
+            "engine": self.engine,
+            "budget_bytes": self.budget_bytes,
+            "total_bytes": self.total_bytes,
+            "chunk_tokens": self.chunk_tokens,
+            "capacity": self.capacity,
+            "step_graph": self.step_graph,
+            "step_reason": self.step_reason,
+            "items": [{"name": item.name, "bytes": item.bytes} for item in self.items],
+        }
+        if fit:
+            facts["smallest_budget_bytes"] = self.smallest_budget_bytes
+            facts["longest_tokens"] = self.longest_tokens
+            facts["most_entries"] = self.most_entries
+        return facts
+
+    def summary(self, *, fit: bool = False) -> str:
+        """The plan's verdict in words; with `fit` also what is the least and what is the most."""
+        verdict = "fits" if self.fits else "does not fit"
+        lines = [
+            (
+                f"{format_bytes(self.total_bytes)} together: it {verdict} the budget of "
+                f"{format_bytes(self.budget_bytes)} ({self.engine}, chunks of "
+                f"{self.chunk_tokens:,} tokens)."
+            )
+        ]
+        if fit or not self.fits:
+            least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
+            if self.most_entries is None:
+                lines.append(f"{least}; it reads documents of any length.")
+            else:
+                given = f"the budget of {format_bytes(self.budget_bytes)}"
+                lines.append(f"{least}; {given} holds {self.longest}.")
+        if device_of(self.engine) == "cuda":
+            how = "replay a recorded step" if self.step_graph else "launch every kernel of a step"
+            lines.append(f"Answers {how}: {self.step_reason}.")
+        return "\n".join(lines)
+
+    @property
+    def longest(self) -> str:
+        """Which documents fit, in words, where the state grows."""
+        if self.longest_tokens == 0:
+            return "no document"
+        if self.longest_tokens is not None:
+            return f"documents of up to {self.longest_tokens:,} tokens"
+        entries = f"{self.most_entries:,} anchors and tokens of the longest segment together"
+        return f"documents of up to {entries}"
+
+
+def require_fit(plan: Plan) -> None:
+    """Refuse a plan that is larger than its budget.
+
+    Raises:
+        DoesNotFit: with every item, the least budget that would do, and what to change.
+    """
+    if plan.fits:
+        return
+    width = max(len(item.name) for item in (*plan.items, PlanItem(name="together", bytes=0)))
+    rows = [f"  {item.name:<{width}}  {format_bytes(item.bytes):>10}" for item in plan.items]
+    rows.append(f"  {'together':<{width}}  {format_bytes(plan.total_bytes):>10}")
+    if plan.capacity:
+        rows.append(_cache_arithmetic(plan))
+    raise DoesNotFit(
+        f"The budget is {format_bytes(plan.budget_bytes)}, and {plan.engine} with chunks of "
+        f"{plan.chunk_tokens:,} tokens needs {format_bytes(plan.total_bytes)}:\n"
+        + "\n".join(rows)
+        + f"\nThe smallest budget that would do is {_mib(plan.smallest_budget_bytes)}. "
+        + _advice(plan)
+    )
+
+
+def _cache_arithmetic(plan: Plan) -> str:
+    """Why the caches are so large, and what document would fit."""
+    document, each = plan.capacity - RESERVE_ENTRIES, plan.cache_entry_bytes
+    return (
+        f"A copy of the cache has {document:,} entries for the document and {RESERVE_ENTRIES:,} "
+        f"for a question and its answer: {plan.capacity:,} x {each:,} bytes = "
+        f"{format_bytes(plan.capacity * each)}. This budget holds {plan.longest}."
+        + (_other_anchors(plan) if plan.anchors else "")
+    )
+
+
+def _other_anchors(plan: Plan) -> str:
+    """How the same document might fit."""
+    return (
+        " To have as many anchors as fit, export the checkpoint with --anchors every=auto "
+        f"--tokens {plan.tokens or 'N'} --budget {_mib(plan.budget_bytes)}."
+    )
+
+
+def _mib(size_bytes: int) -> str:
+    """A size that `--budget` takes, rounded up."""
+    return f"{-(-size_bytes // MIB)}MiB"
+
+
+def _advice(plan: Plan) -> str:
+    give = f"Give --budget {_mib(plan.smallest_budget_bytes)}"
+    if plan.total_bytes > plan.smallest_budget_bytes:
+        give += ", smaller chunks"
+    if plan.capacity:
+        give += ", a shorter document"
+    if device_of(plan.engine) == "cuda":
+        return f"{give}, or choose --device cpu."
+    if plan.engine == "torch-cpu":
+        return f"{give}, or choose --backend onnx, which needs no torch."
+    return f"{give}, or export a smaller model."
