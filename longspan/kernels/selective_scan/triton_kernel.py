@@ -5,10 +5,12 @@ A thread owns a whole channel, so the sum over N needs no exchange between threa
 N, channels] has its tokens in a thread too, and `_row` costs nothing. It all rests on the layout
 that Triton gives a tile when no load decides for it.
 
-Few tokens, or channels enough to fill the device: one pass, token after token. Otherwise three:
+Few tokens, or channels enough to fill the device: one pass, token after token. Channels enough to
+fill it with four threads each: one walk (`triton_walk.py`). Otherwise three passes:
 1. `_chunk_states`: each chunk's state from zero, and its sum of steps (decay exp(A sum)).
 2. `_walk_chunks`: from chunk to chunk; leaves in each slot the state before that chunk.
 3. `_scan`: each chunk again, from its right state, writing y.
+The first two are in `triton_chunks.py`.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -19,17 +21,21 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.device import scheduler_count
 from longspan.kernels.donation import new_like
-from longspan.kernels.selective_scan.scratch import chunk_tokens, scratch_shapes
+from longspan.kernels.selective_scan.scratch import choose_way, chunk_tokens
+from longspan.kernels.selective_scan.triton_chunks import states_before_chunks
 from longspan.kernels.selective_scan.triton_tiles import (
     LOG2_E,
     load_channels,
     load_rows,
     load_tile,
     row,
-    softplus,
+    silu,
+    steps_of,
     store_tile,
 )
+from longspan.kernels.selective_scan.triton_walk import walk
 
 # One thread a channel (see the module's docstring).
 BLOCK_CHANNELS = 32
@@ -37,99 +43,6 @@ BLOCK_CHANNELS = 32
 BLOCK_TOKENS = 4
 # States of a channel that one thread holds: more are spread over warps.
 THREAD_STATES = 16
-WALK_CHANNELS, WALK_WARPS = 64, 2
-
-
-@triton.jit(do_not_specialize=["length", "chunk"])
-def _chunk_states(
-    x_ptr,
-    dt_ptr,
-    A_ptr,
-    B_ptr,
-    dt_bias_ptr,
-    states_ptr,
-    sums_ptr,
-    length,
-    chunk,
-    width,
-    stride_x_batch,
-    stride_x,
-    stride_dt_batch,
-    stride_dt,
-    stride_A,
-    stride_A_state,
-    stride_B_batch,
-    stride_B,
-    N: tl.constexpr,
-    STATES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
-    batch = tl.program_id(2).to(tl.int64)
-    channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    index = tl.program_id(0).to(tl.int64)
-    n = tl.arange(0, STATES)
-    real = channel < width
-
-    A = load_tile(A_ptr, channel, real, stride_A, stride_A_state, N, STATES) * LOG2_E
-    dt_bias = load_channels(dt_bias_ptr, channel, real)
-    h = tl.zeros([STATES, CHANNELS], dtype=tl.float32)
-    steps = tl.zeros([TOKENS, 1, CHANNELS], dtype=tl.float32)
-    first = index * chunk
-    last = tl.minimum(first + chunk, length)
-    for start in range(first, last, TOKENS):
-        token = start + tl.arange(0, TOKENS)
-        here = token < last
-        x = load_rows(x_ptr + batch * stride_x_batch, token, stride_x, channel, here, real)
-        dt = load_rows(dt_ptr + batch * stride_dt_batch, token, stride_dt, channel, here, real)
-        B = load_rows(B_ptr + batch * stride_B_batch, token, stride_B, n, here, n < N)
-        # A step of zero keeps the state: past the chunk's end, and in channels that are not there.
-        step = tl.where(here[:, None] & real[None, :], softplus(dt + dt_bias[None, :]), 0.0)
-        decays = tl.exp2(step[:, None, :] * A[None, :, :])
-        inputs = (step * x)[:, None, :] * B[:, :, None]
-        for i in tl.static_range(TOKENS):
-            h = row(decays, i, TOKENS) * h + row(inputs, i, TOKENS)
-        steps += step[:, None, :]
-
-    slot = batch * tl.num_programs(0) + index
-    store_tile(states_ptr + slot * N * width, h, channel, real, 1, width, N, STATES)
-    tl.store(sums_ptr + slot * width + channel, tl.sum(tl.sum(steps, axis=0), axis=0), mask=real)
-
-
-@triton.jit(do_not_specialize=["chunks"])
-def _walk_chunks(
-    A_ptr,
-    state_ptr,
-    states_ptr,
-    sums_ptr,
-    new_state_ptr,
-    chunks,
-    width,
-    stride_A,
-    stride_A_state,
-    stride_state_batch,
-    stride_state,
-    stride_state_n,
-    N: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    n = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
-    real = channel < width
-
-    A = tl.load(A_ptr + channel * stride_A + n * stride_A_state, mask=real, other=0.0)
-    A = A.to(tl.float32) * LOG2_E
-    source = state_ptr + batch * stride_state_batch + n * stride_state_n
-    h = tl.load(source + channel * stride_state, mask=real, other=0.0).to(tl.float32)
-    for index in range(chunks):
-        slot = batch * chunks + index
-        target = states_ptr + (slot * N + n) * width + channel
-        local = tl.load(target, mask=real, other=0.0)
-        steps = tl.load(sums_ptr + slot * width + channel, mask=real, other=0.0)
-        tl.store(target, h, mask=real)
-        h = tl.exp2(A * steps) * h + local
-    tl.store(new_state_ptr + (batch * width + channel) * N + n, h, mask=real)
 
 
 @triton.jit(do_not_specialize=["length", "chunk"])
@@ -191,8 +104,7 @@ def _scan(
         dt = load_rows(dt_ptr + batch * stride_dt_batch, token, stride_dt, channel, here, real)
         B = load_rows(B_ptr + batch * stride_B_batch, token, stride_B, n, here, n < N)
         C = load_rows(C_ptr + batch * stride_C_batch, token, stride_C, n, here, n < N)
-        # As in `_chunk_states`.
-        step = tl.where(here[:, None] & real[None, :], softplus(dt + dt_bias[None, :]), 0.0)
+        step = steps_of(dt, dt_bias, here, real)
         decays = tl.exp2(step[:, None, :] * A[None, :, :])
         inputs = (step * x)[:, None, :] * B[:, :, None]
         states = tl.zeros([TOKENS, STATES, CHANNELS], dtype=tl.float32)
@@ -202,9 +114,7 @@ def _scan(
         y = tl.sum(states * C[:, :, None], axis=1) + D[None, :] * x
         if z_ptr is not None:
             z = load_rows(z_ptr + batch * stride_z_batch, token, stride_z, channel, here, real)
-            # z sigmoid(z): the square of an approximate root is cheaper than a division.
-            root = tl.rsqrt(1.0 + tl.exp2(z * -LOG2_E))
-            y *= z * (root * root)
+            y *= silu(z)
         target = y_ptr + token[:, None] * width + channel[None, :]
         mask = here[:, None] & real[None, :]
         tl.store(target, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -220,66 +130,12 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _in_float32(B: torch.Tensor, C: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_float32(B: torch.Tensor, C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Copies of B and C: read by every block of channels, they are widened once."""
-    batch, length, N = B.shape
-    _, _, shape = scratch_shapes(batch, length, width, N)
-    both = torch.empty(shape, dtype=torch.float32, device=B.device)
+    both = torch.empty((2, *B.shape), dtype=torch.float32, device=B.device)
     both[0].copy_(B)
     both[1].copy_(C)
     return both[0], both[1]
-
-
-def _states_before_chunks(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    dt_bias: torch.Tensor | None,
-    state: torch.Tensor,
-    new_state: torch.Tensor,
-    chunk: int,
-    options: dict[str, int],
-) -> torch.Tensor:
-    """Passes 1 and 2: fill `new_state`, return the states before the chunks [B, chunks, N, E]."""
-    batch, length, width = x.shape
-    N = A.shape[1]
-    states_shape, sums_shape, _ = scratch_shapes(batch, length, width, N)
-    states = torch.empty(states_shape, dtype=torch.float32, device=x.device)
-    sums = torch.empty(sums_shape, dtype=torch.float32, device=x.device)
-    chunks = states_shape[1]
-    _chunk_states[(chunks, triton.cdiv(width, BLOCK_CHANNELS), batch)](
-        x,
-        dt,
-        A,
-        B,
-        dt_bias,
-        states,
-        sums,
-        length,
-        chunk,
-        width,
-        *x.stride()[:2],
-        *dt.stride()[:2],
-        *A.stride(),
-        *B.stride()[:2],
-        **options,
-    )
-    _walk_chunks[(triton.cdiv(width, WALK_CHANNELS), N, batch)](
-        A,
-        state,
-        states,
-        sums,
-        new_state,
-        chunks,
-        width,
-        *A.stride(),
-        *state.stride(),
-        N=N,
-        CHANNELS=WALK_CHANNELS,
-        num_warps=WALK_WARPS,
-    )
-    return states
 
 
 def selective_scan(
@@ -302,6 +158,13 @@ def selective_scan(
     D = None if D is None else D.contiguous()
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    way = choose_way(batch, length, width, N, scheduler_count(x.device))
+    new_state = new_like(state, in_place=way != "three passes")
+    if way != "one pass":
+        B, C = _in_float32(B, C)
+    if way == "one walk":
+        walk(x, dt, A, B, C, D, z, dt_bias, state, y, new_state)
+        return y, new_state
 
     states = triton.next_power_of_2(N)
     options = {
@@ -311,15 +174,12 @@ def selective_scan(
         "TOKENS": 1 if length == 1 else BLOCK_TOKENS,
         "num_warps": max(1, states // THREAD_STATES),
     }
-    chunk = chunk_tokens(batch, length, width)
-    new_state = new_like(state, in_place=chunk is None)
-    if chunk is None:
+    if way == "one pass":
         chunk, chunks, before = length, 1, state
         state_strides = (state.stride(0), 0, state.stride(1), state.stride(2))
     else:
-        B, C = _in_float32(B, C, width)
-        before = _states_before_chunks(x, dt, A, B, dt_bias, state, new_state, chunk, options)
-        chunks = before.shape[1]
+        before = states_before_chunks(x, dt, A, B, dt_bias, state, new_state, options)
+        chunk, chunks = chunk_tokens(length), before.shape[1]
         state_strides = (before.stride(0), before.stride(1), before.stride(3), before.stride(2))
     _scan[(chunks, triton.cdiv(width, BLOCK_CHANNELS), batch)](
         x,

@@ -36,6 +36,23 @@ def softplus(v):
 
 
 @triton.jit
+def steps_of(dt, dt_bias, here, real):
+    """Steps [tokens, channels], float32, of dt in any dtype; zero, which keeps a state, elsewhere.
+
+    Elsewhere is where `here` or `real` is false: past the last token, and in channels that are not.
+    """
+    steps = softplus(dt.to(tl.float32) + dt_bias[None, :])
+    return tl.where(here[:, None] & real[None, :], steps, 0.0)
+
+
+@triton.jit
+def silu(z):
+    """z sigmoid(z): the square of an approximate root is cheaper than a division."""
+    root = tl.rsqrt(1.0 + tl.exp2(z * -LOG2_E))
+    return z * (root * root)
+
+
+@triton.jit
 def load_channels(ptr, channel, real):
     """Values of one parameter vector, zeros where it was not given."""
     values = tl.zeros(channel.shape, dtype=tl.float32)
@@ -45,10 +62,16 @@ def load_channels(ptr, channel, real):
 
 
 @triton.jit
-def load_rows(ptr, token, stride, column, here, real):
-    """A tile [tokens, columns] in float32, zeros where `here` or `real` is false."""
+def load_stored_rows(ptr, token, stride, column, here, real):
+    """A tile [tokens, columns] in the dtype of memory, zeros where `here` or `real` is false."""
     source = ptr + token[:, None] * stride + column[None, :]
-    return tl.load(source, mask=here[:, None] & real[None, :], other=0.0).to(tl.float32)
+    return tl.load(source, mask=here[:, None] & real[None, :], other=0.0)
+
+
+@triton.jit
+def load_rows(ptr, token, stride, column, here, real):
+    """The same in float32."""
+    return load_stored_rows(ptr, token, stride, column, here, real).to(tl.float32)
 
 
 @triton.jit
