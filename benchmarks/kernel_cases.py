@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from attention_cases import anchor_case, full_case, full_step_case, window_case
+from fused_cases import add_norm_case, gated_norm_case, swiglu_case
 from kernel_case import Case, Draw, Inputs, Outputs, named
 
 from longspan.kernels import override
@@ -142,5 +143,8 @@ CASES: Mapping[str, Case] = {
         full_step_case("full_attention_step", heads=32, kv_heads=8, width=128),
         conv_case("conv", width=5376),
         norm_case("norm", width=2560),
+        add_norm_case("add_norm", width=2560),
+        gated_norm_case("gated_norm", width=5120),
+        swiglu_case("swiglu", width=8196),
     )
 }

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from fused_peers import FUSED_PEERS
 from kernel_case import Inputs, Outputs, named
 from peer import Peer, PeerMissing, Prepared, import_inside
 from torch.nn.functional import conv1d, rms_norm, scaled_dot_product_attention, silu, softplus
@@ -274,4 +275,5 @@ PEERS: Mapping[str, Sequence[Peer]] = {
         Peer(name="torch conv1d, silu", prepare=_torch_conv, finish=_mamba_scan_finish),
     ),
     "norm": (Peer(name="torch rms_norm, cast", prepare=_torch_norm),),
+    **FUSED_PEERS,
 }

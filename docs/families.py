@@ -2,7 +2,8 @@
 
     python docs/families.py            # make docs
 
-A new family needs its row in `longspan.models.families.FAMILIES` and one in tests/family_rows.py.
+A new family needs its row in `longspan.models.families.FAMILIES` and one in tests/family_rows.py;
+what else is read as one of them, a row in tests/variant_rows.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from family_rows import ROWS, Row
+from variant_rows import VARIANTS
 
 from longspan.models.families import FAMILIES, Family, open_checkpoint
 from longspan.models.foreign_config import REQUIRED, Field
@@ -37,7 +39,8 @@ is refused by its name, with the nearest known. `longspan info CHECKPOINT` tells
 
 Each claim of the next table is a link to the test that shows it. Tests on a GPU skip, with the
 reason, where there is none. State is that of one sequence, for a published size with bfloat16
-weights.
+weights. A row below a family's is of what else is read as one: the models that Samba's paper
+compares it with, and a Llama through anchors (`export --anchors`).
 """
 
 
@@ -50,9 +53,11 @@ def page() -> str:
     """The page's text."""
     rows = {row.family: row for row in ROWS}
     ordered = [(family, rows[family.name]) for family in FAMILIES]
-    parts = [OPENING, *_claims(row for _, row in ordered)]
+    also = {name: [each for each in VARIANTS if each.family == name] for name in rows}
+    claimed = (each for family, row in ordered for each in (row, *also[family.name]))
+    parts = [OPENING, *_claims(claimed)]
     for family, row in ordered:
-        parts += _family(family, row)
+        parts += _family(family, row, also[family.name])
     return "\n".join(parts)
 
 
@@ -70,7 +75,8 @@ def _claims(rows: Iterable[Row]) -> Iterator[str]:
             f"{format_bytes(row.state_bytes_at(tokens))}<br>{_links(sized)}"
             for tokens in LENGTHS.values()
         ]
-        lines.append("| " + " | ".join([f"[{row.family}](#{row.family})", *links, *sizes]) + " |")
+        name = f"[{row.family}](#{row.family})" if row.variant is None else row.variant
+        lines.append("| " + " | ".join([name, *links, *sizes]) + " |")
     yield "\n".join(lines) + "\n"
 
 
@@ -81,7 +87,7 @@ def _links(ids: Iterable[str]) -> str:
     )
 
 
-def _family(family: Family, row: Row) -> Iterator[str]:
+def _family(family: Family, row: Row, variants: Iterable[Row]) -> Iterator[str]:
     """The section of one family."""
     yield f"## {family.name}\n"
     files = ", ".join(f"`{name}`" for name in family.files)
@@ -90,12 +96,19 @@ def _family(family: Family, row: Row) -> Iterator[str]:
     for part, fields in family.keys.items():
         yield from _keys(part, fields)
     yield from _tensors(row)
-    config = row.config()
-    kinds = ", ".join(f"{count} {kind}" for kind, count in config.layers_by_kind().items())
+    for each in (row, *variants):
+        yield from _state(each)
+
+
+def _state(row: Row) -> Iterator[str]:
+    """The layers of a published size, and its state."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in row.config().layers_by_kind().items())
     sizes = ", ".join(
         f"{format_bytes(row.state_bytes_at(tokens))} at {name}" for name, tokens in LENGTHS.items()
     )
-    yield f"### State of {row.published}\n\nLayers: {kinds}. State in bfloat16: {sizes} tokens.\n"
+    variant = "" if row.variant is None else f" ({row.variant})"
+    yield f"### State of {row.published}{variant}\n"
+    yield f"Layers: {kinds}. State in bfloat16: {sizes} tokens.\n"
 
 
 def _keys(part: str, fields: Mapping[str, Field]) -> Iterator[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
 from longspan.errors import BadCheckpoint
+from longspan.models.decoder import Decoder
 from longspan.models.families import open_checkpoint
 
 VOCABULARY, WIDTH, LAYERS, STATES, RANK = 24, 16, 2, 4, 3
@@ -439,6 +440,25 @@ def write_tokenizer(path: Path, size: int = VOCABULARY) -> Path:
     vocabulary = {chr(97 + i): i for i in range(size)}
     Tokenizer(models.BPE(vocabulary, [])).save(str(path))
     return path
+
+
+def write_letters(folder: Path, *, stops: tuple[str, ...] = (".",), ac: bool = True) -> Path:
+    """A tokenizer of one token a character, the full stops in other forms, and <AC> last."""
+    texts = [*stops, " ", "!", *"abcdefghijklmnopqrstuvwxyz"][: VOCABULARY - 1]
+    tokenizer = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, []))
+    if ac:
+        tokenizer.add_special_tokens([AddedToken("<AC>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def in_chunks(decoder: Decoder, tokens: torch.Tensor, cuts: Sequence[int]) -> torch.Tensor:
+    """Logits [B, L, V] of all tokens int64 [B, L], read in these cuts, in caches with room left."""
+    state, rows = decoder.new_state(capacity=tokens.shape[1] + 3), []
+    for part in torch.split(tokens, list(cuts), dim=1):
+        logits, state = decoder(part, torch.arange(part.shape[1]), state)
+        rows.append(logits)
+    return torch.cat(rows, dim=1)
 
 
 def write_config(folder: Path, data: Any) -> str:

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
 import families
 from family_rows import ROWS
+from variant_rows import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +22,9 @@ def test_the_page_is_fresh() -> None:
 
 
 def test_the_tests_it_names_are_there() -> None:
-    ids = sorted({test for row in ROWS for ids in row.shown_by().values() for test in ids})
+    ids = sorted(
+        {test for row in (*ROWS, *VARIANTS) for ids in row.shown_by().values() for test in ids}
+    )
     found = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *ids],
         cwd=ROOT, capture_output=True, text=True, check=False,

@@ -24,6 +24,7 @@ from attention_cases import (
     seen_through_anchors,
     window_case,
 )
+from fused_cases import add_norm_case, gated_norm_case, swiglu_case
 from kernel_case import Case, Draw, Inputs
 from kernel_cases import CASES, conv_case, norm_case, scan_case, ssd_case
 from kernel_peers import FLEX_BLOCK, PEERS, band_blocks
@@ -46,6 +47,9 @@ SMALL: dict[str, Case] = {
     "full_attention_step": full_step_case("full_attention_step", heads=4, kv_heads=2, width=8),
     "conv": conv_case("conv", width=8),
     "norm": norm_case("norm", width=8),
+    "add_norm": add_norm_case("add_norm", width=8),
+    "gated_norm": gated_norm_case("gated_norm", width=8),
+    "swiglu": swiglu_case("swiglu", width=8),
 }
 # Those that need a GPU, or a package that is no dependency.
 ELSEWHERE = (
@@ -144,7 +148,7 @@ def test_each_op_and_its_peers_compute_the_same(op: str) -> None:
         for error in (row.error, *row.state_errors):
             assert error is None or error.relative < 2e-6
     assert rows[0].error is not None
-    assert bool(rows[0].state_errors) == (op != "norm")
+    assert bool(rows[0].state_errors) == (op not in ("norm", "gated_norm", "swiglu"))
 
 
 def test_every_op_has_peers() -> None:

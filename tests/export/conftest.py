@@ -5,33 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from helpers_checkpoints import (
-    Exported,
-    write_falcon_mamba,
-    write_hf,
-    write_hf_mamba2,
-    write_llama,
-    write_mamba,
-    write_mamba2,
-    write_mambabyte,
-    write_mixcon,
-    write_samba,
-    write_tokenizer,
-)
+from family_rows import ROWS
+from helpers_checkpoints import Exported, write_tokenizer
 
 from longspan.export import ExportReport, export_bundle
 
-WRITERS = {
-    "samba": write_samba,
-    "mamba": write_mamba,
-    "mamba2": write_mamba2,
-    "mambabyte": write_mambabyte,
-    "hf_mamba": write_hf,
-    "hf_mamba2": write_hf_mamba2,
-    "falcon_mamba": write_falcon_mamba,
-    "mixcon": write_mixcon,
-    "llama": write_llama,
-}
+WRITERS = {row.family: row.write for row in ROWS}
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_checkpoints import VOCABULARY, write_hf, write_llama
-from tokenizers import AddedToken, Tokenizer, models
+from helpers_checkpoints import VOCABULARY, write_hf, write_letters, write_llama
 
 import longspan
 from longspan.bundle import open_bundle
@@ -27,16 +26,6 @@ STORIES = Path(os.environ.get("LONGSPAN_DATA", "/nowhere")) / "checkpoints/stori
 AC = VOCABULARY - 1
 NOT_TRAINED = "Not trained with anchors, as far as can be told: only a tokenizer with <AC> would"
 Export = Callable[..., ExportReport]
-
-
-def write_tokenizer(folder: Path, *, stops: tuple[str, ...] = (".",), ac: bool = True) -> Path:
-    """One token a character, the full stops in other forms, and <AC>."""
-    texts = [*stops, " ", "!", *"abcdefghijklmnopqrstuvwxyz"][: VOCABULARY - 1]
-    tokenizer = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, []))
-    if ac:
-        tokenizer.add_special_tokens([AddedToken("<AC>", special=True)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
 
 
 @pytest.fixture
@@ -62,7 +51,7 @@ def layers_of(report: ExportReport) -> list[AnchorAttentionConfig]:
 
 
 def test_ac_is_the_token_of_that_name(export: Export, checkpoint: Path) -> None:
-    write_tokenizer(checkpoint)
+    write_letters(checkpoint)
     report = export(anchors="ac")
     assert [(each.anchor_ids, each.anchor_every) for each in layers_of(report)] == [
         ((AC,), None)
@@ -90,7 +79,7 @@ def test_ac_is_the_token_of_that_name(export: Export, checkpoint: Path) -> None:
 def test_ep_is_every_form_of_the_full_stop(
     export: Export, checkpoint: Path, stops: tuple[str, ...], ids: tuple[int, ...]
 ) -> None:
-    write_tokenizer(checkpoint, stops=(*stops, "..", "x."), ac=False)
+    write_letters(checkpoint, stops=(*stops, "..", "x."), ac=False)
     report = export(anchors="ep")
     assert layers_of(report)[0].anchor_ids == ids
     assert report.anchors is not None
@@ -103,7 +92,7 @@ def test_ids_and_intervals(export: Export, checkpoint: Path) -> None:
     report = export(anchors="ids=7,3,7")
     assert layers_of(report)[0].anchor_ids == (3, 7)
     assert "anchors: tokens 3, 7 (absolute positions)\n" in report.text()
-    write_tokenizer(checkpoint)
+    write_letters(checkpoint)
     report = export(anchors="every=16", positions="compressed", force=True)
     (layer, _) = layers_of(report)
     assert (layer.anchor_ids, layer.anchor_every, layer.positions) == ((), 16, "compressed")
@@ -222,7 +211,7 @@ def test_what_cannot_be_is_refused(checkpoint: Path, tmp_path: Path, case: str) 
 
 
 def test_a_tokenizer_without_it_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    write_tokenizer(checkpoint, ac=False)
+    write_letters(checkpoint, ac=False)
     with pytest.raises(BadInput, match="makes the token <AC> an anchor, and the tokenizer has non"):
         export_bundle(checkpoint, tmp_path / "bundle", anchors="ac")
 
@@ -247,7 +236,7 @@ def test_no_interval_makes_it_fit(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_bundle_of_ac_reads_and_answers(checkpoint: Path, tmp_path: Path) -> None:
     """Export with everything, read text in chunks, in caches for its sentences only."""
-    write_tokenizer(checkpoint)
+    write_letters(checkpoint)
     report = export_bundle(
         checkpoint, tmp_path / "bundle", anchors="ac", weights="bfloat16", stop=()
     )

@@ -30,7 +30,16 @@ def exported(folder: Path, dtype: str, **changes: Any) -> Path:
     return folder / "bundle"
 
 
-@pytest.mark.parametrize(("variant", "blocks"), [("swa", 1), ("mlp2-swa-mlp", 2)])
+@pytest.mark.parametrize(
+    ("variant", "blocks"),
+    [
+        ("swa", 1),
+        ("attention to all", 1),
+        ("mlp2-swa-mlp", 2),
+        ("mamba-swa-mlp", 1),
+        ("nope", 2),
+    ],
+)
 def test_every_engine_agrees(tmp_path: Path, variant: str, blocks: int) -> None:
     exported(tmp_path, "float32", **SAMBA_VARIANTS[variant], n_layer=blocks)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from longspan.bundle import Bundle, open_bundle
@@ -17,6 +17,10 @@ from longspan.export import ExportReport, export_bundle
 from longspan.runtime.backends import open_backend
 from longspan.runtime.plan import make_plan, require_fit
 from longspan.runtime.runtime import load
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+from plain_onnxruntime import Model
 
 # The answer of transformers 5.23, greedily from the token that begins a text.
 STORY = (
@@ -77,20 +81,17 @@ def test_it_tells_its_story(bundle: Bundle, engine: Engine) -> None:
 
 
 def test_it_tells_its_story_in_plain_onnxruntime(bundle: Bundle) -> None:
-    session = ort.InferenceSession(bundle.graph_path("cpu"), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs() if value.name.startswith("past.")]
-    state = {
-        name: np.zeros(1, np.int64)
-        if name.endswith("position")
-        else np.zeros((1, CAPACITY, KEY_HEADS, HEAD_DIM), np.float32)
-        for name in names
-    }
-    tokens = [BEGIN]
+    """The example's loop, in caches of as many entries as tokens, and a runtime's logits."""
+    model, tokens = Model(bundle.path), [BEGIN]
+    state, rows = model.new_state(TOKENS), []
     for _ in range(TOKENS):
-        logits, *after = session.run(None, {"tokens": np.array([tokens[-1:]]), **state})
-        state = dict(zip(names, after, strict=True))
-        tokens.append(int(logits[0, -1].argmax()))
+        logits, state = model.forward(tokens[-1:], state, keep=[-1])
+        rows.append(logits[-1])
+        tokens.append(int(logits[-1].argmax()))
     assert text(tokens[1:]).startswith(STORY)
+    assert model.entries(tokens[:TOKENS]) == TOKENS
+    with load(bundle, budget="1GiB", tokens=TOKENS, device="cpu", backend="onnx") as runtime:
+        np.testing.assert_allclose(np.array(rows), runtime.logits(tokens[:TOKENS]), atol=2e-5)
 
 
 def test_a_runtime_reads_in_chunks_and_steps(bundle: Bundle) -> None:

@@ -5,11 +5,11 @@ Its own step forgets `time_step_limit` without CUDA kernels, so its one pass is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from helpers_checkpoints import in_chunks
 
 from longspan.models.checkpoint import load_decoder
 from longspan.models.families import open_checkpoint
@@ -46,14 +46,6 @@ def oracle(folder: Path, **changes: object) -> torch.nn.Module:
         parameter.copy_(torch.randn_like(parameter) * (1.0 if "A_log" in name else 0.3) + near_one)
     model.save_pretrained(folder)
     return model
-
-
-def in_chunks(decoder: torch.nn.Module, tokens: torch.Tensor, cuts: Sequence[int]) -> torch.Tensor:
-    state, rows = decoder.new_state(), []
-    for part in tokens.split(list(cuts), dim=1):
-        logits, state = decoder(part, torch.arange(part.shape[1]), state)
-        rows.append(logits)
-    return torch.cat(rows, dim=1)
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())

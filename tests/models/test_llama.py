@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_checkpoints import LLAMA_CONFIG, refusal, write_config, write_llama
+from helpers_checkpoints import LLAMA_CONFIG, in_chunks, refusal, write_config, write_llama
 from safetensors.torch import save_file
 
 from longspan.models.checkpoint import load_decoder
@@ -43,14 +42,6 @@ def oracle(folder: Path, **changes: object) -> torch.nn.Module:
     model.save_pretrained(folder)
     result: torch.nn.Module = model
     return result
-
-
-def in_chunks(decoder: Any, tokens: torch.Tensor, cuts: Sequence[int]) -> torch.Tensor:
-    state, rows = decoder.new_state(capacity=tokens.shape[1] + 3), []
-    for part in tokens.split(list(cuts), dim=1):
-        logits, state = decoder(part, torch.arange(part.shape[1]), state)
-        rows.append(logits)
-    return torch.cat(rows, dim=1)
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())

@@ -82,7 +82,8 @@ def full_attention(
     """Attention over a cache, by engine; the caches themselves are planned elsewhere.
 
     All but torch-cuda write L scores for each of C entries down, three times, and put the cache's
-    keys and values in another order (and widen them, on CPUs) for the products.
+    keys and values in another order (and widen them, on CPUs) for the products. ONNX Runtime's
+    Where also makes a float32 of each pair, and the mask a byte of each, from the entries' numbers.
     """
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
     entry = 2 * layer.n_kv_heads * layer.head_dim
@@ -95,8 +96,8 @@ def full_attention(
     return {
         "onnx-cpu": ChunkBytes(
             per_token=per_token["onnx-cpu"],
-            per_entry=F32 * entry + widened(entry, dtype),
-            per_token_entry=(18 * H * F32) // 5 + 2,
+            per_entry=F32 * entry + widened(entry, dtype) + I64,
+            per_token_entry=3 * H * F32 + F32 + 1,
         ),
         "onnx-cuda": ChunkBytes(
             per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=3 * H * b + 2

@@ -8,7 +8,7 @@ from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
 from longspan.kernels.selective_scan.scratch import MAX_CHUNKS
-from longspan.kernels.ssd.scratch import PROGRAMS
+from longspan.kernels.ssd.scratch import CHUNK_TOKENS, PROGRAMS
 from longspan.models.config import Mamba2Config, MambaConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
@@ -42,6 +42,8 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
     state = F32 * H * (layer.d_state * layer.head_dim + 1)
     # Of the segments and, beyond a slice, two between the slices.
     segments = max(1, PROGRAMS // H) + 2
+    chunk = CHUNK_TOKENS
+    scanned = F32 * 2 * H + b * layer.n_groups * chunk + -(-F32 * H // chunk)
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * (5 * channels + 5 * E + H + 2 * D)),
         # LinearAttention reads and writes float32, and so does the gated norm.
@@ -52,9 +54,10 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
             fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
             per_token=F32 * (rows + 6 * channels + D),
         ),
-        # Every tensor once, though some take each other's room; steps and sums of a slice; states
-        # of the segments.
+        # Every tensor once, though some take each other's room; of a slice two numbers a head, the
+        # products of B and C within chunks, and the chunks' decays; states of the segments.
         "torch-cuda": ChunkBytes(
-            fixed=segments * state, per_token=b * (rows + channels + 2 * E + 2 * D) + F32 * 2 * H
+            fixed=segments * state + chunk * scanned,
+            per_token=b * (rows + channels + 2 * E + 2 * D) + scanned,
         ),
     }

@@ -2,7 +2,7 @@
 
 A program holds the state of 32 channels as a tile [N, channels] and reads a few tokens at a time.
 A thread owns a whole channel, so the sum over N needs no exchange between threads; a tile [tokens,
-N, channels] has its tokens in a thread too, and `_row` costs nothing. It all rests on the layout
+N, channels] has its tokens in a thread too, and `row` costs nothing. It all rests on the layout
 that Triton gives a tile when no load decides for it.
 
 Few tokens, or channels enough to fill the device: one pass, token after token. Channels enough to

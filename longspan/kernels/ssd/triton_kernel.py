@@ -15,8 +15,8 @@ import triton.language as tl
 
 from longspan.kernels.donation import new_like
 from longspan.kernels.ssd import scratch
-from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
+from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 
 # Values of a state that a program of `_scan_tokens` holds.
 TOKEN_VALUES = 4096
