@@ -8,10 +8,9 @@ import pytest
 
 from longspan.engines import Engine
 from longspan.export.activations import chunk_bytes
-from longspan.export.activations.mamba import SCAN_CHUNKS
 from longspan.kernels.conba.scratch import scratch_bytes as conba_scratch_bytes
 from longspan.kernels.gla.scratch import scratch_bytes as gla_scratch_bytes
-from longspan.kernels.selective_scan.scratch import scratch_bytes
+from longspan.kernels.selective_scan.scratch import MAX_CHUNKS, scratch_bytes
 from longspan.kernels.ssd.scratch import Sizes
 from longspan.kernels.ssd.scratch import scratch_bytes as ssd_scratch_bytes
 from longspan.models.config import (
@@ -65,7 +64,7 @@ def test_the_scan_scratch_is_inside_the_formula(length: int) -> None:
     width = MAMBA.d_inner
     tensors = 4 * (5 * width + CONFIG.d_model + 34) * length
     assert layer.at(length) - tensors >= scratch_bytes(1, length, width, MAMBA.d_state)
-    assert SCAN_CHUNKS * 4 * width * 17 == layer.fixed
+    assert MAX_CHUNKS * 4 * width * 17 == layer.fixed
 
 
 @pytest.mark.parametrize("length", [1, 9, 64, 65, 8192, 100_000, 1_000_000])

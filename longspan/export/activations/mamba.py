@@ -7,19 +7,16 @@ from collections.abc import Mapping
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
+from longspan.kernels.selective_scan.scratch import MAX_CHUNKS
 from longspan.kernels.ssd.scratch import CHUNK_TOKENS, PROGRAMS
 from longspan.models.config import Mamba2Config, MambaConfig
 from longspan.tensors import DTYPE_BYTES, DType
-
-# The scan's scratch has at most 64 chunks up to 16,384 tokens, and one for each 256 beyond.
-SCAN_CHUNKS, SCAN_CHUNK_TOKENS = 64, 256
 
 
 def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkBytes]:
     """A Mamba-1 mixer, by engine."""
     E, N, D, b = layer.d_inner, layer.d_state, width, DTYPE_BYTES[dtype]
     low = layer.dt_rank + 2 * N
-    scratch = F32 * E * (N + 1)
     # LinearAttention reads a key and a decay for every channel and state, all in float32. Measured
     # on an H100 with chunks of 512 and 1,024 tokens.
     pairs = 9 * F32 * E * N // 2
@@ -30,8 +27,9 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
             fixed=widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
         ),
         "torch-cuda": ChunkBytes(
-            fixed=SCAN_CHUNKS * scratch,
-            per_token=b * (5 * E + D + low) + -(-scratch // SCAN_CHUNK_TOKENS),
+            # The states before the scan's chunks; B and C in float32.
+            fixed=MAX_CHUNKS * F32 * E * (N + 1),
+            per_token=b * (5 * E + D + low) + F32 * 2 * N,
         ),
     }
 
