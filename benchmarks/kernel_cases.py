@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from attention_cases import anchor_case, full_case, full_step_case, window_case
+from fused_cases import add_norm_case, gated_norm_case, swiglu_case
 from kernel_case import Case, Draw, Inputs, Outputs, named
 
 from longspan.kernels import override
@@ -23,8 +24,14 @@ from longspan.kernels.selective_scan.reference import selective_scan as scan_ref
 from longspan.kernels.ssd import ssd
 from longspan.kernels.ssd.reference import ssd as ssd_reference
 
+# Before softplus: steps of 0.001 to 0.1, as Mamba-2 begins, and up to 0.7, of heads that forget all
+# within a few tokens.
+STEPS, LARGE_STEPS = (-6.9, -2.25), (-7.0, 0.0)
 
-def ssd_case(op: str, *, heads: int, width: int, states: int) -> Case:
+
+def ssd_case(
+    op: str, *, heads: int, width: int, states: int, steps: tuple[float, float] = STEPS
+) -> Case:
     """A state-space dual of one group; x, B and C are views of one tensor, as a mixer's are."""
 
     def inputs(draw: Draw, tokens: int) -> Inputs:
@@ -37,14 +44,15 @@ def ssd_case(op: str, *, heads: int, width: int, states: int) -> Case:
             "B": B[:, :, None],
             "C": C[:, :, None],
             "D": draw.parameters(heads),
-            "dt_bias": draw.between(-7, 0, heads),
+            "dt_bias": draw.between(*steps, heads),
             "dt_limit": (0.0, math.inf),
             "state": torch.zeros(1, heads, states, width, device=draw.device),
         }
 
     return Case(
         op=op,
-        what=f"SSD (Mamba-2), {heads} heads of {width}, N = {states}, one group",
+        what=f"SSD (Mamba-2), {heads} heads of {width}, N = {states}, one group, steps about "
+        f"{math.log1p(math.exp(steps[0])):.3f} to {math.log1p(math.exp(steps[1])):.1f}",
         inputs=inputs,
         call=named(ssd),
         reference=named(ssd_reference),
@@ -66,7 +74,7 @@ def scan_case(op: str, *, width: int, states: int) -> Case:
             "C": draw.normal(1, tokens, states),
             "D": draw.parameters(width),
             "z": draw.normal(1, tokens, width),
-            "dt_bias": draw.between(-7, 0, width),
+            "dt_bias": draw.between(*STEPS, width),
             "state": torch.zeros(1, width, states, device=draw.device),
         }
 
@@ -134,6 +142,7 @@ CASES: Mapping[str, Case] = {
     case.op: case
     for case in (
         ssd_case("ssd", heads=80, width=64, states=128),
+        ssd_case("ssd_large_steps", heads=80, width=64, states=128, steps=LARGE_STEPS),
         scan_case("selective_scan", width=5120, states=16),
         ssd_case("mamba2_against_mamba1", heads=80, width=64, states=64),
         window_case("window_attention", heads=32, kv_heads=32, width=64, window=2048),
@@ -142,5 +151,8 @@ CASES: Mapping[str, Case] = {
         full_step_case("full_attention_step", heads=32, kv_heads=8, width=128),
         conv_case("conv", width=5376),
         norm_case("norm", width=2560),
+        add_norm_case("add_norm", width=2560),
+        gated_norm_case("gated_norm", width=5120),
+        swiglu_case("swiglu", width=8196),
     )
 }

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from fused_peers import FUSED_PEERS
 from kernel_case import Inputs, Outputs, named
 from peer import Peer, PeerMissing, Prepared, import_inside
 from torch.nn.functional import conv1d, rms_norm, scaled_dot_product_attention, silu, softplus
@@ -249,11 +250,13 @@ def _torch_norm(inputs: Inputs) -> Prepared:
     return lambda: (rms_norm(x, (x.shape[-1],), weight, inputs["eps"]).to(dtype),)
 
 
+_SSD = (
+    Peer(name="state-spaces/mamba, Triton", prepare=_mamba_ssd, finish=_mamba_ssd_finish),
+    Peer(name="flash-linear-attention", prepare=_fla_ssd, finish=_fla_ssd_finish),
+)
 PEERS: Mapping[str, Sequence[Peer]] = {
-    "ssd": (
-        Peer(name="state-spaces/mamba, Triton", prepare=_mamba_ssd, finish=_mamba_ssd_finish),
-        Peer(name="flash-linear-attention", prepare=_fla_ssd, finish=_fla_ssd_finish),
-    ),
+    "ssd": _SSD,
+    "ssd_large_steps": _SSD,
     "selective_scan": (
         Peer(name="state-spaces/mamba, CUDA", prepare=_mamba_scan, finish=_mamba_scan_finish),
     ),
@@ -274,4 +277,5 @@ PEERS: Mapping[str, Sequence[Peer]] = {
         Peer(name="torch conv1d, silu", prepare=_torch_conv, finish=_mamba_scan_finish),
     ),
     "norm": (Peer(name="torch rms_norm, cast", prepare=_torch_norm),),
+    **FUSED_PEERS,
 }

@@ -33,7 +33,12 @@ from longspan.kernels import override
 from longspan.runtime.doctor import find_versions
 
 MANY_TOKENS = 4096
-OP_NAMES = {"conv": "causal_conv", "norm": "rms_norm", "full_attention_step": "full_attention"}
+OP_NAMES = {
+    "conv": "causal_conv",
+    "norm": "rms_norm",
+    "full_attention_step": "full_attention",
+    "gated_norm": "rms_norm",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,7 +170,7 @@ def test_the_ops_of_a_pass_are_recorded() -> None:
     kinds = config.layers_by_kind()
     assert counts["selective_scan"] == counts["causal_conv"] == kinds["mamba"]
     assert counts["window_attention"] == kinds["window_attention"]
-    assert counts["rms_norm"] == len(config.layers) + 1
+    assert counts["add_norm"] == len(config.layers) + 1
 
 
 def test_an_op_gives_the_same_both_ways() -> None:

@@ -24,8 +24,9 @@ from attention_cases import (
     seen_through_anchors,
     window_case,
 )
+from fused_cases import add_norm_case, gated_norm_case, swiglu_case
 from kernel_case import Case, Draw, Inputs
-from kernel_cases import CASES, conv_case, norm_case, scan_case, ssd_case
+from kernel_cases import CASES, LARGE_STEPS, conv_case, norm_case, scan_case, ssd_case
 from kernel_peers import FLEX_BLOCK, PEERS, band_blocks
 from kernel_runs import Bench, Error, Row, run_case
 from kernels import tables
@@ -38,6 +39,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CEILINGS = Ceilings(copy_bytes_per_second=1e9, matmul_flops_per_second=1e12)
 SMALL: dict[str, Case] = {
     "ssd": ssd_case("ssd", heads=2, width=8, states=4),
+    "ssd_large_steps": ssd_case("ssd_large_steps", heads=2, width=8, states=4, steps=LARGE_STEPS),
     "selective_scan": scan_case("selective_scan", width=8, states=4),
     "mamba2_against_mamba1": ssd_case("mamba2_against_mamba1", heads=3, width=8, states=4),
     "window_attention": window_case("window_attention", heads=4, kv_heads=2, width=8, window=6),
@@ -46,6 +48,9 @@ SMALL: dict[str, Case] = {
     "full_attention_step": full_step_case("full_attention_step", heads=4, kv_heads=2, width=8),
     "conv": conv_case("conv", width=8),
     "norm": norm_case("norm", width=8),
+    "add_norm": add_norm_case("add_norm", width=8),
+    "gated_norm": gated_norm_case("gated_norm", width=8),
+    "swiglu": swiglu_case("swiglu", width=8),
 }
 # Those that need a GPU, or a package that is no dependency.
 ELSEWHERE = (
@@ -144,7 +149,7 @@ def test_each_op_and_its_peers_compute_the_same(op: str) -> None:
         for error in (row.error, *row.state_errors):
             assert error is None or error.relative < 2e-6
     assert rows[0].error is not None
-    assert bool(rows[0].state_errors) == (op != "norm")
+    assert bool(rows[0].state_errors) == (op not in ("norm", "gated_norm", "swiglu"))
 
 
 def test_every_op_has_peers() -> None:

@@ -99,8 +99,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ),
     ("ssd", _BF16): Tolerance(
         relative=1e-2,
-        absolute=4e-2,
-        reason="weights and state are rounded to 2^-9, in sums of 64 and of N terms",
+        absolute=1e-1,
+        reason="weighted inputs, products of B and C and the state are rounded to 2^-9, in sums of "
+        "64 and of N terms; B . C reaches 50 and its products with x hundreds",
     ),
     ("ssd state of bfloat16", _F32): Tolerance(
         relative=1e-2,

@@ -8,10 +8,10 @@ import pytest
 
 from longspan.engines import Engine
 from longspan.export.activations import chunk_bytes
-from longspan.export.activations.mamba import SCAN_CHUNKS
 from longspan.kernels.conba.scratch import scratch_bytes as conba_scratch_bytes
 from longspan.kernels.gla.scratch import scratch_bytes as gla_scratch_bytes
-from longspan.kernels.selective_scan.scratch import scratch_bytes
+from longspan.kernels.selective_scan.scratch import MAX_CHUNKS, scratch_bytes
+from longspan.kernels.ssd.scratch import Sizes
 from longspan.kernels.ssd.scratch import scratch_bytes as ssd_scratch_bytes
 from longspan.models.config import (
     ConbaConfig,
@@ -64,7 +64,7 @@ def test_the_scan_scratch_is_inside_the_formula(length: int) -> None:
     width = MAMBA.d_inner
     tensors = 4 * (5 * width + CONFIG.d_model + 34) * length
     assert layer.at(length) - tensors >= scratch_bytes(1, length, width, MAMBA.d_state)
-    assert SCAN_CHUNKS * 4 * width * 17 == layer.fixed
+    assert MAX_CHUNKS * 4 * width * 17 == layer.fixed
 
 
 @pytest.mark.parametrize("length", [1, 9, 64, 65, 8192, 100_000, 1_000_000])
@@ -72,8 +72,8 @@ def test_the_scratch_of_mamba_2_is_inside_the_formula(length: int) -> None:
     layer = chunk_bytes(CONFIG, "bfloat16")["torch-cuda"][3]
     inner, channels = MAMBA2.d_inner, MAMBA2.conv_channels
     tensors = 2 * (inner + channels + 4 + channels + inner + CONFIG.d_model) * length
-    scratch = ssd_scratch_bytes(1, length, heads=4, head_width=16, d_state=32, dtype="bfloat16")
-    assert layer.at(length) - tensors >= scratch
+    sizes = Sizes(heads=4, groups=1, head_width=16, d_state=32, dtype="bfloat16")
+    assert layer.at(length) - tensors >= ssd_scratch_bytes(1, length, sizes)
 
 
 @pytest.mark.parametrize("length", [1, 128, 129, 8192, 1_000_000])

@@ -172,11 +172,17 @@ CASES = (
         name="causal_conv", op=causal_conv, units=128, arguments=conv_arguments, large="x",
         end=after_inputs, state_row="causal_conv",
     ),
-    # x, dt, z and y: 16 GiB; the states of 1,025 chunks of 256 tokens: 0.6 GiB. The reading of
-    # the tokens before comes after: its y, and the first one: 20 GiB.
+    # x, dt, z and y: 16 GiB; B and C in float32: 0.1 GiB. The reading of the tokens before comes
+    # after: its y, and the first one: 20 GiB. So many channels are walked.
     Case(
         name="selective_scan", op=selective_scan, units=128, arguments=scan_arguments, large="x",
         end=after_reading(selective_scan, "x", "dt", "B", "C", "z"), state_row="selective_scan",
+    ),
+    # The same; the states of 64 chunks are a few MiB. Too few channels to walk on a large device.
+    Case(
+        name="selective_scan, three passes", op=selective_scan, units=32, arguments=scan_arguments,
+        large="x", end=after_reading(selective_scan, "x", "dt", "B", "C", "z"),
+        state_row="selective_scan",
     ),
     # x and y twice: 12 GiB; B and C, and C before it is scaled: 0.4 GiB; scratch of a slice.
     Case(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from longspan.kernels import override
+from longspan.kernels.donation import states_donated
 from longspan.kernels.selective_scan import scratch, selective_scan
 from longspan.kernels.selective_scan.reference import selective_scan as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
@@ -62,9 +63,20 @@ def _check(arguments: Arguments) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the kernel take three passes from 9 tokens up, in chunks of 4 tokens or more."""
+    """Let more than one pass begin at 9 tokens, and chunks be of 4 tokens or more."""
     monkeypatch.setattr(scratch, "ONE_PASS_TOKENS", 8)
     monkeypatch.setattr(scratch, "MIN_CHUNK_TOKENS", 4)
+
+
+@pytest.fixture(params=["one walk", "three passes"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> scratch.Way:
+    """Which way a long scan goes: with no scheduler to fill it walks, with many it does not."""
+    chosen: scratch.Way = request.param
+    schedulers = 0 if chosen == "one walk" else 10**6
+    monkeypatch.setattr(
+        "longspan.kernels.selective_scan.triton_kernel.scheduler_count", lambda device: schedulers
+    )
+    return chosen
 
 
 @pytest.mark.parametrize("omitted", [None, *OPTIONAL])
@@ -102,23 +114,32 @@ def test_one_pass(
     _check(_arguments(batch, length, width, states, device=device, dtype=dtype))
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_chunks", "way")
 @pytest.mark.parametrize(
-    ("batch", "length", "width", "states"), [(2, 9, 70, 5), (1, 12, 24, 16), (1, 65, 24, 3)]
+    ("batch", "length", "width", "states"),
+    [
+        (2, 9, 70, 5),
+        (1, 16, 24, 16),
+        (1, 11, 24, 20),
+        (1, 65, 24, 3),
+        (2, 17, 7, 1),
+        (1, 33, 9, 16),
+    ],
 )
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
-def test_three_passes(
+def test_more_than_one_pass(
     device: str, dtype: torch.dtype, batch: int, length: int, width: int, states: int
 ) -> None:
     _check(_arguments(batch, length, width, states, device=device, dtype=dtype))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_thousand_tokens(device: str) -> None:
-    _check(_arguments(1, 1000, 24, 5, device=device))
+    _check(_arguments(1, 1000, 8, 5, device=device))
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_chunks", "way")
 @pytest.mark.parametrize("length", [1, 6, 10])
 @pytest.mark.parametrize("omitted", [*OPTIONAL, "all"])
 @pytest.mark.parametrize("device", DEVICES)
@@ -128,7 +149,7 @@ def test_optional_arguments(device: str, omitted: str, length: int) -> None:
     _check(arguments)
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_chunks", "way")
 @pytest.mark.parametrize("length", [5, 10])
 @pytest.mark.parametrize("device", DEVICES)
 def test_views(device: str, length: int) -> None:
@@ -143,7 +164,7 @@ def test_views(device: str, length: int) -> None:
     _check(arguments)
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_chunks", "way")
 @pytest.mark.parametrize("cuts", [[1] * 30, [7, 1, 13, 9], [29, 1]], ids=str)
 @pytest.mark.parametrize("device", DEVICES)
 def test_chunks_are_one_pass(device: str, cuts: list[int]) -> None:
@@ -175,10 +196,41 @@ def test_extreme_steps(device: str) -> None:
     _check(arguments)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("small_chunks", "way")
+@pytest.mark.parametrize("states", [3, 16])
+def test_extreme_decays_of_a_block(device: str, states: int) -> None:
+    """Steps from nothing to everything, forgotten and kept, at every place of a block of 16."""
+    arguments = _arguments(1, 35, 24, states, device=device)
+    arguments["dt"] = (
+        torch.tensor([-60.0, 60.0, -16.0, 0.0, 5.0], device=device)
+        .repeat(7)[None, :, None]
+        .expand(1, 35, 24)
+    )
+    arguments["dt_bias"] = None
+    _check(arguments)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("length", [8, 20])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_state_given_away(way: scratch.Way, device: str, length: int) -> None:
+    arguments = _arguments(1, length, 24, 5, device=device)
+    with override("selective_scan", "triton"):
+        expected_y, expected_state = selective_scan(**arguments)
+        with states_donated():
+            y, state = selective_scan(**arguments)
+    assert (state is arguments["state"]) == (way == "one walk" or length <= 8)
+    assert torch.equal(y, expected_y)
+    assert torch.equal(state, expected_state)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA, Triton is not interpreted")
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("length", [8, 13])
-def test_scratch_bytes_is_what_is_allocated(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+def test_scratch_bytes_is_what_is_allocated(
+    monkeypatch: pytest.MonkeyPatch, way: scratch.Way, length: int
+) -> None:
     arguments = _arguments(2, length, 24, 5)
     allocated_bytes = []
     make = torch.empty
@@ -191,23 +243,42 @@ def test_scratch_bytes_is_what_is_allocated(monkeypatch: pytest.MonkeyPatch, len
     monkeypatch.setattr(torch, "empty", recording)
     with override("selective_scan", "triton"):
         y, state = selective_scan(**arguments)
-    formula_bytes = scratch.scratch_bytes(2, length, d_inner=24, d_state=5)
+    schedulers = 0 if way == "one walk" else None
+    formula_bytes = scratch.scratch_bytes(2, length, 24, 5, schedulers)
     assert sum(allocated_bytes) == y.nbytes + state.nbytes + formula_bytes
+    assert formula_bytes <= scratch.scratch_bytes(2, length, 24, 5)
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "d_inner", "chunk"),
+    ("batch", "length", "d_inner", "d_state", "schedulers", "way"),
     [
-        (1, 1, 5120, None),
-        (1, 128, 5120, None),
-        (1, 129, 5120, 32),
-        (1, 2048, 5120, 32),
-        (1, 2049, 5120, 64),
-        (1, 1_000_000, 5120, 256),
-        (26, 2048, 5120, None),
+        (1, 128, 5120, 16, 528, "one pass"),
+        (1, 129, 5120, 16, 528, "one walk"),
+        (1, 129, 4224, 16, 528, "one walk"),
+        (1, 129, 4216, 16, 528, "three passes"),
+        (1, 129, 4217, 16, 528, "one walk"),
+        (2, 129, 3072, 16, 528, "one walk"),
+        (1, 129, 3072, 16, 328, "one walk"),
+        (1, 129, 5120, 17, 528, "three passes"),
+        (1, 129, 5120, 16, None, "three passes"),
+        (26, 2048, 5120, 16, None, "one pass"),
     ],
 )
-def test_chunk_tokens(batch: int, length: int, d_inner: int, chunk: int | None) -> None:
-    assert scratch.chunk_tokens(batch, length, d_inner) == chunk
-    chunks = 0 if chunk is None else -(-length // chunk)
-    assert scratch.scratch_bytes(batch, length, d_inner, 16) == 4 * batch * chunks * d_inner * 17
+def test_choose_way(
+    batch: int, length: int, d_inner: int, d_state: int, schedulers: int | None, way: scratch.Way
+) -> None:
+    assert scratch.choose_way(batch, length, d_inner, d_state, schedulers) == way
+    copied = 0 if way == "one pass" else 4 * 2 * batch * length * d_state
+    states = 4 * 5 * batch * d_inner * (d_state + 1) if way == "three passes" else 0
+    found = scratch.scratch_bytes(batch, length, d_inner, d_state, schedulers)
+    assert found == copied + states
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk"), [(129, 32), (2048, 32), (2049, 64), (1_000_000, 15_648)]
+)
+def test_chunk_tokens(length: int, chunk: int) -> None:
+    assert scratch.chunk_tokens(length) == chunk
+    chunks = -(-length // chunk)
+    expected_bytes = 4 * (chunks * 5120 * 17 + 2 * length * 16)
+    assert scratch.scratch_bytes(1, length, 5120, 16) == expected_bytes

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longspan.kernels import override
-from longspan.kernels.ssd import scratch, ssd
+from longspan.kernels.ssd import scratch, ssd, triton_slices
 from longspan.kernels.ssd.reference import ssd as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
 from tests.tolerances import assert_close
@@ -282,6 +282,72 @@ def test_a_nan_stays(device: str, length: int) -> None:
     assert y[:, :, 1].isfinite().all()
 
 
+@pytest.fixture
+def stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stack heads in float32, as the interpreter has no bfloat16, in several segments."""
+    most = property(lambda sizes: 2 if sizes.heads // sizes.groups % 2 == 0 else 1)
+    monkeypatch.setattr(scratch.Sizes, "stacked_heads", most)
+    monkeypatch.setattr(scratch, "STACKED_PROGRAMS", 24)
+    monkeypatch.setattr(scratch, "BFLOAT16_BYTES", 4)
+
+
+# Log2 decays of a chunk around the one that two factors can say, on both of its sides and far off.
+DECAYS = [0.01, 1.0, 5.0, 40.0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA, Triton is not interpreted")
+@pytest.mark.usefixtures("small_chunks", "stacked")
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((2, 37, 4, 16, 2, 16), id="two heads of two groups"),
+        pytest.param((1, 100, 6, 16, 1, 20), id="several segments and slices, odd states"),
+        pytest.param((1, 64, 3, 16, 1, 16), id="no two heads"),
+    ],
+)
+def test_stacked_heads(shape: tuple[int, ...], decay: float) -> None:
+    arguments = _arguments(*shape)
+    arguments["A"] *= decay
+    _check(arguments)
+    _check(_without(arguments, "D", "dt_bias"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("small_chunks", "stacked")
+@pytest.mark.parametrize("decay", [-119.0, -121.0, -155.0])
+def test_decays_about_the_limit_of_two_factors(
+    monkeypatch: pytest.MonkeyPatch, device: str, decay: float
+) -> None:
+    """Chunks of 16 tokens that each decay by as many powers of two, two of them in a walk."""
+    monkeypatch.setattr(scratch, "STACKED_PROGRAMS", 1)
+    arguments = _arguments(1, 64, 4, 16, 2, 16, device=device)
+    step = 0.5
+    arguments["dt_limit"] = (step, step)
+    arguments["A"] = torch.full((4,), decay * math.log(2) / (16 * step), device=device)
+    _check(arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("length", [63, 1000, 5000])
+@pytest.mark.parametrize(("heads", "width", "groups"), [(8, 64, 1), (6, 64, 2), (4, 128, 1)])
+def test_stacked_heads_of_models(
+    heads: int, width: int, groups: int, length: int, decay: float
+) -> None:
+    arguments = _arguments(
+        1, length, heads, width, groups, 128, device="cuda", dtype=torch.bfloat16
+    )
+    arguments["A"] *= decay
+    _check(arguments)
+
+
+@pytest.mark.gpu
+def test_where_registers_are_few_one_head_is_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_slices, "shared_memory_bytes", lambda device: 99 * 1024)
+    _check(_arguments(1, 1000, 8, 64, 1, 128, device="cuda", dtype=torch.bfloat16))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA, Triton is not interpreted")
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -289,7 +355,23 @@ def test_a_nan_stays(device: str, length: int) -> None:
 def test_scratch_bytes_is_what_is_held(
     monkeypatch: pytest.MonkeyPatch, length: int, dtype: torch.dtype
 ) -> None:
-    arguments = _arguments(2, length, 4, 5, 2, 3, dtype=dtype)
+    sizes = scratch.Sizes(
+        heads=4, groups=2, head_width=5, d_state=3, dtype=str(dtype).removeprefix("torch.")
+    )
+    _check_scratch(monkeypatch, _arguments(2, length, 4, 5, 2, 3, dtype=dtype), sizes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA, Triton is not interpreted")
+@pytest.mark.usefixtures("small_chunks", "stacked")
+@pytest.mark.parametrize("length", [4, 20, 33])
+def test_scratch_bytes_of_stacked_heads(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    sizes = scratch.Sizes(heads=4, groups=2, head_width=16, d_state=16, dtype="float32")
+    _check_scratch(monkeypatch, _arguments(2, length, 4, 16, 2, 16), sizes)
+
+
+def _check_scratch(
+    monkeypatch: pytest.MonkeyPatch, arguments: Arguments, sizes: scratch.Sizes
+) -> None:
     allocated_bytes = []
     make = torch.empty
 
@@ -303,22 +385,21 @@ def test_scratch_bytes_is_what_is_held(
         # A state between two slices is dropped when the next but one is made.
         context.setattr(torch, "empty_like", lambda tensor: make(tensor.shape, dtype=tensor.dtype))
         y, state = ssd(**arguments)
+    batch, length = arguments["x"].shape[:2]
     passed = 2 * state.nbytes if length > 32 else 0
-    formula_bytes = scratch.scratch_bytes(
-        2, length, heads=4, head_width=5, d_state=3, dtype=str(dtype).removeprefix("torch.")
-    )
+    formula_bytes = scratch.scratch_bytes(batch, length, sizes)
     assert sum(allocated_bytes) + passed == y.nbytes + state.nbytes + formula_bytes
 
 
 def test_the_scratch_stops_growing_after_a_slice() -> None:
+    sizes = scratch.Sizes(heads=80, groups=1, head_width=64, d_state=128, dtype="bfloat16")
+
     def at(length: int) -> int:
-        return scratch.scratch_bytes(
-            1, length, heads=80, head_width=64, d_state=128, dtype="bfloat16"
-        )
+        return scratch.scratch_bytes(1, length, sizes)
 
     assert at(8) == 0
-    assert at(64) == 2 * 4 * 80 * 64 + 4 * 80 * (128 * 64 + 1)
-    assert at(2 * scratch.SLICE_TOKENS) == at(10**9) < 160 * 2**20
+    assert at(64) == 2 * 4 * 80 * 64 + 4 * 80 * (128 * 64 + 1) + 4 * 80 + 2 * 64 * 64
+    assert at(2 * scratch.SLICE_TOKENS) == at(10**9) < 64 * 2**20
 
 
 @pytest.mark.parametrize(

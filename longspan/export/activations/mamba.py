@@ -7,19 +7,16 @@ from collections.abc import Mapping
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
-from longspan.kernels.ssd.scratch import PROGRAMS
+from longspan.kernels.selective_scan.scratch import MAX_CHUNKS
+from longspan.kernels.ssd.scratch import CHUNK_TOKENS, PROGRAMS
 from longspan.models.config import Mamba2Config, MambaConfig
 from longspan.tensors import DTYPE_BYTES, DType
-
-# The scan's scratch has at most 64 chunks up to 16,384 tokens, and one for each 256 beyond.
-SCAN_CHUNKS, SCAN_CHUNK_TOKENS = 64, 256
 
 
 def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkBytes]:
     """A Mamba-1 mixer, by engine."""
     E, N, D, b = layer.d_inner, layer.d_state, width, DTYPE_BYTES[dtype]
     low = layer.dt_rank + 2 * N
-    scratch = F32 * E * (N + 1)
     # LinearAttention reads a key and a decay for every channel and state, all in float32. Measured
     # on an H100 with chunks of 512 and 1,024 tokens.
     pairs = 9 * F32 * E * N // 2
@@ -30,8 +27,9 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
             fixed=widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
         ),
         "torch-cuda": ChunkBytes(
-            fixed=SCAN_CHUNKS * scratch,
-            per_token=b * (5 * E + D + low) + -(-scratch // SCAN_CHUNK_TOKENS),
+            # The states before the scan's chunks; B and C in float32.
+            fixed=MAX_CHUNKS * F32 * E * (N + 1),
+            per_token=b * (5 * E + D + low) + F32 * 2 * N,
         ),
     }
 
@@ -44,6 +42,8 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
     state = F32 * H * (layer.d_state * layer.head_dim + 1)
     # Of the segments and, beyond a slice, two between the slices.
     segments = max(1, PROGRAMS // H) + 2
+    chunk = CHUNK_TOKENS
+    scanned = F32 * 2 * H + b * layer.n_groups * chunk + -(-F32 * H // chunk)
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * (5 * channels + 5 * E + H + 2 * D)),
         # LinearAttention reads and writes float32, and so does the gated norm.
@@ -54,9 +54,10 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
             fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
             per_token=F32 * (rows + 6 * channels + D),
         ),
-        # Every tensor once, though some take each other's room; steps and sums of a slice; states
-        # of the segments.
+        # Every tensor once, though some take each other's room; of a slice two numbers a head, the
+        # products of B and C within chunks, and the chunks' decays; states of the segments.
         "torch-cuda": ChunkBytes(
-            fixed=segments * state, per_token=b * (rows + channels + 2 * E + 2 * D) + F32 * 2 * H
+            fixed=segments * state + chunk * scanned,
+            per_token=b * (rows + channels + 2 * E + 2 * D) + scanned,
         ),
     }

@@ -4,14 +4,15 @@ A slice goes through the launches together, so the scratch does not grow with th
 segment is what one program walks, chunk by chunk. It knows nothing of Triton, so that the planner
 can ask without importing it.
 
-    scratch_bytes(1, 262_144, heads=80, head_width=64, d_state=128, dtype="bfloat16")
+    sizes = Sizes(heads=80, groups=1, head_width=64, d_state=128, dtype="bfloat16")
+    scratch_bytes(1, 262_144, sizes)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-FLOAT32_BYTES = 4
+FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
 # Up to here the launches cost more than walking the tokens once.
 ONE_PASS_TOKENS = 8
 # By count, the fewest operations a token with N = 128 and P = 64. Larger states and wider numbers
@@ -21,9 +22,49 @@ SLICE_TOKENS = 65_536
 # Programs that a launch should have: several for each multiprocessor of a large GPU, so that the
 # last ones of a launch do not work alone for long.
 PROGRAMS = 1056
+# Stacked heads have one program to a multiprocessor, as all of its registers hold their state: one
+# round of the largest GPUs, as two heads of 64 are one program.
 STACKED_PROGRAMS = 264
-# Rows of stacked heads.
+# Rows of a stack of heads.
 STACKED_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a model gives.
+
+    Attributes:
+        heads: heads, H.
+        groups: groups of heads that share B and C, G.
+        head_width: channels of a head, P.
+        d_state: state size, N.
+        dtype: of x, B and C.
+    """
+
+    heads: int
+    groups: int
+    head_width: int
+    d_state: int
+    dtype: str
+
+    @property
+    def stacked_heads(self) -> int:
+        """Heads of a group that one program takes, where it has the registers; 0 for the others."""
+        width = self.head_width
+        if self.dtype != "bfloat16" or self.d_state > 128:
+            return 0
+        if width & (width - 1) or not 16 <= width <= STACKED_ROWS:
+            return 0
+        most = STACKED_ROWS // width
+        while self.heads // self.groups % most:
+            most //= 2
+        return most
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a chunk."""
+        narrow = self.d_state <= 128 and self.dtype == "bfloat16"
+        return CHUNK_TOKENS if narrow else CHUNK_TOKENS // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,67 +72,57 @@ class Cut:
     """How the tokens of one slice are cut.
 
     Attributes:
-        chunk: tokens of a chunk.
         chunks: chunks of the slice, the last perhaps shorter; 0 where the kernel takes one pass.
         segments: walks that run side by side.
         chunks_per_segment: chunks of a walk.
     """
 
-    chunk: int
     chunks: int
     segments: int
     chunks_per_segment: int
 
 
-def cut_slice(batch: int, length: int, *, heads: int, d_state: int, dtype: str) -> Cut:
-    """Cut `length` tokens, at most a slice, of `batch` sequences with `heads` heads of `dtype`."""
-    chunk = CHUNK_TOKENS if d_state <= 128 and dtype == "bfloat16" else CHUNK_TOKENS // 2
+def cut_slice(batch: int, length: int, sizes: Sizes) -> Cut:
+    """Cut `length` tokens, at most a slice, of `batch` sequences."""
     if length <= ONE_PASS_TOKENS:
-        return Cut(chunk=chunk, chunks=0, segments=0, chunks_per_segment=0)
-    chunks = -(-length // chunk)
-    programs = STACKED_PROGRAMS if dtype == "bfloat16" else PROGRAMS
-    wanted = max(1, min(chunks, programs // (batch * heads)))
+        return Cut(chunks=0, segments=0, chunks_per_segment=0)
+    chunks = -(-length // sizes.chunk_tokens)
+    programs = STACKED_PROGRAMS if sizes.stacked_heads else PROGRAMS
+    wanted = max(1, min(chunks, programs // (batch * sizes.heads)))
     each = -(-chunks // wanted)
-    return Cut(chunk=chunk, chunks=chunks, segments=-(-chunks // each), chunks_per_segment=each)
+    return Cut(chunks=chunks, segments=-(-chunks // each), chunks_per_segment=each)
 
 
-def stacked_heads(*, heads: int, groups: int, head_width: int, d_state: int, dtype: str) -> int:
-    """Heads of a group that a program takes together; 0 for none."""
-    if dtype != "bfloat16" or d_state > 128 or head_width & (head_width - 1) or head_width < 16:
-        return 0
-    most = STACKED_ROWS // head_width
-    while most > 1 and (heads // groups) % most:
-        most //= 2
-    return most if most * head_width >= 16 else 0
+def scratch_numbers(batch: int, cut: Cut, sizes: Sizes) -> tuple[int, int, int, int]:
+    """Float32 numbers of the scratch.
+
+    Returns:
+        Of the tokens, two for each and each head; of the segments' states; of their sums of log2
+        decays; of the chunks' log2 decays, which stacked heads alone have.
+    """
+    chunks, segments = (batch * each * sizes.heads for each in (cut.chunks, cut.segments))
+    states = segments * sizes.d_state * sizes.head_width
+    return 2 * chunks * sizes.chunk_tokens, states, segments, chunks if sizes.stacked_heads else 0
 
 
-def scratch_bytes(
-    batch: int,
-    length: int,
-    *,
-    heads: int,
-    head_width: int,
-    d_state: int,
-    dtype: str,
-) -> int:
+def scratch_bytes(batch: int, length: int, sizes: Sizes) -> int:
     """Bytes of the scratch that the Triton kernel allocates for one call.
 
     Args:
         batch: sequences, B.
         length: tokens, L.
-        heads: heads, H.
-        head_width: channels of a head, P.
-        d_state: state size, N.
-        dtype: of x, B and C.
+        sizes: of the model.
 
     Returns:
-        For each sequence and head, steps and their sums in float32 for each token of a slice, and a
-        state and a sum for each segment; 0 where the kernel takes one pass. It stops growing after
-        a slice.
+        The numbers of `scratch_numbers` for a slice, for stacked heads the products of B and C
+        within its chunks, and the states between two slices; 0 where the kernel takes one pass. It
+        stops growing after a slice.
     """
-    cut = cut_slice(batch, min(length, SLICE_TOKENS), heads=heads, d_state=d_state, dtype=dtype)
-    sums = 2 * FLOAT32_BYTES * cut.chunks * heads * cut.chunk
-    states = FLOAT32_BYTES * cut.segments * heads * (d_state * head_width + 1)
-    # The states between two slices: one is read, one is written.
-    passed = 2 * FLOAT32_BYTES * heads * d_state * head_width if length > SLICE_TOKENS else 0
-    return batch * (sums + states + passed)
+    cut = cut_slice(batch, min(length, SLICE_TOKENS), sizes)
+    total = FLOAT32_BYTES * sum(scratch_numbers(batch, cut, sizes))
+    if sizes.stacked_heads:
+        total += BFLOAT16_BYTES * batch * cut.chunks * sizes.groups * sizes.chunk_tokens**2
+    if length > SLICE_TOKENS:
+        # One is read, one is written.
+        total += 2 * FLOAT32_BYTES * batch * sizes.heads * sizes.d_state * sizes.head_width
+    return total

@@ -15,18 +15,13 @@ import triton
 from longspan.kernels.device import shared_memory_bytes
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_chunks import chunk_sums, segment_states, walk_segments
-from longspan.kernels.ssd.triton_stacked import (
-    add_within,
-    chunk_factors,
-    chunk_products,
-    stacked_states,
-    stacked_walk,
-)
+from longspan.kernels.ssd.triton_stacked import stacked_states, stacked_walk
+from longspan.kernels.ssd.triton_within import add_within, chunk_factors, chunk_products
 
 # Neighbouring heads whose steps of a token are read together.
 SUM_HEADS = 16
 # Few heads of a chunk have what `add_within` adds: a program that finds none ends at once.
-WITHIN_HEADS = 4
+WITHIN_HEADS = 16
 KIB = 1024
 
 
@@ -52,34 +47,33 @@ class Slices:
 
     def __init__(self, x: torch.Tensor, *, groups: int, d_state: int) -> None:
         batch, length, heads, width = x.shape
+        model = scratch.Sizes(
+            heads=heads,
+            groups=groups,
+            head_width=width,
+            d_state=d_state,
+            dtype=str(x.dtype).removeprefix("torch."),
+        )
         self.most = min(length, scratch.SLICE_TOKENS)
-        dtype = str(x.dtype).removeprefix("torch.")
-        self.cut = cut = scratch.cut_slice(
-            batch, self.most, heads=heads, d_state=d_state, dtype=dtype
-        )
-        self.stacked = scratch.stacked_heads(
-            heads=heads, groups=groups, head_width=width, d_state=d_state, dtype=dtype
-        )
+        self.cut = scratch.cut_slice(batch, self.most, model)
+        self.stacked = model.stacked_heads
+        chunk = model.chunk_tokens
         self.sizes = {"H": heads, "REPEATS": heads // groups, "N": d_state, "P": width}
-        self.sizes |= {"CHUNK": cut.chunk, "STATES": max(16, triton.next_power_of_2(d_state))}
-
-        def make(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.empty(count, dtype=dtype, device=x.device)
-
-        chunks = batch * cut.chunks * heads
-        self.by_token = make(2 * chunks * cut.chunk).view(2, -1)
-        self.states = make(batch * cut.segments * heads * d_state * width)
-        self.totals = make(batch * cut.segments * heads)
+        self.sizes |= {"CHUNK": chunk, "STATES": max(16, triton.next_power_of_2(d_state))}
+        numbers = scratch.scratch_numbers(batch, self.cut, model)
+        floats = torch.empty(sum(numbers), dtype=torch.float32, device=x.device)
+        by_token, self.states, self.totals, self.decays = torch.split(floats, list(numbers))
+        self.by_token = by_token.view(2, -1)
         if self.stacked:
-            self.decays = make(chunks)
-            self.products = make(batch * cut.chunks * groups * cut.chunk**2, x.dtype)
+            count = batch * self.cut.chunks * groups * chunk**2
+            self.products = torch.empty(count, dtype=x.dtype, device=x.device)
 
     def scan(self, a: Inputs) -> None:
         """Fill `y` and `new_state` of one slice."""
         tokens = a.x.shape[1]
-        chunks = triton.cdiv(tokens, self.cut.chunk)
+        chunks = triton.cdiv(tokens, self.sizes["CHUNK"])
         segments = triton.cdiv(chunks, self.cut.chunks_per_segment)
-        even = tokens % self.cut.chunk == 0 and self.sizes["STATES"] == self.sizes["N"]
+        even = tokens % self.sizes["CHUNK"] == 0 and self.sizes["STATES"] == self.sizes["N"]
         span = (tokens, chunks, self.cut.chunks_per_segment)
         if self.stacked:
             self._stacked(a, span, segments, even)
@@ -105,13 +99,13 @@ class Slices:
             stacked_states[(segments - 1, heads, batch)](
                 a.x, a.B, ends, self.decays, self.states, self.totals, *span, *x, *B,
                 **sizes, HEADS=1, MOST=scratch.SLICE_TOKENS // chunk, STAGES=state_stages,
-                EVEN=even, num_warps=4,
+                EVEN=even, num_warps=_warps(sizes["P"]),
             )  # fmt: skip
         stacked_walk[(segments, heads // stacked, batch)](
             a.x, a.B, a.C, a.D, self.products, starts, ends, self.decays, self.states, self.totals,
             a.state, a.y, a.new_state, *span, *x, *B, *C, *_skip_strides(a.D), *a.state.stride(),
             a.y.stride(0), **sizes, HEADS=stacked, STAGES=walk_stages, EVEN=even,
-            num_warps=8 if stacked * sizes["P"] == scratch.STACKED_ROWS else 4,
+            num_warps=_warps(stacked * sizes["P"]),
         )  # fmt: skip
         add_within[(chunks, triton.cdiv(heads, WITHIN_HEADS), batch)](
             a.x, a.dt, a.A, a.dt_bias, self.products, self.decays, a.y, *a.dt_limit, tokens, *x,
@@ -166,6 +160,11 @@ def scan_in_slices(a: Inputs) -> None:
             )
         )
         state = after
+
+
+def _warps(rows: int) -> int:
+    """Of a state of `rows` rows and 128 columns, each thread of these holds 64 numbers."""
+    return 8 if rows == scratch.STACKED_ROWS else 4
 
 
 def _skip_strides(D: torch.Tensor | None) -> tuple[int, ...]:
