@@ -105,13 +105,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 def row_block(outputs: int, width: int, element_bytes: int) -> dict[str, int]:
     """Outputs of a program, columns of a block, neighbours in a thread, blocks ahead, warps."""
     columns = min(BLOCK_BYTES // element_bytes, max(16, triton.next_power_of_2(width)))
-    rows = 8
+    rows = 4
     while rows > 1 and triton.cdiv(outputs, rows) < MIN_PROGRAMS:
         rows //= 2
     return {
         "ROWS": rows,
         "BLOCK": columns,
         "NEIGHBOURS": 16 // element_bytes,
-        "DEPTH": 1,
+        "DEPTH": 2,
         "num_warps": 4,
     }

@@ -20,7 +20,7 @@ from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 
 # Values of a state that a program of `_scan_tokens` holds.
-TOKEN_VALUES = 4096
+TOKEN_VALUES = 2048
 
 
 @triton.jit(do_not_specialize=["length"])
