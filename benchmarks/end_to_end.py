@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from model_runs import Options, Run, Steps, apart, copy_rate, measure_shape, transformers_run
 from report import command_line, markdown_table, versions_line, write_section
 
@@ -208,7 +209,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.transformers is not None:
         try:
             found = apart(transformers_run, parse_tokens(options.transformers))
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, torch.OutOfMemoryError) as error:
             found = str(error)
     report = examine(device=options.device)
     return {

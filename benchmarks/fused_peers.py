@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from kernel_case import Inputs, Outputs
-from peer import Peer, Prepared, import_inside
+from peer import Peer, PeerMissing, Prepared, import_inside
 from torch.nn.functional import rms_norm, silu
+
+MAX_INT32 = 2**31 - 1
 
 
 def _mamba_add_norm(inputs: Inputs) -> Prepared:
@@ -40,6 +42,8 @@ def _torch_add_norm(inputs: Inputs) -> Prepared:
 def _mamba_gated_norm(inputs: Inputs) -> Prepared:
     module = import_inside("mamba_ssm.ops.triton.layernorm_gated", "mamba_ssm")
     x, weight, z = (inputs[name] for name in ("x", "weight", "gate"))
+    if z.stride(1) * z.shape[1] > MAX_INT32:
+        raise PeerMissing("its offsets have 32 bits, and the last rows of the gate lie beyond")
     return lambda: (
         module.rmsnorm_fn(x, weight, None, z=z, eps=inputs["eps"], norm_before_gate=False),
     )

@@ -57,9 +57,13 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     )
     lengths = [parse_tokens(length) for length in options.tokens.split(",")]
     rows = []
-    for op in options.op.split(","):
-        print(f"measuring {op}", file=sys.stderr, flush=True)
-        rows += [asdict(row) for row in run_case(CASES[op], PEERS[op], bench, lengths)]
+    try:
+        for op in options.op.split(","):
+            print(f"measuring {op}", file=sys.stderr, flush=True)
+            for row in run_case(CASES[op], PEERS[op], bench, lengths):
+                rows.append(asdict(row))
+    except KeyboardInterrupt:
+        print(f"interrupted: the {len(rows)} rows until here are kept", file=sys.stderr)
     report = examine(device=options.device)
     return {
         "command": command_line("kernels.py"),
@@ -193,7 +197,10 @@ def main() -> None:
     if options.plot is not None:
         from roofline import draw
 
-        draw([row for run in runs for row in run["rows"]], runs[0]["device"], options.plot)
+        rows = [row for run in runs for row in run["rows"]]
+        order = list(dict.fromkeys(row["op"] for row in rows))
+        rows.sort(key=lambda row: (order.index(row["op"]), row["tokens"]))
+        draw(rows, runs[0]["device"], options.plot)
 
 
 if __name__ == "__main__":
