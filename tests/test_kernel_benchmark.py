@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import kernel_runs
 from attention_cases import (
     anchor_case,
     causal_pairs,
@@ -29,7 +30,7 @@ from kernel_case import Case, Draw, Inputs
 from kernel_cases import CASES, LARGE_STEPS, conv_case, norm_case, scan_case, ssd_case
 from kernel_peers import FLEX_BLOCK, PEERS, band_blocks
 from kernel_runs import Bench, Error, Row, run_case
-from kernels import tables
+from kernels import measured, parse, tables
 from peer import Peer, PeerMissing, import_inside
 from report import command_line, write_section
 from roofline import draw, points, style
@@ -321,3 +322,18 @@ def test_resources_without_a_gpu() -> None:
             assert 16 <= int(registers) <= 255
             assert int(stack) == 0
             assert 0.0 <= float(shared) <= 99.0
+
+
+def test_an_interrupted_run_keeps_its_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_case
+
+    def cut_short(case: Case, peers: Any, bench: Bench, lengths: Any) -> Any:
+        yield from whole(SMALL["norm"], (), bench, [13])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernel_runs, "run_case", cut_short)
+    options = parse(["--op", "norm,conv", "--device", "cpu", "--dtype", "float32", "--rounds", "1"])
+    assert [row["op"] for row in measured(options)["rows"]] == ["norm"]
+    assert "interrupted: the 1 rows until here are kept" in capsys.readouterr().err
