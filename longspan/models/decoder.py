@@ -9,7 +9,7 @@ The same code reads a chunk, makes one step, and is exported:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -118,7 +118,9 @@ class Decoder(nn.Module):
         self,
         tokens: torch.Tensor,
         keep: torch.Tensor | None,
-        state: Mapping[str, torch.Tensor],
+        state: State,
+        *,
+        donate: bool = False,
     ) -> tuple[torch.Tensor, State]:
         """Read `tokens` from `state`.
 
@@ -126,7 +128,9 @@ class Decoder(nn.Module):
             tokens: int64 [B, L], L >= 1, ids below the vocabulary's size.
             keep: int64 [n], the positions of this call whose logits are wanted, negative ones
                 from the end; None for the last. Empty while reading.
-            state: as `new_state` gives it; it is not changed.
+            state: as `new_state` gives it; it is not changed unless `donate` says so.
+            donate: whether the caller gives the state away. Then a layer's tensors leave it when
+                the layer takes them, and are freed once its next ones exist.
 
         Returns:
             Logits float32 [B, n, V], and the state after the last token.
@@ -136,10 +140,11 @@ class Decoder(nn.Module):
         # What is still to be added to x; then its norm, under the same name, so that it is freed.
         y: torch.Tensor | None = None
         after: State = {}
+        left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
             prefix = f"layers.{i}."
             names = [spec.name for spec in self.config.layers[i].state(self.state_dtype())]
-            past = {name: state[prefix + name] for name in names}
+            past = {name: left.pop(prefix + name) for name in names}
             x, y = layer.norm(x, y, self.compute)
             y, new = layer(y, past, tokens)
             after |= {prefix + name: new[name] for name in names}

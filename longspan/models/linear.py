@@ -19,3 +19,7 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map float [..., d_in] to [..., d_out]."""
         return linear(x, self.weight, self.bias)
+
+    def part(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        """The outputs `rows` alone, by the same rows of the weight where they lie."""
+        return linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])

@@ -25,13 +25,13 @@ class GatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Gate and normalise y [B, L, E] by z [B, L, E]."""
+        """Gate and normalise y [B, L, E] by z [B, L, E]; do not read y after the call."""
         if self.groups == 1:
-            return rms_norm(y, self.weight, eps=self.eps, gate=z, gate_first=True)
+            return rms_norm(y, self.weight, eps=self.eps, gate=z, gate_first=True, overwrite=True)
         by_group = (*y.shape[:-1], self.groups, y.shape[-1] // self.groups)
         return rms_norm(
             y.view(by_group), self.weight.view(by_group[-2:]),
-            eps=self.eps, gate=z.view(by_group), gate_first=True,
+            eps=self.eps, gate=z.view(by_group), gate_first=True, overwrite=True,
         ).flatten(-2)  # fmt: skip
 
 
@@ -67,19 +67,52 @@ class Mamba2(nn.Module):
         self, x: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {conv [B, K-1, E + 2 G N], ssm float32 [B, H, N, P]}."""
+        if not torch.onnx.is_in_onnx_export() and x.shape[1] > 1:
+            return self._read_chunk(x, state)
         config = self.config
-        groups, states, inner = config.n_groups, config.d_state, config.d_inner
-        z, u, dt = self.in_proj(x).split([inner, config.conv_channels, config.n_heads], dim=-1)
-        # As the tail will hold it, so that a cut changes nothing where the tail is narrower than u.
-        u = u.to(state["conv"].dtype).to(u.dtype)
-        u, conv = causal_conv(u, self.conv_weight, self.conv_bias, state["conv"], activation="silu")
-        u, B, C = torch.split(u, [inner, groups * states, groups * states], dim=-1)
-        rows = u.shape[:-1]
-        y, ssm = ssd(
-            u.view(*rows, config.n_heads, config.head_dim), dt, self.A,
-            B.view(*rows, groups, states), C.view(*rows, groups, states),
-            D=self.D, dt_bias=self.dt_bias, dt_limit=config.dt_limit, state=state["ssm"],
-        )  # fmt: skip
-        y = y.flatten(-2)
-        y = swiglu(z, y) if self.norm is None else self.norm(y, z)
+        z, u, dt = self.in_proj(x).split(
+            [config.d_inner, config.conv_channels, config.n_heads], dim=-1
+        )
+        u, conv = self._convolve(u, state["conv"])
+        y, ssm = self._recur(u, dt, state["ssm"])
+        return self.out_proj(self._gate(y, z)), {"conv": conv, "ssm": ssm}
+
+    def _read_chunk(
+        self, x: torch.Tensor, state: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The same for many tokens, which need room: z is computed when the rest is gone."""
+        config = self.config
+        u, dt = self.in_proj.part(x, slice(config.d_inner, None)).split(
+            [config.conv_channels, config.n_heads], dim=-1
+        )
+        # A view would keep the whole product.
+        dt = dt.contiguous()
+        u, conv = self._convolve(u, state["conv"])
+        y, ssm = self._recur(u, dt, state["ssm"])
+        del u, dt
+        y = self._gate(y, self.in_proj.part(x, slice(config.d_inner)))
         return self.out_proj(y), {"conv": conv, "ssm": ssm}
+
+    def _convolve(self, u: torch.Tensor, tail: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, B and C [B, L, E + 2 G N] after the convolution and SiLU, and the next tail."""
+        # As the tail will hold it, so that a cut changes nothing where the tail is narrower than u.
+        u = u.to(tail.dtype).to(u.dtype)
+        return causal_conv(u, self.conv_weight, self.conv_bias, tail, activation="silu")
+
+    def _recur(
+        self, u: torch.Tensor, dt: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """y [B, L, E] of x, B and C in u [B, L, E + 2 G N], and the next state."""
+        config, rows = self.config, u.shape[:-1]
+        groups, states = config.n_groups, config.d_state
+        x, B, C = u.split([config.d_inner, groups * states, groups * states], dim=-1)
+        y, ssm = ssd(
+            x.view(*rows, config.n_heads, config.head_dim), dt, self.A,
+            B.view(*rows, groups, states), C.view(*rows, groups, states),
+            D=self.D, dt_bias=self.dt_bias, dt_limit=config.dt_limit, state=state,
+        )  # fmt: skip
+        return y.flatten(-2), ssm
+
+    def _gate(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """y [B, L, E] gated by z [B, L, E], and normalised unless the gate is all there is."""
+        return swiglu(z, y) if self.norm is None else self.norm(y, z)

@@ -253,6 +253,7 @@ class Runtime(LoadedModel):
         start = self._start(memory)
         if not len(tokens):
             return memory.last_logits, start()
-        logits, state = feed(self._backend, start, tokens, self.plan.chunk_tokens)
+        chunk_tokens = self.plan.chunk_tokens
+        logits, state = feed(self._backend, start(), tokens, chunk_tokens, donate=True)
         self._watch.require()
         return logits, state

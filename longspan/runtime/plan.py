@@ -71,7 +71,7 @@ def make_plan(
         tokens: length of the document, >= 1; chunks need not be longer. None for any length.
         cache_entries: entries that the document takes in each cache, >= 0, as `CacheUse` counts
             them; None for what any `tokens` take.
-        chunk_tokens: tokens of a chunk, >= 1; None for the largest power of two that fits.
+        chunk_tokens: tokens of a chunk, >= 1; None for the largest of `_chunk_sizes` that fits.
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
         beside: what else the process will hold on the device.
         no_step_graph: why a step cannot be recorded; None where it can.
@@ -205,11 +205,12 @@ def _last(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _chunk_sizes(engine: Engine, tokens: int | None) -> list[int]:
-    """Powers of two from the largest worth having down to the smallest."""
+    """Powers of two and the halves between them, from the largest worth having downwards."""
     size = MAX_CHUNK_TOKENS[device_of(engine)]
     while tokens is not None and size > MIN_CHUNK_TOKENS and size // 2 >= tokens:
         size //= 2
     sizes = [size]
-    while sizes[-1] > MIN_CHUNK_TOKENS:
-        sizes.append(sizes[-1] // 2)
+    while size > MIN_CHUNK_TOKENS:
+        sizes += [size * 3 // 4, size // 2]
+        size //= 2
     return sizes

@@ -16,8 +16,9 @@ from longspan.tensors import DTYPE_BYTES
 MIB = 2**20
 FLOAT32_BYTES = 4
 # What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
-# host memory.
-STATE_COPIES = {"cpu": 4, "cuda": 3}
+# host memory. torch writes a layer's next state before it frees the one that the layer has read,
+# and has no second of the others; ONNX Runtime has two, and its arena keeps the room of both.
+STATE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 3, "torch-cuda": 1}
 # What a call reads and what it writes. On CPUs also the memory that is asked or saved, in host
 # memory; and ONNX Runtime's arena keeps the room of both while the state that is asked, made from
 # that memory, lies outside it.
@@ -124,10 +125,7 @@ def fixed_items(
     items = [
         PlanItem(name=baseline, bytes=baseline_bytes),
         *_weights(manifest, engine),
-        PlanItem(
-            name=f"state, {STATE_COPIES[device]} copies",
-            bytes=STATE_COPIES[device] * manifest.state_bytes,
-        ),
+        _state(manifest, engine),
         PlanItem(name="logits and sampling", bytes=logits),
     ]
     if engine.startswith("onnx"):
@@ -143,6 +141,23 @@ def fixed_items(
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
         items.append(PlanItem(name="tokenizer and text", bytes=tokenizer))
     return tuple(items)
+
+
+def _state(manifest: Manifest, engine: Engine) -> PlanItem:
+    """The states of fixed size that live at once, whether it is read or asked."""
+    copies = STATE_COPIES[engine]
+    name, taken = "state", copies * manifest.state_bytes
+    if copies > 1:
+        name += f", {copies} copies"
+    if engine.startswith("torch"):
+        return PlanItem(name=f"{name} and a layer's next", bytes=taken + _layer_state(manifest))
+    return PlanItem(name=name, bytes=taken)
+
+
+def _layer_state(manifest: Manifest) -> int:
+    """Bytes of the largest layer's state, of what does not grow."""
+    layers = (layer.state(manifest.dtype) for layer in manifest.config.layers)
+    return max((sum(spec.nbytes for spec in layer) for layer in layers), default=0)
 
 
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:

@@ -73,14 +73,17 @@ def test_a_plan_that_fits_is_within_the_budget_with_the_largest_chunk(
     plan = planned(None)
     size = plan.chunk_tokens
     largest = MAX_CHUNK_TOKENS[engine.split("-")[1]]
-    assert size & (size - 1) == 0
     assert MIN_CHUNK_TOKENS <= size <= largest
-    longer = 2 * size <= largest and (tokens is None or size < tokens)
-    if longer:
-        twice = planned(2 * size)
+    power = size & (size - 1) == 0
+    assert power or size // 3 & (size // 3 - 1) == 0
+    longer = size * 3 // 2 if power else size * 4 // 3
+    if tokens is not None:
+        largest = min(largest, max(MIN_CHUNK_TOKENS, 1 << (tokens - 1).bit_length()))
+    if longer <= largest:
+        beyond = planned(longer)
         # A recorded step may take the place of a longer chunk, if this one is long enough.
-        swapped = plan.step_graph and not twice.step_graph and size >= STEP_CHUNK_TOKENS
-        assert not twice.fits or swapped
+        swapped = plan.step_graph and not beyond.step_graph and size >= STEP_CHUNK_TOKENS
+        assert not beyond.fits or swapped
     if not plan.fits:
         assert size == MIN_CHUNK_TOKENS
 

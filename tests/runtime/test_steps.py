@@ -132,9 +132,10 @@ class Watched(FakeBackend):
         super().__init__(vocab_size)
         self.begun, self.open = 0, 0
 
-    def steps(self, state: State) -> Steps:
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
         """As `FakeBackend` does."""
-        steps, close = super().steps(state), super().steps(state).close
+        steps = super().steps(state, donate=donate)
+        close = steps.close
         self.begun, self.open = self.begun + 1, self.open + 1
 
         def closed() -> None:

@@ -78,14 +78,15 @@ def chunk_bytes(config: ModelConfig, dtype: DType) -> dict[Engine, tuple[ChunkBy
 def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
     """The float32 residual, a layer's output that is to be added to it, and the token ids.
 
-    On torch-cuda the sum takes the residual's place, elsewhere one of its own.
+    On torch-cuda the sum takes the residual's place, elsewhere one of its own. There the norm that
+    a layer reads lives as long as the layer computes; its output is counted by the layer.
     """
     D, b = config.d_model, DTYPE_BYTES[dtype]
     per_token = {
         "onnx-cpu": F32 * D + I64,
         "onnx-cuda": (2 * F32 + b) * D + I64,
         "torch-cpu": 3 * F32 * D + I64,
-        "torch-cuda": (F32 + 2 * b) * D + I64,
+        "torch-cuda": (F32 + b) * D + I64,
     }[engine]
     head = widened(config.vocab_size * D, dtype) if engine == "torch-cpu" else 0
     return ChunkBytes(fixed=head, per_token=per_token)

@@ -1,9 +1,10 @@
 """The seam between the runtime and what computes: two small Protocols.
 
 A backend turns tokens and a state into logits and the next state. Its state is opaque to the
-rest of the runtime, never changed in place, and goes in and out as plain arrays, so a memory
-written on one backend continues on another. Token by token it goes through `Steps`, which keep the
-state to themselves, so that a device may overwrite it.
+rest of the runtime, and goes in and out as plain arrays, so a memory written on one backend
+continues on another. It is never changed, unless its owner gives it away (`donate`): then it is of
+no use after, even if the call fails, and a backend needs no memory for two. Token by token it goes
+through `Steps`, which keep the state to themselves, so that a device may overwrite it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from longspan.bundle import Bundle
 from longspan.engines import Engine
 
 Arrays = dict[str, NDArray[Any]]
-State = Mapping[str, Any]
+State = dict[str, Any]
 
 
 class Steps(Protocol):
@@ -47,17 +48,22 @@ class Backend(Protocol):
         """The state before the first token."""
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """Read `tokens` int64 [L] from `state`, L >= 1.
 
+        Args:
+            tokens: ids.
+            state: where to begin; it stays as it was unless it is given away.
+            keep: positions, negative ones from the end.
+            donate: whether the state is given away.
+
         Returns:
-            Logits float32 [n, V] at the n positions of `keep` (negative ones from the end), and
-            the next state. The given state stays as it was.
+            Logits float32 [n, V] at the n positions of `keep`, and the next state.
         """
 
-    def steps(self, state: State) -> Steps:
-        """Begin to step from `state`, which stays as it was.
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
+        """Begin to step from `state`, which stays as it was unless it is given away.
 
         Several may be open at once: the first has the buffers that are fastest.
 

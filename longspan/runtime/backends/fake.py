@@ -62,7 +62,7 @@ class FakeBackend:
         }
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """See `longspan.runtime.backends.Backend.forward`; the answer's logit is 1, the rest 0.
 
@@ -87,7 +87,10 @@ class FakeBackend:
             "follower": follower,
             "position": state["position"] + len(tokens),
         }
-        return logits, fixed | self._cached(tokens, state)
+        after = fixed | self._cached(tokens, state)
+        if donate:
+            state.clear()
+        return logits, after
 
     def _cached(self, tokens: NDArray[np.int64], state: State) -> Arrays:
         """The caches with the tokens after those in use, and the counter."""
@@ -101,9 +104,9 @@ class FakeBackend:
                 after[spec.name][:, used : used + len(tokens), 0, 0] = tokens
         return after
 
-    def steps(self, state: State) -> Steps:
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
         """See `longspan.runtime.backends.Backend.steps`."""
-        return ForwardSteps(self, state)
+        return ForwardSteps(self, state, donate=donate)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies; of caches, the entries in use."""

@@ -76,9 +76,11 @@ class OnnxBackend:
         )
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """See `longspan.runtime.backends.Backend.forward`.
+
+        ONNX Runtime holds what a run reads until it ends, so there are two states meanwhile.
 
         Raises:
             BudgetExceeded: the device's allocator refused to pass its limit.
@@ -97,12 +99,14 @@ class OnnxBackend:
         logits, *after = binding.get_outputs()
         # The outputs keep the binding, and the binding would keep the state before.
         binding.clear_binding_inputs()
+        if donate:
+            state.clear()
         result: NDArray[np.float32] = logits.numpy()[0]
         names = (spec.name for spec in self._specs)
         return result, dict(zip(names, after, strict=True))
 
-    def steps(self, state: State) -> Steps:
-        """See `longspan.runtime.backends.Backend.steps`.
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`; the first step frees what it was given.
 
         Raises:
             BadBundle: onnxruntime refuses to record the graph.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine
-from longspan.errors import BadBundle, BudgetExceeded, DoesNotFit, MissingExtra
+from longspan.errors import BadBundle, DoesNotFit, MissingExtra
 from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.caches import padded
 from longspan.runtime.backends.forward_steps import ForwardSteps
@@ -30,9 +31,10 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra(needed_for="The torch backend", package="torch", extra="cuda") from error
 
+from longspan.kernels.donation import states_donated
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
-from longspan.runtime.backends.torch_steps import Stepper
+from longspan.runtime.backends.torch_steps import Stepper, exceeded
 
 # glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
@@ -93,34 +95,36 @@ class TorchBackend:
 
     @torch.inference_mode()
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """See `longspan.runtime.backends.Backend.forward`.
+
+        Nothing in it waits for the device unless there are logits to give.
 
         Raises:
             BudgetExceeded: torch's allocator refused to pass its cap.
         """
         assert self._decoder is not None, "the backend is closed"
-        ids = torch.tensor(tokens, dtype=torch.int64, device=self._device)[None]
+        ids = self._to_device(tokens)[None]
         kept = torch.tensor(list(keep), dtype=torch.int64, device=self._device)
         try:
-            logits, after = self._decoder(ids, kept, state)
+            with states_donated() if donate else nullcontext():
+                logits, after = self._decoder(ids, kept, state, donate=donate)
         except torch.OutOfMemoryError as error:
-            raise BudgetExceeded(
-                f"A chunk of {len(tokens)} tokens needs more memory than the budget leaves: "
-                f"{error}. Give a larger --budget."
-            ) from error
+            raise exceeded(f"A chunk of {len(tokens)} tokens", error) from error
         result: NDArray[np.float32] = logits[0].float().cpu().numpy()
         return result, {name: _own(tensor) for name, tensor in after.items()}
 
-    def steps(self, state: State) -> Steps:
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
         """See `longspan.runtime.backends.Backend.steps`.
 
         Raises:
             BudgetExceeded: torch's allocator refused to pass its cap.
         """
         assert self._decoder is not None, "the backend is closed"
-        return ForwardSteps(self, state) if self._stepper is None else self._stepper.open(state)
+        if self._stepper is None:
+            return ForwardSteps(self, state, donate=donate)
+        return self._stepper.open(state, donate=donate)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies in host memory; of caches, the entries in use."""
@@ -135,6 +139,13 @@ class TorchBackend:
         return {
             spec.name: _to_tensor(padded(arrays, spec), spec, self._device) for spec in self._specs
         }
+
+    def _to_device(self, tokens: NDArray[np.int64]) -> torch.Tensor:
+        """A copy; to a GPU from pinned memory, which the host need not wait for."""
+        ids = torch.tensor(tokens, dtype=torch.int64)
+        if self._device.type == "cuda":
+            ids = ids.pin_memory()
+        return ids.to(self._device, non_blocking=True)
 
     def close(self) -> None:
         """Free the model, and give torch's spare memory back to the device."""

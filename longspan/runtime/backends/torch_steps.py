@@ -30,14 +30,17 @@ class StepBuffers:
 
     Args:
         decoder: computes.
-        state: as wide as the buffers, which begin as zeros.
+        state: as wide as the buffers.
+        donate: whether its tensors become the buffers, which begin as zeros otherwise.
     """
 
-    def __init__(self, decoder: Decoder, state: State) -> None:
+    def __init__(self, decoder: Decoder, state: State, *, donate: bool = False) -> None:
         device = decoder.embedding.device
         self._decoder = decoder
         self.token = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        self.state = {name: torch.zeros_like(each) for name, each in state.items()}
+        self.state = (
+            state if donate else {name: torch.zeros_like(each) for name, each in state.items()}
+        )
         # Pinned: otherwise the driver would copy them twice.
         pinned = device.type == "cuda"
         vocab_size = decoder.config.vocab_size
@@ -53,6 +56,13 @@ class StepBuffers:
             logits, after = self._decoder(self.token, None, self.state)
         moved = [name for name, each in after.items() if each is not self.state[name]]
         _copy_([self.state[name] for name in moved], [after[name] for name in moved])
+        last: torch.Tensor = logits[0, 0]
+        return last
+
+    def advance(self) -> torch.Tensor:
+        """The same, where buffers may move: what a layer cannot overwrite is freed at once."""
+        with states_donated():
+            logits, self.state = self._decoder(self.token, None, self.state, donate=True)
         last: torch.Tensor = logits[0, 0]
         return last
 
@@ -85,7 +95,7 @@ class TorchSteps:
         try:
             logits = run()
         except torch.OutOfMemoryError as error:
-            raise _exceeded("A step", error) from error
+            raise exceeded("A step", error) from error
         buffers.logits.copy_(logits, non_blocking=True)
         if logits.is_cuda:
             torch.cuda.current_stream(logits.device).synchronize()
@@ -157,8 +167,8 @@ class Stepper:
         self._taken = False
 
     @torch.inference_mode()
-    def open(self, state: State) -> TorchSteps:
-        """Begin to step from `state`, which stays as it was.
+    def open(self, state: State, *, donate: bool = False) -> TorchSteps:
+        """Begin to step from `state`, which stays as it was unless it is given away.
 
         Raises:
             BudgetExceeded: torch's allocator refused to pass its cap, or the driver has no room;
@@ -166,14 +176,18 @@ class Stepper:
         """
         try:
             if self._recorded and not self._taken:
-                return self._open_graph(state)
-            buffers = StepBuffers(self._decoder, state)
-            buffers.fill_(state)
+                steps = self._open_graph(state)
+                if donate:
+                    state.clear()
+                return steps
+            buffers = StepBuffers(self._decoder, state, donate=donate)
+            if not donate:
+                buffers.fill_(state)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            raise _exceeded("Beginning to answer", error) from error
-        return TorchSteps(buffers, buffers.advance_, lambda: None)
+            raise exceeded("Beginning to answer", error) from error
+        return TorchSteps(buffers, buffers.advance, lambda: None)
 
     def _open_graph(self, state: State) -> TorchSteps:
         if self._graph is None:
@@ -216,8 +230,11 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     )
 
 
-def _exceeded(what: str, error: BaseException) -> BudgetExceeded:
-    """The error for people; the frames of the one before it would keep what was allocated."""
+def exceeded(what: str, error: BaseException) -> BudgetExceeded:
+    """The error for people that `what` met.
+
+    The frames of the one before it would keep what was allocated.
+    """
     seen: BaseException | None = error
     while seen is not None:
         seen.__traceback__, seen = None, seen.__context__
