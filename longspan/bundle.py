@@ -23,7 +23,7 @@ from typing import Any, Literal
 from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
 from longspan.models.config import ModelConfig
-from longspan.tensors import DType, TensorSpec, dtype_name
+from longspan.tensors import CacheDType, DType, TensorSpec, dtype_name
 
 FORMAT = 1
 MANIFEST = "longspan.json"
@@ -121,8 +121,16 @@ class Manifest:
         """Bytes of one entry of every cache together; 0 for a state of fixed size."""
         return sum(spec.entry_bytes for spec in self.state)
 
-    def state_at(self, capacity: int) -> tuple[TensorSpec, ...]:
-        """Every state tensor, with room for `capacity` entries in each cache."""
+    def state_at(
+        self, capacity: int, cache_dtype: CacheDType | None = None
+    ) -> tuple[TensorSpec, ...]:
+        """Every state tensor, with room for `capacity` entries in each cache.
+
+        With a `cache_dtype` keys and values are kept in it while a model runs; `.span` files hold
+        them as `state` tells.
+        """
+        if cache_dtype is not None:
+            return self.config.state_layout(self.dtype, capacity, cache_dtype)
         return tuple(spec.with_capacity(capacity) for spec in self.state)
 
     def chunk_peak_bytes(self, engine: Engine, tokens: int, capacity: int = 0) -> int:

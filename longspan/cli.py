@@ -140,6 +140,7 @@ def plan(
     fit: opt.Fit = False,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    cache: opt.CacheOption = None,
     json: opt.Json = False,
 ) -> None:
     """Divide the budget, item by item, without loading the model."""
@@ -151,6 +152,7 @@ def plan(
         tokens=None if tokens is None else parse_tokens(tokens),
         device=device.value,
         backend=backend.value,
+        cache_dtype=None if cache is None else cache.value,
         draft=None if draft is None else named_bundle(draft),
     )
     if json:
@@ -173,6 +175,7 @@ def read(
     budget: opt.BudgetOption = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    cache: opt.CacheOption = None,
     json: opt.Json = False,
 ) -> None:
     """Read documents and keep what was read as a small file. Interrupted, it resumes."""
@@ -187,6 +190,7 @@ def read(
                 budget=budget,
                 device=device.value,
                 backend=backend.value,
+                cache_dtype=None if cache is None else cache.value,
             ) as runtime,
             render.reading_progress(quiet=json) as show,
         ):

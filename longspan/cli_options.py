@@ -25,6 +25,13 @@ class BackendChoice(StrEnum):
     ONNX = "onnx"
 
 
+class Cache(StrEnum):
+    """What keys and values are kept in while a model runs."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
@@ -42,6 +49,14 @@ Documents = Annotated[
 Questions = Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to run.")]
 BackendOption = Annotated[BackendChoice, typer.Option(help="What runs the model.")]
+CacheOption = Annotated[
+    Cache | None,
+    typer.Option(
+        "--cache",
+        help="Keep keys and values in int8, or, with auto, where nothing fits without it. "
+        "Default: in the dtype of the weights.",
+    ),
+]
 BudgetOption = Annotated[
     str | None,
     typer.Option(

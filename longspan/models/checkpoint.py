@@ -162,10 +162,15 @@ def is_float32(name: str) -> bool:
     return name.rpartition(".")[2] in FLOAT32
 
 
-def empty_decoder(config: ModelConfig, **dtypes: torch.dtype) -> Decoder:
+def empty_decoder(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compute: torch.dtype | None = None,
+) -> Decoder:
     """A decoder without memory for its weights: names, shapes and dtypes only."""
     with torch.device("meta"):
-        return Decoder(config, **dtypes)
+        return Decoder(config, dtype=dtype, compute=compute)
 
 
 def build(

@@ -19,7 +19,7 @@ from longspan.kernels.linear import linear
 from longspan.models.config import LayerConfig, ModelConfig
 from longspan.models.mixers import make_mixer
 from longspan.models.norm import make_norm
-from longspan.tensors import DType, dtype_name
+from longspan.tensors import CacheDType, DType, dtype_name
 
 State = dict[str, torch.Tensor]
 
@@ -69,6 +69,7 @@ class Decoder(nn.Module):
         dtype: dtype of the weights.
         compute: dtype of activations; None for the weights'. float32 over bfloat16 weights is
             what CPUs use. The residual is float32 (float64 when computing in float64).
+        cache_dtype: what the state keeps keys and values in; None for the weights' dtype.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class Decoder(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         compute: torch.dtype | None = None,
+        cache_dtype: CacheDType | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.cache_dtype = cache_dtype
         self.dtype = dtype
         self.compute = compute or dtype
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model, dtype=dtype))
@@ -111,7 +114,7 @@ class Decoder(nn.Module):
                 dtype=getattr(torch, spec.dtype),
                 device=device or self.embedding.device,
             )
-            for spec in self.config.state_layout(self.state_dtype(), capacity)
+            for spec in self.config.state_layout(self.state_dtype(), capacity, self.cache_dtype)
         }
 
     def forward(
@@ -143,7 +146,8 @@ class Decoder(nn.Module):
         left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
             prefix = f"layers.{i}."
-            names = [spec.name for spec in self.config.layers[i].state(self.state_dtype())]
+            kept = self.config.layer_state(i, self.state_dtype(), self.cache_dtype)
+            names = [spec.name for spec in kept]
             past = {name: left.pop(prefix + name) for name in names}
             x, y = layer.norm(x, y, self.compute)
             y, new = layer(y, past, tokens)

@@ -20,6 +20,7 @@ from longspan.runtime.asking import Decoding, Ending
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.drafting import Draft
+from longspan.runtime.int8_caches import held_in_int8
 from longspan.runtime.measured import BudgetWatch, Measured, Tally
 from longspan.runtime.memory import Memory, Origin, check_origin
 from longspan.runtime.plan import Plan
@@ -127,7 +128,10 @@ class LoadedModel:
 
     def _room(self, memory: Memory | None) -> Room:
         state = None if memory is None else memory.state
-        return Room.of(self.bundle.manifest, self.plan.capacity, state)
+        manifest = self.bundle.manifest
+        if self.plan.cache_dtype is not None:
+            manifest = held_in_int8(manifest, self.engine)
+        return Room.of(manifest, self.plan.capacity, state)
 
     def _decoding(
         self, sampler: Sampler, ending: Ending, rng: np.random.Generator, room: Room

@@ -7,6 +7,9 @@ then the text does. Where it is not known, the chunk comes first, the largest th
 `LEAST_CAPACITY` entries, then the largest capacity that fits beside that chunk, up to
 `MOST_CAPACITY`.
 
+Where nothing fits with keys and values in the dtype of the weights, and int8 is allowed, they are
+kept so (`longspan.runtime.int8_caches`): chunk, capacity, int8, refusal is the order of choices.
+
 Where an engine can record a step and replay it, the plan has room for that if no chunk of
 `STEP_CHUNK_TOKENS` or fewer must shrink for it: such chunks cost more than the recording gives.
 
@@ -24,6 +27,7 @@ from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.errors import BadInput
 from longspan.models.config import CacheUse
+from longspan.runtime.int8_caches import CacheChoice, choose_caches
 from longspan.runtime.plan_items import (
     PlanItem,
     cache_items,
@@ -59,6 +63,7 @@ def make_plan(
     tokenizer_file_bytes: int = 0,
     beside: tuple[PlanItem, ...] = (),
     no_step_graph: str | None = None,
+    cache_dtype: CacheChoice | None = None,
 ) -> Plan:
     """Divide a budget.
 
@@ -75,14 +80,40 @@ def make_plan(
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
         beside: what else the process will hold on the device.
         no_step_graph: why a step cannot be recorded; None where it can.
+        cache_dtype: "int8" for keys and values in int8, "auto" for that where nothing fits without
+            it; None for the manifest's dtype.
 
     Returns:
         The plan, which may not fit: then its chunk is the smallest.
 
     Raises:
-        BadInput: the bundle tells nothing about `engine`, or a number is out of its range.
+        BadInput: the bundle tells nothing about `engine`, a number is out of its range, or the
+            engine or the model cannot have caches in int8.
     """
     _check(manifest, engine, tokens, cache_entries, chunk_tokens)
+
+    def planned(held: Manifest) -> Plan:
+        return _planned(
+            held, engine, budget_bytes, baseline_bytes, tokens, cache_entries, chunk_tokens,
+            tokenizer_file_bytes, beside, no_step_graph,
+        )  # fmt: skip
+
+    return choose_caches(cache_dtype, manifest, engine, planned)
+
+
+def _planned(
+    manifest: Manifest,
+    engine: Engine,
+    budget_bytes: int,
+    baseline_bytes: int,
+    tokens: int | None,
+    cache_entries: int | None,
+    chunk_tokens: int | None,
+    tokenizer_file_bytes: int,
+    beside: tuple[PlanItem, ...],
+    no_step_graph: str | None,
+) -> Plan:
+    """The plan for a state as `manifest` has it; the rest is as for `make_plan`."""
     baseline, *own = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
 
     def divided(*more: PlanItem) -> Plan:

@@ -15,6 +15,7 @@ from longspan.engines import Engine, device_of
 from longspan.errors import DoesNotFit
 from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
 from longspan.sizes import format_bytes
+from longspan.tensors import CacheDType
 
 # Entries beyond the document, for a question and its answer.
 RESERVE_ENTRIES = 1024
@@ -42,6 +43,9 @@ class Plan:
         tokens: length of the document that was planned for, if it is known.
         step_graph: whether answers replay a step that was recorded once.
         step_reason: why, in words.
+        cache_dtype: what keys and values are kept in while the model runs; None for the manifest's
+            dtype.
+        cache_reason: why, in words; None where nothing else was asked for.
     """
 
     engine: Engine
@@ -57,6 +61,8 @@ class Plan:
     tokens: int | None = None
     step_graph: bool = False
     step_reason: str = "the engine has no recorded steps"
+    cache_dtype: CacheDType | None = None
+    cache_reason: str | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -79,6 +85,8 @@ class Plan:
             "capacity": self.capacity,
             "step_graph": self.step_graph,
             "step_reason": self.step_reason,
+            "cache_dtype": self.cache_dtype,
+            "cache_reason": self.cache_reason,
             "items": [{"name": item.name, "bytes": item.bytes} for item in self.items],
         }
         if fit:
@@ -107,6 +115,9 @@ class Plan:
         if device_of(self.engine) == "cuda":
             how = "replay a recorded step" if self.step_graph else "launch every kernel of a step"
             lines.append(f"Answers {how}: {self.step_reason}.")
+        if self.cache_reason is not None:
+            kept = self.cache_dtype or "the dtype of the weights"
+            lines.append(f"Keys and values are kept in {kept}: {self.cache_reason}.")
         return "\n".join(lines)
 
     @property

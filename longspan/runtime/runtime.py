@@ -21,6 +21,7 @@ from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.documents import Source, open_document
 from longspan.runtime.drafting import CHUNK_TOKENS as DRAFT_CHUNK_TOKENS
 from longspan.runtime.drafting import Draft, draft_items, require_fixed_state
+from longspan.runtime.int8_caches import CacheChoice
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.memory import entries_of
@@ -28,6 +29,7 @@ from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import PlanItem
 from longspan.runtime.recording import why_not_recorded
 from longspan.runtime.room import Room
+from longspan.tensors import CacheDType
 
 __all__ = ["Runtime", "load", "plan_bundle"]
 
@@ -42,6 +44,7 @@ def plan_bundle(
     backend: Literal["auto"] | BackendName = "auto",
     chunk_tokens: int | None = None,
     draft: str | Path | Bundle | None = None,
+    cache_dtype: CacheChoice | None = None,
 ) -> Plan:
     """Divide the budget, loading nothing.
 
@@ -54,14 +57,18 @@ def plan_bundle(
         backend: what runs it.
         chunk_tokens: tokens of a chunk; None for the most that fits.
         draft: the folder of a bundle that is to be loaded beside it.
+        cache_dtype: as for `load`.
 
     Raises:
         BadBundle: there is no bundle.
-        BadInput: a value is out of its range, or the device is not there.
+        BadInput: a value is out of its range, or the device is not there, or the engine or the
+            model cannot have caches in int8.
     """
     choice = choose_engine(device=device, backend=backend)
     small = None if draft is None else _opened(draft)
-    plan, _ = _plans(_opened(bundle), small, choice, budget, chunk_tokens, tokens, cache_entries)
+    plan, _ = _plans(
+        _opened(bundle), small, choice, budget, chunk_tokens, tokens, cache_entries, cache_dtype
+    )
     return plan
 
 
@@ -76,6 +83,7 @@ def load(
     chunk_tokens: int | None = None,
     threads: int | None = None,
     draft: str | Path | Bundle | None = None,
+    cache_dtype: CacheChoice | None = None,
 ) -> Runtime:
     """Load a bundle, if its plan fits the budget.
 
@@ -95,21 +103,33 @@ def load(
         draft: the folder of a smaller bundle that drafts answers for this one to accept or reject
             (`longspan.runtime.speculative`): the same answers in fewer passes. It runs beside it,
             and its plan comes off the budget first.
+        cache_dtype: what keys and values are kept in while the model runs: "int8", which halves
+            what they take of 16-bit ones, on torch's engines; "auto" for that where nothing fits
+            without it; None for the dtype of the weights. `.span` files have that in any case.
 
     Raises:
         BadBundle: there is no bundle, or it cannot be loaded.
-        BadInput: a value is out of its range, or the device is not there.
+        BadInput: a value is out of its range, or the device is not there, or the engine or the
+            model cannot have caches in int8.
         DoesNotFit: the plan is larger than the budget; nothing was loaded.
         MissingExtra: the backend needs a package that is not installed.
     """
     found, small = _opened(bundle), None if draft is None else _opened(draft)
     choice = choose_engine(device=device, backend=backend)
-    plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens, tokens, cache_entries)
+    plan, draft_plan = _plans(
+        found, small, choice, budget, chunk_tokens, tokens, cache_entries, cache_dtype
+    )
     require_fit(plan)
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
 
-        def opened(model: Bundle, limit_bytes: int, capacity: int, step_graph: bool) -> Backend:
+        def opened(
+            model: Bundle,
+            limit_bytes: int,
+            capacity: int,
+            step_graph: bool,
+            cache_dtype: CacheDType | None = None,
+        ) -> Backend:
             opened_backend = open_backend(
                 model,
                 engine=plan.engine,
@@ -117,6 +137,7 @@ def load(
                 threads=threads,
                 capacity=capacity,
                 step_graph=step_graph,
+                cache_dtype=cache_dtype,
             )
             stack.callback(opened_backend.close)
             return opened_backend
@@ -125,7 +146,9 @@ def load(
         if small is not None and draft_plan is not None:
             drafting = opened(small, draft_plan.total_bytes, 0, draft_plan.step_graph)
             helper = Draft(bundle=small, plan=draft_plan, backend=drafting)
-        answering = opened(found, plan.budget_bytes, plan.capacity, plan.step_graph)
+        answering = opened(
+            found, plan.budget_bytes, plan.capacity, plan.step_graph, plan.cache_dtype
+        )
         return Runtime(found, plan, answering, watch, stack.pop_all(), helper)
 
 
@@ -139,6 +162,7 @@ def load_for(
     budget: str | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
+    cache_dtype: CacheChoice | None = None,
 ) -> Runtime:
     """Load a bundle with caches for what is known to come; others need no such knowledge.
 
@@ -147,7 +171,7 @@ def load_for(
         document: will be read; if it can be read again, its tokens are counted.
         memory: a `.span` file that will be asked.
         answer_tokens: most tokens of an answer.
-        draft, budget, device, backend: as for `load`.
+        draft, budget, device, backend, cache_dtype: as for `load`.
 
     Raises:
         BadDocument: the document cannot be read.
@@ -171,6 +195,7 @@ def load_for(
         device=device,
         backend=backend,
         draft=draft,
+        cache_dtype=cache_dtype,
     )
 
 
@@ -186,20 +211,34 @@ def _plans(
     chunk_tokens: int | None,
     tokens: int | None,
     cache_entries: int | None,
+    cache_dtype: CacheChoice | None,
 ) -> tuple[Plan, Plan | None]:
     """The plan with all that will be loaded, and the draft model's own."""
     if budget is None:
         budget = Budget.default(choice.device)
     elif not isinstance(budget, Budget):
         budget = Budget(budget)
+
+    def of_bundle(beside: tuple[PlanItem, ...] = ()) -> Plan:
+        return _plan(
+            bundle,
+            choice,
+            budget,
+            chunk_tokens,
+            tokens,
+            cache_entries,
+            beside,
+            cache_dtype=cache_dtype,
+        )
+
     if draft is None:
-        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries), None
+        return of_bundle(), None
     require_fixed_state(draft)
 
     def beside(no_step_graph: str | None) -> tuple[Plan, Plan]:
         small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, no_step_graph=no_step_graph)
         items = draft_items(bundle.manifest, draft, small)
-        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, items), small
+        return of_bundle(items), small
 
     found = beside(None)
     return (
@@ -217,6 +256,7 @@ def _plan(
     beside: tuple[PlanItem, ...] = (),
     *,
     no_step_graph: str | None = None,
+    cache_dtype: CacheChoice | None = None,
 ) -> Plan:
     tokenizer = bundle.tokenizer_path
     return make_plan(
@@ -230,4 +270,5 @@ def _plan(
         tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
         beside=beside,
         no_step_graph=no_step_graph or why_not_recorded(bundle.manifest, choice.engine),
+        cache_dtype=cache_dtype,
     )

@@ -8,13 +8,15 @@ from typing import Any, Literal, get_args
 from longspan.models.config.attention import (
     AnchorAttentionConfig,
     FullAttentionConfig,
+    HeadsConfig,
     WindowAttentionConfig,
+    in_int8,
 )
 from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
-from longspan.tensors import DType, TensorSpec
+from longspan.tensors import CacheDType, DType, TensorSpec
 
 Norm = Literal["rms", "layer"]
 LayerConfig = (
@@ -86,17 +88,34 @@ class ModelConfig:
         """The layers that keep anchors in place of the segments that they close."""
         return tuple(each for each in self.layers if isinstance(each, AnchorAttentionConfig))
 
-    def state_layout(self, dtype: DType, capacity: int = 0) -> tuple[TensorSpec, ...]:
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether a layer's state holds keys and values."""
+        return any(isinstance(layer, HeadsConfig) for layer in self.layers)
+
+    def layer_state(
+        self, index: int, dtype: DType, cache_dtype: CacheDType | None = None
+    ) -> tuple[TensorSpec, ...]:
+        """The state tensors of one layer; the arguments are as for `state_layout`."""
+        layer = self.layers[index]
+        state = layer.state(dtype)
+        return in_int8(state) if cache_dtype and isinstance(layer, HeadsConfig) else state
+
+    def state_layout(
+        self, dtype: DType, capacity: int = 0, cache_dtype: CacheDType | None = None
+    ) -> tuple[TensorSpec, ...]:
         """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`.
 
         Args:
             dtype: of convolution tails, keys and values.
             capacity: entries of each cache.
+            cache_dtype: "int8" for keys and values as int8 with scales in `dtype`, which
+                ``{name}_scale`` are; None for `dtype`.
         """
         return tuple(
             _prefixed(spec, f"layers.{i}.").with_capacity(capacity)
-            for i, layer in enumerate(self.layers)
-            for spec in layer.state(dtype)
+            for i in range(len(self.layers))
+            for spec in self.layer_state(i, dtype, cache_dtype)
         )
 
     def layers_by_kind(self) -> dict[str, int]:

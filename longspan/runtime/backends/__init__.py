@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine
+from longspan.tensors import CacheDType
 
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
@@ -96,6 +97,7 @@ def open_backend(
     threads: int | None = None,
     capacity: int = 0,
     step_graph: bool = False,
+    cache_dtype: CacheDType | None = None,
 ) -> Backend:
     """Load the model of `bundle` on `engine`.
 
@@ -110,9 +112,12 @@ def open_backend(
             more tokens than there is room for.
         step_graph: CUDA: whether steps may be recorded once and replayed, which takes memory
             (`Plan.step_graph`).
+        cache_dtype: what the device keeps keys and values in, of torch's engines alone; None for
+            the manifest's dtype.
 
     Raises:
         BadBundle: weights or graph cannot be loaded.
+        BadInput: a graph was to keep keys and values in another dtype than it was exported with.
         DoesNotFit: the limit is smaller than what the libraries hold before any model.
         MissingExtra: the engine needs torch, and torch is not installed.
     """
@@ -132,4 +137,5 @@ def open_backend(
         threads=threads,
         capacity=capacity,
         step_graph=step_graph,
+        cache_dtype=cache_dtype,
     )

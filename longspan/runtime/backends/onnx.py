@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine, device_of
+from longspan.errors import BadInput
 from longspan.runtime.backends import Arrays, State, Steps
-from longspan.runtime.backends.caches import padded
+from longspan.runtime.backends.caches import FIXED_CACHES, padded
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_session import cpu_session, cuda_session, step_session
 from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
 from longspan.runtime.backends.onnx_values import NUMPY_DTYPES, run_bound, to_array, to_value
+from longspan.tensors import CacheDType
 
 # The matrices: nearly all of the bytes. The session loads the rest by itself.
 SHARED_WEIGHTS = ("_proj.weight", "embedding", "head")
@@ -36,10 +38,11 @@ class OnnxBackend:
         threads: CPU: threads of one operation; None for the physical cores.
         capacity: entries of each cache.
         step_graph: CUDA: whether steps are recorded, by a second session over the same weights.
+        cache_dtype: None; torch's backend has others.
 
     Raises:
         BadBundle: onnxruntime refuses the graph.
-        BadInput: onnxruntime cannot use CUDA here.
+        BadInput: onnxruntime cannot use CUDA here, or `cache_dtype` is not None.
         DoesNotFit: what is held before the model passes the limit.
     """
 
@@ -52,7 +55,13 @@ class OnnxBackend:
         threads: int | None,
         capacity: int,
         step_graph: bool = False,
+        cache_dtype: CacheDType | None = None,
     ) -> None:
+        if cache_dtype is not None:
+            raise BadInput(
+                f"Keys and values in {cache_dtype} were asked for with {engine}: "
+                f"{FIXED_CACHES}. Choose --backend torch, or the graph's own dtype."
+            )
         self.engine = engine
         self._device = device_of(engine)
         self._bundle, self._limit_bytes = bundle, memory_limit_bytes

@@ -19,11 +19,10 @@ from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.errors import BadBundle, DoesNotFit, MissingExtra
 from longspan.runtime.backends import Arrays, State, Steps
-from longspan.runtime.backends.caches import padded
 from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.runtime.device_memory import memory_now
 from longspan.sizes import format_bytes
-from longspan.tensors import TensorSpec
+from longspan.tensors import CacheDType
 
 try:
     import torch
@@ -34,6 +33,7 @@ except ModuleNotFoundError as error:
 from longspan.kernels.donation import states_donated
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
+from longspan.runtime.backends.torch_caches import to_array, to_int8, to_tensor
 from longspan.runtime.backends.torch_steps import Stepper, exceeded
 
 # glibc's malloc.h
@@ -53,6 +53,7 @@ class TorchBackend:
             the whole process.
         capacity: entries of each cache.
         step_graph: CUDA: whether a step is recorded once and replayed.
+        cache_dtype: what the device keeps keys and values in; None for the manifest's dtype.
 
     Raises:
         BadBundle: the weights do not match the manifest.
@@ -68,17 +69,19 @@ class TorchBackend:
         threads: int | None,
         capacity: int,
         step_graph: bool = False,
+        cache_dtype: CacheDType | None = None,
     ) -> None:
         self.engine = engine
         self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
         self._specs = bundle.manifest.state_at(capacity)
+        self._held = bundle.manifest.state_at(capacity, cache_dtype)
         if threads is not None:
             torch.set_num_threads(threads)
         if self._device.type == "cpu" and capacity:
             _return_large_blocks()
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             _cap_allocator(self._device, memory_limit_bytes)
-        self._decoder: Decoder | None = _load(bundle, self._device)
+        self._decoder: Decoder | None = _load(bundle, self._device, cache_dtype)
         self._stepper: Stepper | None = None
         if self._device.type == "cuda":
             keep = not bundle.manifest.cache_entry_bytes
@@ -90,7 +93,7 @@ class TorchBackend:
             spec.name: torch.zeros(
                 spec.shape, dtype=getattr(torch, spec.dtype), device=self._device
             )
-            for spec in self._specs
+            for spec in self._held
         }
 
     @torch.inference_mode()
@@ -127,8 +130,8 @@ class TorchBackend:
         return self._stepper.open(state, donate=donate)
 
     def to_arrays(self, state: State) -> Arrays:
-        """Copies in host memory; of caches, the entries in use."""
-        return {spec.name: _to_array(_in_use(state, spec)) for spec in self._specs}
+        """Copies in host memory, in the manifest's dtypes; of caches, the entries in use."""
+        return {spec.name: to_array(state, spec) for spec in self._specs}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
         """Copies on the device.
@@ -136,9 +139,14 @@ class TorchBackend:
         Raises:
             DoesNotFit: a cache has more entries in use than there is room for.
         """
-        return {
-            spec.name: _to_tensor(padded(arrays, spec), spec, self._device) for spec in self._specs
-        }
+        state: dict[str, torch.Tensor] = {}
+        held = {spec.name: spec.dtype for spec in self._held}
+        for spec in self._specs:
+            if held[spec.name] == "int8":
+                state |= to_int8(arrays, spec, self._device)
+            else:
+                state[spec.name] = to_tensor(arrays, spec, self._device)
+        return state
 
     def _to_device(self, tokens: NDArray[np.int64]) -> torch.Tensor:
         """A copy; to a GPU from pinned memory, which the host need not wait for."""
@@ -166,12 +174,14 @@ def run_tiny_model() -> None:
     decoder(torch.zeros(1, tokens, dtype=torch.int64), None, state)
 
 
-def _load(bundle: Bundle, device: torch.device) -> Decoder:
+def _load(bundle: Bundle, device: torch.device, cache_dtype: CacheDType | None) -> Decoder:
     """A decoder whose parameters are the file's tensors; nothing is allocated twice."""
     dtype = getattr(torch, bundle.manifest.dtype)
     compute = torch.float32 if device.type == "cpu" else dtype
     with torch.device("meta"):
-        decoder = Decoder(bundle.manifest.config, dtype=dtype, compute=compute)
+        decoder = Decoder(
+            bundle.manifest.config, dtype=dtype, compute=compute, cache_dtype=cache_dtype
+        )
     with safe_open(str(bundle.weights_path), framework="pt", device=str(device)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
@@ -214,22 +224,3 @@ def _cap_allocator(device: torch.device, limit_bytes: int) -> None:
 def _own(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor without the rest of a larger buffer that it is a slice of."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-
-
-def _in_use(state: State, spec: TensorSpec) -> torch.Tensor:
-    """A state tensor; of a cache, the entries in use."""
-    tensor: torch.Tensor = state[spec.name]
-    return tensor if spec.counter is None else tensor[:, : int(state[spec.counter])]
-
-
-def _to_array(tensor: torch.Tensor) -> NDArray[Any]:
-    host = tensor.detach().to("cpu", copy=True).contiguous()
-    array: NDArray[Any] = (
-        host.view(torch.uint16).numpy() if host.dtype == torch.bfloat16 else host.numpy()
-    )
-    return array
-
-
-def _to_tensor(array: NDArray[Any], spec: TensorSpec, device: torch.device) -> torch.Tensor:
-    tensor = torch.tensor(np.ascontiguousarray(array))
-    return (tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor).to(device)
