@@ -138,11 +138,13 @@ def plan(
     tokens: opt.Length = None,
     draft: opt.DraftBundle = None,
     fit: opt.Fit = False,
+    explain: opt.Explain = False,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
 ) -> None:
     """Divide the budget, item by item, without loading the model."""
+    from longspan.render_plan import print_plan
     from longspan.runtime.runtime import plan_bundle
 
     made = plan_bundle(
@@ -156,11 +158,7 @@ def plan(
     if json:
         render.print_json(made.to_json(fit=fit))
     else:
-        render.print_table(
-            ("item", "bytes>", ">"),
-            [(item.name, f"{item.bytes:,}", format_bytes(item.bytes)) for item in made.items],
-        )
-        render.out().print(made.summary(fit=fit), markup=False)
+        print_plan(made, explain=explain, fit=fit)
     if not made.fits:
         raise typer.Exit(DoesNotFit.exit_code)
 

@@ -102,7 +102,12 @@ ConfigFile = Annotated[
 ]
 Length = Annotated[str | None, typer.Option(help="Length of the document, as 256K; default: any.")]
 Lengths = Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")]
-Fit = Annotated[bool, typer.Option("--fit", help="Show the least budget and the longest document.")]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Show the least budget and the longest document instead.")
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Say why each choice was made, and whence each figure is.")
+]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")]
 NewMemory = Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")]
 MemoryFile = Annotated[Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")]

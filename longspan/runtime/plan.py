@@ -24,6 +24,7 @@ from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.errors import BadInput
 from longspan.models.config import CacheUse
+from longspan.runtime.plan_choices import Choice, capacity_choice, chunk_choice, step_choice
 from longspan.runtime.plan_items import (
     PlanItem,
     cache_items,
@@ -89,20 +90,26 @@ def make_plan(
         fixed = (baseline, *beside, *own, *more)
         return _divide(manifest, engine, budget_bytes, fixed, tokens, cache_entries, chunk_tokens)
 
+    def launched(plan: Plan, reason: str) -> Plan:
+        choices = (*plan.choices, step_choice(recorded=False, why=reason))
+        return replace(plan, step_reason=reason, choices=choices)
+
     plain, steps = divided(), step_items(manifest, engine)
     if not steps:
         return plain
     if no_step_graph is not None:
-        return replace(plain, step_reason=no_step_graph)
+        return launched(plain, no_step_graph)
     recorded, size = divided(*steps), format_bytes(sum_bytes(steps))
     least = chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
     if not recorded.fits or recorded.chunk_tokens < least:
         reason = f"a recorded one takes {size}, which chunks of {least:,} tokens do not leave"
-        return replace(plain, step_reason=reason)
+        return launched(plain, reason)
+    reason = f"the budget holds its {size}"
     return replace(
         recorded,
         step_graph=True,
-        step_reason=f"the budget holds its {size}",
+        step_reason=reason,
+        choices=(*recorded.choices, step_choice(recorded=True, why=reason)),
         smallest_budget_bytes=plain.smallest_budget_bytes,
         longest_tokens=plain.longest_tokens,
         most_entries=plain.most_entries,
@@ -137,24 +144,47 @@ def _divide(
         known = use.entries_after(tokens)
     capacity = _capacity(known, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
-    fitting = (size for size in sizes if total_at(size, capacity) <= budget_bytes)
-    chosen, smallest = next(fitting, sizes[-1]), total_at(sizes[-1], capacity)
+    over = {size: total_at(size, capacity) - budget_bytes for size in sizes}
+    chosen, smallest = next((size for size in sizes if over[size] <= 0), sizes[-1]), over[sizes[-1]]
+    larger = [size for size in sizes if size > chosen]
+    choices = [
+        chunk_choice(
+            chosen,
+            asked=chunk_tokens is not None,
+            larger=None if not larger else (larger[-1], over[larger[-1]]),
+            fits=over[chosen] <= 0,
+            whole_document=tokens is not None and tokens <= chosen,
+        )
+    ]
     if grows and known is None:
         limit = MOST_CAPACITY if tokens is None else tokens + RESERVE_ENTRIES
         capacity = max(capacity, min(most_entries(chosen), limit, MOST_CAPACITY))
+    if grows:
+        choices.append(_capacity_choice(capacity, known, beside=chosen))
     most = max(0, most_entries(sizes[-1]) - RESERVE_ENTRIES) if grows else None
     return Plan(
         engine=engine,
         budget_bytes=budget_bytes,
         chunk_tokens=chosen,
         items=items_at(chosen, capacity),
-        smallest_budget_bytes=smallest,
+        smallest_budget_bytes=smallest + budget_bytes,
         longest_tokens=None if most is None else _longest(use, most),
         most_entries=most,
         capacity=capacity,
         cache_entry_bytes=manifest.cache_entry_bytes,
         anchors=bool(manifest.config.anchor_layers),
         tokens=tokens,
+        choices=tuple(choices),
+    )
+
+
+def _capacity_choice(capacity: int, known: int | None, *, beside: int) -> Choice:
+    return capacity_choice(
+        capacity,
+        document=known,
+        reserve=RESERVE_ENTRIES,
+        beside=beside,
+        at_most=MOST_CAPACITY if capacity == MOST_CAPACITY else None,
     )
 
 

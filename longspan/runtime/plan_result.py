@@ -8,11 +8,12 @@ require_fit(plan)         # or DoesNotFit, with the arithmetic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from longspan.engines import Engine, device_of
 from longspan.errors import DoesNotFit
+from longspan.runtime.plan_choices import Choice
 from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
 from longspan.sizes import format_bytes
 
@@ -42,6 +43,7 @@ class Plan:
         tokens: length of the document that was planned for, if it is known.
         step_graph: whether answers replay a step that was recorded once.
         step_reason: why, in words.
+        choices: what was chosen and why, in that order.
     """
 
     engine: Engine
@@ -57,6 +59,7 @@ class Plan:
     tokens: int | None = None
     step_graph: bool = False
     step_reason: str = "the engine has no recorded steps"
+    choices: tuple[Choice, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -79,7 +82,8 @@ class Plan:
             "capacity": self.capacity,
             "step_graph": self.step_graph,
             "step_reason": self.step_reason,
-            "items": [{"name": item.name, "bytes": item.bytes} for item in self.items],
+            "choices": [asdict(choice) for choice in self.choices],
+            "items": [asdict(item) for item in self.items],
         }
         if fit:
             facts["smallest_budget_bytes"] = self.smallest_budget_bytes
@@ -98,16 +102,19 @@ class Plan:
             )
         ]
         if fit or not self.fits:
-            least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
-            if self.most_entries is None:
-                lines.append(f"{least}; it reads documents of any length.")
-            else:
-                given = f"the budget of {format_bytes(self.budget_bytes)}"
-                lines.append(f"{least}; {given} holds {self.longest}.")
+            lines.append(self.fit_text())
         if device_of(self.engine) == "cuda":
             how = "replay a recorded step" if self.step_graph else "launch every kernel of a step"
             lines.append(f"Answers {how}: {self.step_reason}.")
         return "\n".join(lines)
+
+    def fit_text(self) -> str:
+        """The smallest budget and the longest document, in words."""
+        least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
+        if self.most_entries is None:
+            return f"{least}; it reads documents of any length."
+        given = f"the budget of {format_bytes(self.budget_bytes)}"
+        return f"{least}; {given} holds {self.longest}."
 
     @property
     def longest(self) -> str:
