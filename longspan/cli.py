@@ -16,7 +16,7 @@ from longspan import render
 from longspan.builtin import named_bundle
 from longspan.cli_ask import ask
 from longspan.errors import DoesNotFit, LongspanError
-from longspan.sizes import format_bytes, parse_tokens
+from longspan.sizes import parse_tokens
 from longspan.version import __version__
 
 app = typer.Typer(

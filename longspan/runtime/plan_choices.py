@@ -1,7 +1,8 @@
 """What a plan chose and why, in the order in which it chooses.
 
-The largest chunk that fits comes first, then the capacity of caches, then whether a step is recorded;
-what does not fit with the smallest chunk is refused. `longspan plan --explain` shows them.
+The largest chunk that fits comes first, then the capacity of caches, then whether a step is
+recorded; what does not fit with the smallest chunk is refused. `longspan plan --explain` shows
+them.
 
 chunk_choice(512, asked=False, larger=(1024, 2**20), fits=True, whole_document=False).why
 """
