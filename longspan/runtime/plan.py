@@ -36,7 +36,7 @@ from longspan.runtime.plan_items import (
 from longspan.runtime.plan_result import RESERVE_ENTRIES, Plan, require_fit
 from longspan.sizes import format_bytes
 
-__all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "require_fit"]
+__all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "replanned", "require_fit"]
 
 MIN_CHUNK_TOKENS = 16
 # Measured on 2 cores with ONNX Runtime, Samba of 2.8M parameters: 1771 tokens/s with 64 tokens,
@@ -113,6 +113,45 @@ def make_plan(
         smallest_budget_bytes=plain.smallest_budget_bytes,
         longest_tokens=plain.longest_tokens,
         most_entries=plain.most_entries,
+    )
+
+
+def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
+    """The plan of a model that is loaded under `plan`, for another budget: its chunk alone moves.
+
+    Args:
+        plan: under which it was loaded.
+        manifest: of its bundle.
+        budget_bytes: from now on.
+
+    Returns:
+        The plan, which may not fit: then its chunk is the smallest.
+    """
+    engine, capacity = plan.engine, plan.capacity
+    moving = chunk_items(manifest, engine, plan.chunk_tokens, capacity)
+    fixed = tuple(item for item in plan.items if item not in moving)
+
+    def over(size: int) -> int:
+        items = chunk_items(manifest, engine, size, capacity)
+        return sum_bytes((*fixed, *items)) - budget_bytes
+
+    sizes = _chunk_sizes(engine, plan.tokens)
+    chosen = next((size for size in sizes if over(size) <= 0), sizes[-1])
+    larger = next((size for size in reversed(sizes) if size > chosen), None)
+    choice = chunk_choice(
+        chosen,
+        asked=False,
+        larger=None if larger is None else (larger, over(larger)),
+        fits=over(chosen) <= 0,
+        whole_document=plan.tokens is not None and plan.tokens <= chosen,
+    )
+    return replace(
+        plan,
+        budget_bytes=budget_bytes,
+        chunk_tokens=chosen,
+        items=(*fixed, *chunk_items(manifest, engine, chosen, capacity)),
+        smallest_budget_bytes=over(sizes[-1]) + budget_bytes,
+        choices=(choice, *plan.choices[1:]),
     )
 
 

@@ -38,19 +38,15 @@ TOKENIZER_BYTES = 9 * MIB
 # torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for those
 # below 10 MiB (c10/cuda/CUDACachingAllocator.cpp): one unfilled piece of each in two pools.
 ALLOCATOR_BYTES = 2 * (2 + 20) * MIB
-# On CPUs the resident set grows by more than the tensors of the largest layer: over eight models of
-# 2 to 16 layers and chunks of 64 to 256 tokens by 0.8 to 2.2 times as much. Memory freed by one
-# layer is part of it, but the ratio stays 1.4 to 1.9 where freed memory goes back at once. ONNX
-# Runtime's arena on CUDA grew by 2.3 times as much (H100, chunks of 512 to 2,048 tokens).
-BESIDE_PERCENT = {"cpu": 100, "cuda": 130}
-BESIDE_BYTES = 2 * MIB
-# Tensors as long as the caches are few and large. torch gives their memory back at once: 0.8 to 1.0
-# times their bytes (2 models, chunks of 16 to 256 tokens, 10,024 and 20,000 entries). ONNX Runtime
-# keeps them in one arena with the caches that a call reads and writes; the arena grows by powers of
-# two, and gives a freed piece whole to any tensor of half its size or more: 1.05 to 1.55 times the
-# bytes of all of these together (4 models, the same chunks, 2,048 to 20,000 entries).
-BESIDE_ENTRIES_PERCENT: dict[Engine, int] = {"onnx-cpu": 60, "torch-cpu": 10, "onnx-cuda": 130}
-ARENA_CACHES: dict[Engine, int] = {"onnx-cpu": 2, "torch-cpu": 0, "onnx-cuda": 0}
+# ONNX Runtime keeps activations in an arena, and with them the caches that a call reads and writes.
+# It grows by powers of two, and gives a freed piece whole to any tensor of half its size or more:
+# on CPUs up to 1.55 times its tensors (12 models, chunks of 16 to 1,024 tokens, caches of up to
+# 20,000 entries), beside 2 to 4 MiB that the first call leaves there; on CUDA 2.3 times (H100,
+# chunks of 512 to 2,048 tokens). torch on CPUs has none: with `set_mmap_threshold` what is freed
+# goes back at once, and the resident set grew by no more than the tensors of the largest layer.
+ARENA_PERCENT: dict[Engine, int] = {"onnx-cpu": 60, "onnx-cuda": 130}
+ARENA_BYTES = 4 * MIB
+ARENA_CACHES: dict[Engine, int] = {"onnx-cpu": 2, "onnx-cuda": 0}
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
@@ -88,15 +84,14 @@ def chunk_items(
     """What a chunk of `tokens` tokens takes, with caches of `capacity` entries."""
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
-    if engine == "torch-cuda":
+    if engine not in ARENA_PERCENT:
         return (activations,)
-    without_cache = manifest.chunk_peak_bytes(engine, tokens)
-    held = ARENA_CACHES[engine] * capacity * manifest.cache_entry_bytes
-    beside = (
-        without_cache * BESIDE_PERCENT[device_of(engine)]
-        + (live - without_cache + held) * BESIDE_ENTRIES_PERCENT[engine]
-    ) // 100 + BESIDE_BYTES
-    return activations, PlanItem(name="held beside them between layers", bytes=beside)
+    caches = ARENA_CACHES[engine] * capacity * manifest.cache_entry_bytes
+    around = (live + caches) * ARENA_PERCENT[engine] // 100 + ARENA_BYTES
+    source = "measured with onnxruntime 1.31 on many models"
+    return activations, PlanItem(
+        name="ONNX Runtime's arena around them", bytes=around, source=source
+    )
 
 
 def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
