@@ -204,30 +204,39 @@ app.command()(ask)
 @app.command()
 def measure(
     bundle: opt.BundleArgument,
-    budget: opt.BudgetOption = None,
+    budget: opt.Budgets = None,
     tokens: opt.Lengths = "8K,64K",
     plot: opt.Plot = None,
+    against: opt.Against = None,
+    checkpoint: opt.AgainstCheckpoint = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
 ) -> None:
-    """Measure memory and speed against length, a fresh process for each."""
-    from longspan.runtime.measure import draw, measure_bundle
+    """Measure memory and speed against length and budget, a fresh process for each."""
+    from longspan.render_measure import print_measurement
+    from longspan.runtime.against import measure_against
+    from longspan.runtime.measure import measure_bundle
+    from longspan.runtime.measure_plot import draw
 
+    lengths, say = (
+        [parse_tokens(each) for each in tokens.split(",")],
+        None if json else render.notice,
+    )
+    other = measure_against(
+        against, checkpoint, lengths, device=device.value, backend=backend.value, on_start=say
+    )
     measurement = measure_bundle(
         named_bundle(bundle),
-        [parse_tokens(length) for length in tokens.split(",")],
-        budget=budget,
+        lengths,
+        budget=[each for given in budget for each in given.split(",")] if budget else None,
         device=device.value,
         backend=backend.value,
-        on_start=None if json else render.notice,
+        on_start=say,
     )
     if plot is not None:
         draw(measurement, plot)
-    if json:
-        render.print_json(measurement)
-    else:
-        render.print_table(measurement.columns(), measurement.rows(), title=measurement.title())
+    print_measurement(measurement, other, json=json)
 
 
 @app.command()

@@ -49,6 +49,25 @@ BudgetOption = Annotated[
         help="Bytes the whole process may hold, as 512MiB or 2GB. Default: 0.9 of what is free.",
     ),
 ]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="SIZE",
+        help="Bytes the whole process may hold; may be given again, or several as 512MiB,2GiB. "
+        "Default: 0.9 of what is free.",
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROGRAM", help="Run --checkpoint there, too, where it is installed: transformers."
+    ),
+]
+AgainstCheckpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FOLDER", help="What --against reads: a checkpoint."),
+]
 Template = Annotated[
     str | None, typer.Option("--template", help="How to ask, with {question} in it.")
 ]

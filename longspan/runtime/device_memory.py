@@ -115,6 +115,12 @@ def cap_allocator(limit_bytes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes - context) / total), 0)
 
 
+def torch_peak() -> int | None:
+    """The most bytes of tensors that torch's CUDA allocator held, or None where it is not used."""
+    torch = _torch_on_cuda()
+    return None if torch is None else int(torch.cuda.max_memory_allocated())
+
+
 class PeakWatch:
     """The highest memory seen on `device` between entering and the last `sample`.
 

@@ -141,14 +141,14 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         require_fit(plan)
     assert str(caught.value) == (
         "The budget is 64.0 MiB, and onnx-cpu with chunks of 16 tokens needs 77.3 MiB:\n"
-        "  interpreter and libraries          65.0 MiB\n"
-        "  weights, mapped from the file       3.8 MiB\n"
-        "  state, 4 copies                     4.8 KiB\n"
-        "  logits and sampling                 1.6 KiB\n"
-        "  ONNX Runtime's session              4.4 MiB\n"
-        "  activations of 16 tokens           42.0 KiB\n"
-        "  ONNX Runtime's arena around them    4.0 MiB\n"
-        "  together                           77.3 MiB\n"
+        "  interpreter and libraries           65.0 MiB\n"
+        "  weights, mapped from the file        3.8 MiB\n"
+        "  state, 4 copies                      4.8 KiB\n"
+        "  logits and sampling                  1.6 KiB\n"
+        "  ONNX Runtime's session               4.4 MiB\n"
+        "  activations of 16 tokens            42.0 KiB\n"
+        "  ONNX Runtime's arena around them     4.0 MiB\n"
+        "  together                            77.3 MiB\n"
         "The smallest budget that would do is 78MiB. Give --budget 78MiB, or export a smaller "
         "model."
     )

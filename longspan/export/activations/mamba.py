@@ -52,7 +52,7 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
         ),
         "torch-cpu": ChunkBytes(
             fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
-            per_token=F32 * (rows + 6 * channels + D),
+            per_token=F32 * (rows + 5 * channels + D),
         ),
         # Every tensor once, though some take each other's room; of a slice two numbers a head, the
         # products of B and C within chunks, and the chunks' decays; states of the segments.
