@@ -64,6 +64,25 @@ BudgetOption = Annotated[
         help="Bytes the whole process may hold, as 512MiB or 2GB. Default: 0.9 of what is free.",
     ),
 ]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="SIZE",
+        help="Bytes the whole process may hold; may be given again, or several as 512MiB,2GiB. "
+        "Default: 0.9 of what is free.",
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROGRAM", help="Run --checkpoint there, too, where it is installed: transformers."
+    ),
+]
+AgainstCheckpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FOLDER", help="What --against reads: a checkpoint."),
+]
 Template = Annotated[
     str | None, typer.Option("--template", help="How to ask, with {question} in it.")
 ]
@@ -117,7 +136,12 @@ ConfigFile = Annotated[
 ]
 Length = Annotated[str | None, typer.Option(help="Length of the document, as 256K; default: any.")]
 Lengths = Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")]
-Fit = Annotated[bool, typer.Option("--fit", help="Show the least budget and the longest document.")]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Show the least budget and the longest document instead.")
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Say why each choice was made, and whence each figure is.")
+]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")]
 NewMemory = Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")]
 MemoryFile = Annotated[Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")]

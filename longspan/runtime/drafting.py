@@ -130,7 +130,7 @@ def draft_items(manifest: Manifest, draft: Bundle, plan: Plan) -> tuple[PlanItem
     own = sum(item.bytes for item in rest)
     logits = (MAX_DRAFTED + 1) * manifest.config.vocab_size * LOGITS_BYTES
     items = [
-        PlanItem(name=f"draft model {draft.path.name}", bytes=own),
+        PlanItem(name=f"draft model {draft.path.name}", bytes=own, stage="loaded"),
         PlanItem(name="logits of drafted tokens", bytes=logits),
     ]
     if STATE_COPIES[plan.engine] == 1:

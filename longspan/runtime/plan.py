@@ -28,6 +28,7 @@ from longspan.engines import Engine, device_of
 from longspan.errors import BadInput
 from longspan.models.config import CacheUse
 from longspan.runtime.int8_caches import CacheChoice, choose_caches
+from longspan.runtime.plan_choices import Choice, capacity_choice, chunk_choice, step_choice
 from longspan.runtime.plan_items import (
     PlanItem,
     cache_items,
@@ -39,7 +40,7 @@ from longspan.runtime.plan_items import (
 from longspan.runtime.plan_result import RESERVE_ENTRIES, Plan, require_fit
 from longspan.sizes import format_bytes
 
-__all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "require_fit"]
+__all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "replanned", "require_fit"]
 
 MIN_CHUNK_TOKENS = 16
 # Measured on 2 cores with ONNX Runtime, Samba of 2.8M parameters: 1771 tokens/s with 64 tokens,
@@ -120,23 +121,68 @@ def _planned(
         fixed = (baseline, *beside, *own, *more)
         return _divide(manifest, engine, budget_bytes, fixed, tokens, cache_entries, chunk_tokens)
 
+    def launched(plan: Plan, reason: str) -> Plan:
+        choices = (*plan.choices, step_choice(recorded=False, why=reason))
+        return replace(plan, step_reason=reason, choices=choices)
+
     plain, steps = divided(), step_items(manifest, engine)
     if not steps:
         return plain
     if no_step_graph is not None:
-        return replace(plain, step_reason=no_step_graph)
+        return launched(plain, no_step_graph)
     recorded, size = divided(*steps), format_bytes(sum_bytes(steps))
     least = chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
     if not recorded.fits or recorded.chunk_tokens < least:
         reason = f"a recorded one takes {size}, which chunks of {least:,} tokens do not leave"
-        return replace(plain, step_reason=reason)
+        return launched(plain, reason)
+    reason = f"the budget holds its {size}"
     return replace(
         recorded,
         step_graph=True,
-        step_reason=f"the budget holds its {size}",
+        step_reason=reason,
+        choices=(*recorded.choices, step_choice(recorded=True, why=reason)),
         smallest_budget_bytes=plain.smallest_budget_bytes,
         longest_tokens=plain.longest_tokens,
         most_entries=plain.most_entries,
+    )
+
+
+def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
+    """The plan of a model that is loaded under `plan`, for another budget: its chunk alone moves.
+
+    Args:
+        plan: under which it was loaded.
+        manifest: of its bundle.
+        budget_bytes: from now on.
+
+    Returns:
+        The plan, which may not fit: then its chunk is the smallest.
+    """
+    engine, capacity = plan.engine, plan.capacity
+    moving = chunk_items(manifest, engine, plan.chunk_tokens, capacity)
+    fixed = tuple(item for item in plan.items if item not in moving)
+
+    def over(size: int) -> int:
+        items = chunk_items(manifest, engine, size, capacity)
+        return sum_bytes((*fixed, *items)) - budget_bytes
+
+    sizes = _chunk_sizes(engine, plan.tokens)
+    chosen = next((size for size in sizes if over(size) <= 0), sizes[-1])
+    larger = next((size for size in reversed(sizes) if size > chosen), None)
+    choice = chunk_choice(
+        chosen,
+        asked=False,
+        larger=None if larger is None else (larger, over(larger)),
+        fits=over(chosen) <= 0,
+        whole_document=plan.tokens is not None and plan.tokens <= chosen,
+    )
+    return replace(
+        plan,
+        budget_bytes=budget_bytes,
+        chunk_tokens=chosen,
+        items=(*fixed, *chunk_items(manifest, engine, chosen, capacity)),
+        smallest_budget_bytes=over(sizes[-1]) + budget_bytes,
+        choices=(choice, *plan.choices[1:]),
     )
 
 
@@ -168,24 +214,47 @@ def _divide(
         known = use.entries_after(tokens)
     capacity = _capacity(known, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
-    fitting = (size for size in sizes if total_at(size, capacity) <= budget_bytes)
-    chosen, smallest = next(fitting, sizes[-1]), total_at(sizes[-1], capacity)
+    over = {size: total_at(size, capacity) - budget_bytes for size in sizes}
+    chosen, smallest = next((size for size in sizes if over[size] <= 0), sizes[-1]), over[sizes[-1]]
+    larger = [size for size in sizes if size > chosen]
+    choices = [
+        chunk_choice(
+            chosen,
+            asked=chunk_tokens is not None,
+            larger=None if not larger else (larger[-1], over[larger[-1]]),
+            fits=over[chosen] <= 0,
+            whole_document=tokens is not None and tokens <= chosen,
+        )
+    ]
     if grows and known is None:
         limit = MOST_CAPACITY if tokens is None else tokens + RESERVE_ENTRIES
         capacity = max(capacity, min(most_entries(chosen), limit, MOST_CAPACITY))
+    if grows:
+        choices.append(_capacity_choice(capacity, known, beside=chosen))
     most = max(0, most_entries(sizes[-1]) - RESERVE_ENTRIES) if grows else None
     return Plan(
         engine=engine,
         budget_bytes=budget_bytes,
         chunk_tokens=chosen,
         items=items_at(chosen, capacity),
-        smallest_budget_bytes=smallest,
+        smallest_budget_bytes=smallest + budget_bytes,
         longest_tokens=None if most is None else _longest(use, most),
         most_entries=most,
         capacity=capacity,
         cache_entry_bytes=manifest.cache_entry_bytes,
         anchors=bool(manifest.config.anchor_layers),
         tokens=tokens,
+        choices=tuple(choices),
+    )
+
+
+def _capacity_choice(capacity: int, known: int | None, *, beside: int) -> Choice:
+    return capacity_choice(
+        capacity,
+        document=known,
+        reserve=RESERVE_ENTRIES,
+        beside=beside,
+        at_most=MOST_CAPACITY if capacity == MOST_CAPACITY else None,
     )
 
 

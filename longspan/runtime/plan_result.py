@@ -8,11 +8,12 @@ require_fit(plan)         # or DoesNotFit, with the arithmetic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from longspan.engines import Engine, device_of
 from longspan.errors import DoesNotFit
+from longspan.runtime.plan_choices import Choice
 from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
 from longspan.sizes import format_bytes
 from longspan.tensors import CacheDType
@@ -46,6 +47,7 @@ class Plan:
         cache_dtype: what keys and values are kept in while the model runs; None for the manifest's
             dtype.
         cache_reason: why, in words; None where nothing else was asked for.
+        choices: what was chosen and why, in that order.
     """
 
     engine: Engine
@@ -63,6 +65,7 @@ class Plan:
     step_reason: str = "the engine has no recorded steps"
     cache_dtype: CacheDType | None = None
     cache_reason: str | None = None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -87,7 +90,8 @@ class Plan:
             "step_reason": self.step_reason,
             "cache_dtype": self.cache_dtype,
             "cache_reason": self.cache_reason,
-            "items": [{"name": item.name, "bytes": item.bytes} for item in self.items],
+            "choices": [asdict(choice) for choice in self.choices],
+            "items": [asdict(item) for item in self.items],
         }
         if fit:
             facts["smallest_budget_bytes"] = self.smallest_budget_bytes
@@ -106,12 +110,7 @@ class Plan:
             )
         ]
         if fit or not self.fits:
-            least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
-            if self.most_entries is None:
-                lines.append(f"{least}; it reads documents of any length.")
-            else:
-                given = f"the budget of {format_bytes(self.budget_bytes)}"
-                lines.append(f"{least}; {given} holds {self.longest}.")
+            lines.append(self.fit_text())
         if device_of(self.engine) == "cuda":
             how = "replay a recorded step" if self.step_graph else "launch every kernel of a step"
             lines.append(f"Answers {how}: {self.step_reason}.")
@@ -119,6 +118,14 @@ class Plan:
             kept = self.cache_dtype or "the dtype of the weights"
             lines.append(f"Keys and values are kept in {kept}: {self.cache_reason}.")
         return "\n".join(lines)
+
+    def fit_text(self) -> str:
+        """The smallest budget and the longest document, in words."""
+        least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
+        if self.most_entries is None:
+            return f"{least}; it reads documents of any length."
+        given = f"the budget of {format_bytes(self.budget_bytes)}"
+        return f"{least}; {given} holds {self.longest}."
 
     @property
     def longest(self) -> str:

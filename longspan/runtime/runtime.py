@@ -13,11 +13,13 @@ from typing import Literal
 
 from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device
+from longspan.errors import DoesNotFit
 from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget
 from longspan.runtime.byte_tokens import bundle_tokenizer
+from longspan.runtime.device_memory import free_bytes, memory_now
 from longspan.runtime.documents import Source, open_document
 from longspan.runtime.drafting import CHUNK_TOKENS as DRAFT_CHUNK_TOKENS
 from longspan.runtime.drafting import Draft, draft_items, require_fixed_state
@@ -29,6 +31,7 @@ from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import PlanItem
 from longspan.runtime.recording import why_not_recorded
 from longspan.runtime.room import Room
+from longspan.sizes import format_bytes
 from longspan.tensors import CacheDType
 
 __all__ = ["Runtime", "load", "plan_bundle"]
@@ -111,7 +114,8 @@ def load(
         BadBundle: there is no bundle, or it cannot be loaded.
         BadInput: a value is out of its range, or the device is not there, or the engine or the
             model cannot have caches in int8.
-        DoesNotFit: the plan is larger than the budget; nothing was loaded.
+        DoesNotFit: the plan is larger than the budget, or than what the device has left; nothing
+            was loaded.
         MissingExtra: the backend needs a package that is not installed.
     """
     found, small = _opened(bundle), None if draft is None else _opened(draft)
@@ -120,6 +124,7 @@ def load(
         found, small, choice, budget, chunk_tokens, tokens, cache_entries, cache_dtype
     )
     require_fit(plan)
+    _require_room(plan, choice.device)
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
 
@@ -197,6 +202,22 @@ def load_for(
         draft=draft,
         cache_dtype=cache_dtype,
     )
+
+
+def _require_room(plan: Plan, device: Device) -> None:
+    """Refuse a plan for which other processes leave no room.
+
+    Raises:
+        DoesNotFit: the device has less left than this process would still take.
+    """
+    held, free = memory_now(device), free_bytes(device)
+    ours = 0 if held.shared else held.bytes
+    if plan.total_bytes - ours > free:
+        raise DoesNotFit(
+            f"The plan takes {format_bytes(plan.total_bytes)}, of which the process holds "
+            f"{format_bytes(ours)} already, and the device has only {format_bytes(free)} left. "
+            "Other processes hold the rest: end some of them, or give a smaller budget."
+        )
 
 
 def _opened(bundle: str | Path | Bundle) -> Bundle:

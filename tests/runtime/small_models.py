@@ -83,6 +83,9 @@ class Recurrent:
         """Copies."""
         return {name: np.array(value) for name, value in arrays.items()}
 
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
@@ -129,6 +132,9 @@ class RandomDecoder:
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
         """Copies."""
         return {name: torch.tensor(array) for name, array in arrays.items()}
+
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""

@@ -390,7 +390,7 @@ def test_a_checkpoint_is_no_memory(bundle: Bundle, book: Path, tmp_path: Path) -
 def test_over_the_budget_stops_and_keeps_the_state(
     bundle: Bundle, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = iter([2**29, 2**29, 2**30 + 2**20])
+    held = iter([2**29, 2**29, 2**30 + 2**20, 2**29])
     with monkeypatch.context() as patch:
         patch.setattr(
             measured, "memory_now", lambda device: Reading(bytes=next(held), source="a test")
@@ -401,9 +401,9 @@ def test_over_the_budget_stops_and_keeps_the_state(
         ):
             runtime.read(book, checkpoint=tmp_path / "c")
     assert str(refusal.value) == (
-        "The process holds 1.0 GiB (a test), and the budget is 1.0 GiB. Give a larger budget, or "
-        "smaller chunks with chunk_tokens. The first 192 tokens of the document are kept in "
-        f"{tmp_path / 'c'}: reading it again goes on from there."
+        "The process holds 1.0 GiB (a test), and the budget is 1.0 GiB. It is given back: the "
+        "process holds 512.0 MiB of 1.0 GiB now (a test). Read in smaller chunks with chunk_tokens "
+        "below 64, or give a larger budget."
     )
     notices: list[str] = []
     with fake_runtime(bundle) as runtime:

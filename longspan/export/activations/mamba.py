@@ -60,7 +60,7 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
         ),
         "torch-cpu": ChunkBytes(
             fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
-            per_token=F32 * (rows + 6 * channels + D),
+            per_token=F32 * (rows + 5 * channels + D),
         ),
         # The most of: what the convolution reads and writes; what the scan does, of a slice two
         # numbers a head, the products of B and C within chunks, the chunks' decays, and states of

@@ -85,6 +85,18 @@ class Backend(Protocol):
             DoesNotFit: a cache has more entries in use than this backend has room for.
         """
 
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Give the device back what is neither weights nor a state that somebody holds.
+
+        It is for the time after a refusal, and when the budget changes; no steps are open then.
+
+        Args:
+            memory_limit_bytes: what the whole process may hold from now on, as for `open_backend`.
+
+        Raises:
+            DoesNotFit: what is held before any model passes the limit.
+        """
+
     def close(self) -> None:
         """Free the model; the backend cannot be used after."""
 

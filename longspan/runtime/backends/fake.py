@@ -48,6 +48,7 @@ class FakeBackend:
         self.engine = engine
         self.vocab_size = vocab_size
         self.closed = False
+        self.limit_bytes: int | None = None
         layers = () if capacity is None else (CACHED_LAYER,)
         self.config = ModelConfig(family="fake", vocab_size=vocab_size, d_model=1, layers=layers)
         self._caches = self.config.state_layout("float32", capacity or 0)
@@ -124,6 +125,10 @@ class FakeBackend:
         """
         caches = {spec.name: padded(arrays, spec) for spec in self._caches}
         return {name: np.array(value) for name, value in ({**arrays} | caches).items()}
+
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Remember the limit."""
+        self.limit_bytes = memory_limit_bytes
 
     def close(self) -> None:
         """Set `closed`."""

@@ -22,6 +22,7 @@ from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_session import cpu_session, cuda_session, step_session
 from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
 from longspan.runtime.backends.onnx_values import NUMPY_DTYPES, run_bound, to_array, to_value
+from longspan.runtime.host_memory import trim
 from longspan.tensors import CacheDType
 
 # The matrices: nearly all of the bytes. The session loads the rest by itself.
@@ -68,15 +69,19 @@ class OnnxBackend:
         self._specs = bundle.manifest.state_at(capacity)
         # The session points to these values and does not own them: they live as long as it does.
         self._weights = _torch_weights(bundle) if self._device == "cuda" else None
-        self._session: Any = (
-            cuda_session(bundle, memory_limit_bytes=memory_limit_bytes, weights=self._weights)
-            if self._device == "cuda"
-            else cpu_session(bundle, threads=threads)
-        )
+        self._threads = threads
+        self._session: Any = self._open()
         self._step_graph = step_graph and self._device == "cuda"
         # Made by the first steps; steps that are open beside others have buffers of their own.
         self._recorded: StepBuffers | None = None
         self._recorded_in_use = False
+
+    def _open(self) -> Any:
+        if self._device == "cpu":
+            return cpu_session(self._bundle, threads=self._threads)
+        return cuda_session(
+            self._bundle, memory_limit_bytes=self._limit_bytes, weights=self._weights
+        )
 
     def new_state(self) -> State:
         """Zeros."""
@@ -110,7 +115,8 @@ class OnnxBackend:
         binding.clear_binding_inputs()
         if donate:
             state.clear()
-        result: NDArray[np.float32] = logits.numpy()[0]
+        # A copy: whoever keeps a view of an output keeps the session's whole arena.
+        result: NDArray[np.float32] = logits.numpy()[0].copy()
         names = (spec.name for spec in self._specs)
         return result, dict(zip(names, after, strict=True))
 
@@ -162,11 +168,24 @@ class OnnxBackend:
         """
         return {spec.name: to_value(padded(arrays, spec), spec) for spec in self._specs}
 
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Open the sessions anew: an arena keeps what it took, and its limit is set but once.
+
+        Raises:
+            DoesNotFit: what is held before the model passes the limit.
+        """
+        self._recorded = self._session = None
+        self._limit_bytes = memory_limit_bytes
+        if self._device == "cpu":
+            trim()
+        self._session = self._open()
+
     def close(self) -> None:
         """Free the sessions and what they loaded."""
         self._recorded = None
         self._session = None
         self._weights = None
+        trim()
 
 
 def _torch_weights(bundle: Bundle) -> dict[str, Any] | None:

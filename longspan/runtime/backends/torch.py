@@ -6,8 +6,6 @@ the file, so there is one copy. On the CPU arithmetic is float32 whatever the we
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -17,11 +15,11 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine
-from longspan.errors import BadBundle, DoesNotFit, MissingExtra
+from longspan.errors import BadBundle, MissingExtra
 from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.forward_steps import ForwardSteps
-from longspan.runtime.device_memory import memory_now
-from longspan.sizes import format_bytes
+from longspan.runtime.device_memory import cap_allocator
+from longspan.runtime.host_memory import set_mmap_threshold, trim
 from longspan.tensors import CacheDType
 
 try:
@@ -35,10 +33,6 @@ from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.torch_caches import to_array, to_int8, to_tensor
 from longspan.runtime.backends.torch_steps import Stepper, exceeded
-
-# glibc's malloc.h
-_M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK_BYTES = 2**20
 
 
 class TorchBackend:
@@ -77,10 +71,11 @@ class TorchBackend:
         self._held = bundle.manifest.state_at(capacity, cache_dtype)
         if threads is not None:
             torch.set_num_threads(threads)
-        if self._device.type == "cpu" and capacity:
-            _return_large_blocks()
+        if self._device.type == "cpu":
+            set_mmap_threshold()
         if self._device.type == "cuda" and memory_limit_bytes is not None:
-            _cap_allocator(self._device, memory_limit_bytes)
+            torch.ones(1, device=self._device)
+            cap_allocator(memory_limit_bytes)
         self._decoder: Decoder | None = _load(bundle, self._device, cache_dtype)
         self._stepper: Stepper | None = None
         if self._device.type == "cuda":
@@ -155,11 +150,26 @@ class TorchBackend:
             ids = ids.pin_memory()
         return ids.to(self._device, non_blocking=True)
 
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """See `longspan.runtime.backends.Backend.release`.
+
+        Raises:
+            DoesNotFit: the CUDA context and its libraries alone hold more than the limit.
+        """
+        if self._device.type == "cpu":
+            trim()
+            return
+        torch.cuda.empty_cache()
+        if memory_limit_bytes is not None:
+            cap_allocator(memory_limit_bytes)
+
     def close(self) -> None:
         """Free the model, and give torch's spare memory back to the device."""
         self._decoder = self._stepper = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            trim()
 
 
 @torch.inference_mode()
@@ -192,33 +202,6 @@ def _load(bundle: Bundle, device: torch.device, cache_dtype: CacheDType | None) 
             f"{error}. Export the checkpoint again."
         ) from error
     return decoder.requires_grad_(False).eval()
-
-
-def _return_large_blocks() -> None:
-    """Let glibc give large blocks back to the system when they are freed.
-
-    It would keep those below 32 MiB for blocks of their size, and scores grow with every chunk:
-    over 4,096 tokens in chunks of 256 a process grew by 271 MiB, and so by 102.
-    """
-    if sys.platform != "linux":
-        return
-    # Other C libraries than glibc have no such function.
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
-
-
-def _cap_allocator(device: torch.device, limit_bytes: int) -> None:
-    """Cap torch's allocator at what the context and the libraries leave of the limit."""
-    torch.ones(1, device=device)
-    context = max(0, memory_now("cuda").bytes - torch.cuda.memory_reserved(device))
-    if context >= limit_bytes:
-        raise DoesNotFit(
-            f"The CUDA context alone holds {format_bytes(context)}, and the limit is "
-            f"{format_bytes(limit_bytes)}. Give a larger --budget, or choose --device cpu."
-        )
-    total = torch.cuda.mem_get_info(device)[1]
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes - context) / total), device)
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
