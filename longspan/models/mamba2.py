@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from longspan.kernels.causal_conv import causal_conv
-from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.ssd import ssd
+from longspan.kernels.ssd_norm_linear import ssd_norm_linear
+from longspan.kernels.ssd_norm_linear.reference import gated_norm
 from longspan.kernels.swiglu import swiglu
 from longspan.models.config import Mamba2Config
 from longspan.models.linear import Linear
+from longspan.models.residual import Residual, project
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm of y silu(z), with one mean square for each group of E / G channels.
-
-    It computes in float32: the product of two activations has twice their digits.
-    """
+    """RMSNorm of y silu(z), with one mean square for each group of E / G channels."""
 
     def __init__(self, width: int, *, groups: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -26,13 +26,7 @@ class GatedNorm(nn.Module):
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Gate and normalise y [B, L, E] by z [B, L, E]."""
-        if self.groups == 1:
-            return rms_norm(y, self.weight, eps=self.eps, gate=z, gate_first=True)
-        by_group = (*y.shape[:-1], self.groups, y.shape[-1] // self.groups)
-        return rms_norm(
-            y.view(by_group), self.weight.view(by_group[-2:]),
-            eps=self.eps, gate=z.view(by_group), gate_first=True,
-        ).flatten(-2)  # fmt: skip
+        return gated_norm(y, z, self.weight, self.groups, self.eps)
 
 
 class Mamba2(nn.Module):
@@ -41,6 +35,8 @@ class Mamba2(nn.Module):
     in_proj has the rows [z, x, B, C, dt]. `A` is stored as -exp(A_log); `A`, `D` and `dt_bias` are
     float32 in every bundle.
     """
+
+    reads_residual = True
 
     def __init__(self, config: Mamba2Config, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,22 +60,31 @@ class Mamba2(nn.Module):
         self.out_proj = Linear(inner, d_model, bias=bias, dtype=dtype)
 
     def forward(
-        self, x: torch.Tensor, state: dict[str, torch.Tensor]
+        self, x: torch.Tensor | Residual, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {conv [B, K-1, E + 2 G N], ssm float32 [B, H, N, P]}."""
         config = self.config
         groups, states, inner = config.n_groups, config.d_state, config.d_inner
-        z, u, dt = self.in_proj(x).split([inner, config.conv_channels, config.n_heads], dim=-1)
-        # As the tail will hold it, so that a cut changes nothing where the tail is narrower than u.
-        u = u.to(state["conv"].dtype).to(u.dtype)
-        u, conv = causal_conv(u, self.conv_weight, self.conv_bias, state["conv"], activation="silu")
+        z, u, dt, conv = project(
+            x, self.in_proj, self.conv_weight, self.conv_bias, state["conv"], first=inner
+        )
         u, B, C = torch.split(u, [inner, groups * states, groups * states], dim=-1)
         rows = u.shape[:-1]
-        y, ssm = ssd(
+        inputs = (
             u.view(*rows, config.n_heads, config.head_dim), dt, self.A,
             B.view(*rows, groups, states), C.view(*rows, groups, states),
-            D=self.D, dt_bias=self.dt_bias, dt_limit=config.dt_limit, state=state["ssm"],
         )  # fmt: skip
-        y = y.flatten(-2)
-        y = swiglu(z, y) if self.norm is None else self.norm(y, z)
-        return self.out_proj(y), {"conv": conv, "ssm": ssm}
+        options: dict[str, Any] = {
+            "D": self.D, "dt_bias": self.dt_bias,
+            "dt_limit": config.dt_limit, "state": state["ssm"],
+        }  # fmt: skip
+        norm, out_proj = self.norm, self.out_proj
+        if norm is None or not out_proj.weight.is_floating_point():
+            y, ssm = ssd(*inputs, **options)
+            y = y.flatten(-2)
+            out = out_proj(swiglu(z, y) if norm is None else norm(y, z))
+        else:
+            out, ssm = ssd_norm_linear(
+                *inputs, z, norm.weight, out_proj.weight, out_proj.bias, eps=norm.eps, **options
+            )
+        return out, {"conv": conv, "ssm": ssm}
