@@ -148,6 +148,7 @@ class Decoder(nn.Module):
             after |= {prefix + name: new[name] for name in names}
         assert residual.y is not None, "a model has at least one layer"
         x, y = _kept(residual.x, residual.y, keep)
+        del residual
         _, y = self.norm(x, y, self.compute)
         logits = linear(y, self.embedding if self.head is None else self.head)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after

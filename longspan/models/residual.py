@@ -1,11 +1,11 @@
 """The stream that layers add to, whose next reader takes the last sum and its norm at once.
 
-    residual = Residual(x, torch.bfloat16)
-    x = residual.normed(layer.norm)      # for a mixer that reads a tensor
-    residual.y, state = mixer(x, state)  # added by whoever reads next
+    residual = Residual(x, layer.norm, torch.bfloat16)
+    normed = residual.normed()                # for a mixer that reads a tensor
+    residual.y, state = mixer(normed, state)  # added by whoever reads next
 
-A mixer whose class says `reads_residual = True` takes the residual itself, and `project`s it: what
-comes before and after its first linear layer is one launch then, of one token.
+A mixer whose class says `reads_residual = True` takes the residual itself, and begins with
+`project`: sum, norm, linear layer and convolution, one launch for one token.
 """
 
 from __future__ import annotations
