@@ -19,6 +19,7 @@ from longspan.kernels.linear import linear
 from longspan.models.config import LayerConfig, ModelConfig
 from longspan.models.mixers import make_mixer
 from longspan.models.norm import make_norm
+from longspan.models.residual import Residual
 from longspan.tensors import CacheDType, DType, dtype_name
 
 State = dict[str, torch.Tensor]
@@ -44,7 +45,7 @@ def _kept(
 class Layer(nn.Module):
     """One residual block: a norm and a mixer.
 
-    The mixer's output is added to the residual by the norm of the next layer: one reading of both.
+    The mixer's output is added to the residual by the next layer: one reading of both.
     """
 
     def __init__(self, config: LayerConfig, model: ModelConfig, *, dtype: torch.dtype) -> None:
@@ -52,12 +53,14 @@ class Layer(nn.Module):
         self.norm = make_norm(model, dtype)
         self.mixer = make_mixer(config, model.d_model, dtype)
 
-    def forward(
-        self, x: torch.Tensor, state: State, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, State]:
-        """What the mixer makes of x [B, L, D], normalised, made of tokens int64 [B, L]."""
+    def forward(self, residual: Residual, state: State, tokens: torch.Tensor) -> State:
+        """Read a residual made of tokens int64 [B, L], and leave there what is to be added."""
+        residual.norm = self.norm
+        reads_residual = getattr(self.mixer, "reads_residual", False)
+        x = residual if reads_residual else residual.normed()
         asked = (tokens,) if getattr(self.mixer, "reads_tokens", False) else ()
-        result: tuple[torch.Tensor, State] = self.mixer(x, state, *asked)
+        residual.y, after = self.mixer(x, state, *asked)
+        result: State = after
         return result
 
 
@@ -140,8 +143,9 @@ class Decoder(nn.Module):
         """
         x = torch.nn.functional.embedding(tokens, self.embedding)
         x = x.to(torch.promote_types(self.compute, torch.float32))
-        # What is still to be added to x; then its norm, under the same name, so that it is freed.
-        y: torch.Tensor | None = None
+        residual = Residual(x, self.norm, self.compute)
+        # Held there alone, so that it is freed.
+        del x
         after: State = {}
         left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
@@ -149,11 +153,11 @@ class Decoder(nn.Module):
             kept = self.config.layer_state(i, self.state_dtype(), self.cache_dtype)
             names = [spec.name for spec in kept]
             past = {name: left.pop(prefix + name) for name in names}
-            x, y = layer.norm(x, y, self.compute)
-            y, new = layer(y, past, tokens)
+            new = layer(residual, past, tokens)
             after |= {prefix + name: new[name] for name in names}
-        assert y is not None, "a model has at least one layer"
-        x, y = _kept(x, y, keep)
+        assert residual.y is not None, "a model has at least one layer"
+        x, y = _kept(residual.x, residual.y, keep)
+        del residual
         _, y = self.norm(x, y, self.compute)
         logits = linear(y, self.embedding if self.head is None else self.head)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after

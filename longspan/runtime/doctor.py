@@ -21,7 +21,8 @@ from longspan.sizes import format_bytes
 
 OPS = (
     "add_norm", "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear",
-    "moe", "rms_norm", "rope", "selective_scan", "ssd", "swiglu", "window_attention",
+    "moe", "norm_linear_conv", "rms_norm", "rope", "selective_scan", "ssd", "ssd_norm_linear",
+    "swiglu", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
@@ -35,6 +36,7 @@ _CONBA_REASON = "ONNX Runtime has no operator for it: one token at a time"
 _MOE_REASON = "one expert at a time, for the tokens that were sent to it; of standard operations"
 _GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
 _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
+_PARTS_REASON = "the nodes of the ops that it is made of"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
@@ -46,6 +48,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
+        "norm_linear_conv": ("parts", _PARTS_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
@@ -53,6 +56,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
             "one token at a time in the cache; LinearAttention takes decays [L, E N] and is slower",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "ssd_norm_linear": ("parts", _PARTS_REASON),
         "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
@@ -65,6 +69,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
+        "norm_linear_conv": ("parts", _PARTS_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
@@ -72,6 +77,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
             "ONNX Runtime's recurrent kernel; a Scan would launch kernels for every token",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "ssd_norm_linear": ("parts", _PARTS_REASON),
         "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },

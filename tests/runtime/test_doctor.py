@@ -28,10 +28,12 @@ def test_the_cpu_report() -> None:
         "gla": "LinearAttention",
         "linear": "FusedMatMul",
         "moe": "Scan",
+        "norm_linear_conv": "parts",
         "rms_norm": "plain",
         "rope": "plain",
         "selective_scan": "Scan",
         "ssd": "LinearAttention",
+        "ssd_norm_linear": "parts",
         "swiglu": "plain",
         "window_attention": "plain",
     }

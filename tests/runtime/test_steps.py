@@ -194,7 +194,7 @@ def test_buffers_hold_what_each_familys_passes_give(checkpoint: Path) -> None:
     state: State = decoder.new_state(capacity=8)
     buffers = StepBuffers(decoder, state)
     buffers.fill_(state)
-    steps = TorchSteps(buffers, buffers.advance_, lambda: None)
+    steps = TorchSteps(buffers, buffers.advance_no_sync_, lambda: None)
     for token in (3, 1, 2, 2, 5):
         expected, state = one_token(decoder, token, state)
         np.testing.assert_array_equal(steps.step(token), expected)
