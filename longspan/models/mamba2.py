@@ -82,8 +82,10 @@ class Mamba2(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The same for many tokens, which need room: z is computed when the rest is gone."""
         config = self.config
-        u, dt = self.in_proj.part(x, slice(config.d_inner, None)).split(
-            [config.conv_channels, config.n_heads], dim=-1
+        u, dt = torch.split(
+            self.in_proj.part(x, slice(config.d_inner, None)),
+            [config.conv_channels, config.n_heads],
+            dim=-1,
         )
         # A view would keep the whole product.
         dt = dt.contiguous()
@@ -105,7 +107,7 @@ class Mamba2(nn.Module):
         """y [B, L, E] of x, B and C in u [B, L, E + 2 G N], and the next state."""
         config, rows = self.config, u.shape[:-1]
         groups, states = config.n_groups, config.d_state
-        x, B, C = u.split([config.d_inner, groups * states, groups * states], dim=-1)
+        x, B, C = torch.split(u, [config.d_inner, groups * states, groups * states], dim=-1)
         y, ssm = ssd(
             x.view(*rows, config.n_heads, config.head_dim), dt, self.A,
             B.view(*rows, groups, states), C.view(*rows, groups, states),
