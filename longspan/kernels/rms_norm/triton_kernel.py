@@ -99,7 +99,7 @@ def rms_norm(
     y = x if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
     rows = flat.shape[0] * flat.shape[1]
     block = row_block(width, neighbours=16 // min(x.element_size(), 4))
-    _rms_norm[(triton.cdiv(rows, block["ROWS"]),)](
+    _rms_norm[(-(-rows // block["ROWS"]),)](
         flat,
         weight,
         gates,

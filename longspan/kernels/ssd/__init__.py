@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from longspan.kernels.checks import require_dtype, require_shape
+from longspan.kernels.checks import require_dtype, require_shapes
 from longspan.kernels.choice import implementation
 
 __all__ = ["ssd"]
@@ -82,7 +82,8 @@ def check_dual(
     require_dtype(op, "A", A, torch.float32)
     require_dtype(op, "B", B, x.dtype)
     require_dtype(op, "C", C, x.dtype)
-    for name, tensor, shape in (
+    require_shapes(
+        op,
         ("dt", dt, (batch, length, heads)),
         ("A", A, (heads,)),
         ("B", B, (batch, length, groups, states)),
@@ -90,9 +91,7 @@ def check_dual(
         ("D", D, (heads,) if D is None or D.dim() == 1 else (heads, width)),
         ("dt_bias", dt_bias, (heads,)),
         ("state", state, (batch, heads, states, width)),
-    ):
-        if tensor is not None:
-            require_shape(op, name, tensor, shape)
+    )
     if heads % groups != 0:
         raise ValueError(f"{op}: B has {groups} groups for {heads} heads; groups must divide heads")
     if not 0.0 <= dt_limit[0] <= dt_limit[1]:
