@@ -60,6 +60,7 @@ def make_plan(
     tokenizer_file_bytes: int = 0,
     beside: tuple[PlanItem, ...] = (),
     no_step_graph: str | None = None,
+    baseline_source: str = "measured in this process",
 ) -> Plan:
     """Divide a budget.
 
@@ -76,6 +77,7 @@ def make_plan(
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
         beside: what else the process will hold on the device.
         no_step_graph: why a step cannot be recorded; None where it can.
+        baseline_source: where `baseline_bytes` are from, in words.
 
     Returns:
         The plan, which may not fit: then its chunk is the smallest.
@@ -84,7 +86,9 @@ def make_plan(
         BadInput: the bundle tells nothing about `engine`, or a number is out of its range.
     """
     _check(manifest, engine, tokens, cache_entries, chunk_tokens)
-    baseline, *own = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+    baseline, *own = fixed_items(
+        manifest, engine, baseline_bytes, tokenizer_file_bytes, baseline_source
+    )
 
     def divided(*more: PlanItem) -> Plan:
         fixed = (baseline, *beside, *own, *more)

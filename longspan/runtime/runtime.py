@@ -16,7 +16,7 @@ from longspan.engines import BackendName, Device
 from longspan.errors import DoesNotFit
 from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
-from longspan.runtime.baseline import measure_baseline
+from longspan.runtime.baseline import MEASURED_NOW, known_baseline, measure_baseline
 from longspan.runtime.budget import Budget
 from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.device_memory import free_bytes, memory_now
@@ -64,7 +64,10 @@ def plan_bundle(
     """
     choice = choose_engine(device=device, backend=backend)
     small = None if draft is None else _opened(draft)
-    plan, _ = _plans(_opened(bundle), small, choice, budget, chunk_tokens, tokens, cache_entries)
+    found, baseline = _opened(bundle), known_baseline(choice.engine)
+    plan, _ = _plans(
+        found, small, choice, budget, chunk_tokens, tokens, cache_entries, baseline=baseline
+    )
     return plan
 
 
@@ -108,7 +111,10 @@ def load(
     """
     found, small = _opened(bundle), None if draft is None else _opened(draft)
     choice = choose_engine(device=device, backend=backend)
-    plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens, tokens, cache_entries)
+    baseline = measure_baseline(choice.engine), MEASURED_NOW
+    plan, draft_plan = _plans(
+        found, small, choice, budget, chunk_tokens, tokens, cache_entries, baseline=baseline
+    )
     require_fit(plan)
     _require_room(plan, choice.device)
     with ExitStack() as stack:
@@ -207,6 +213,8 @@ def _plans(
     chunk_tokens: int | None,
     tokens: int | None,
     cache_entries: int | None,
+    *,
+    baseline: tuple[int, str],
 ) -> tuple[Plan, Plan | None]:
     """The plan with all that will be loaded, and the draft model's own."""
     if budget is None:
@@ -214,13 +222,25 @@ def _plans(
     elif not isinstance(budget, Budget):
         budget = Budget(budget)
     if draft is None:
-        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries), None
+        return _plan(
+            bundle, choice, budget, chunk_tokens, tokens, cache_entries, baseline=baseline
+        ), None
     require_fixed_state(draft)
 
     def beside(no_step_graph: str | None) -> tuple[Plan, Plan]:
-        small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, no_step_graph=no_step_graph)
+        small = _plan(
+            draft,
+            choice,
+            budget,
+            DRAFT_CHUNK_TOKENS,
+            baseline=baseline,
+            no_step_graph=no_step_graph,
+        )
         items = draft_items(bundle.manifest, draft, small)
-        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, items), small
+        large = _plan(
+            bundle, choice, budget, chunk_tokens, tokens, cache_entries, items, baseline=baseline
+        )
+        return large, small
 
     found = beside(None)
     return (
@@ -237,6 +257,7 @@ def _plan(
     cache_entries: int | None = None,
     beside: tuple[PlanItem, ...] = (),
     *,
+    baseline: tuple[int, str],
     no_step_graph: str | None = None,
 ) -> Plan:
     tokenizer = bundle.tokenizer_path
@@ -244,7 +265,8 @@ def _plan(
         bundle.manifest,
         engine=choice.engine,
         budget_bytes=budget.bytes,
-        baseline_bytes=measure_baseline(choice.engine),
+        baseline_bytes=baseline[0],
+        baseline_source=baseline[1],
         tokens=tokens,
         cache_entries=cache_entries,
         chunk_tokens=chunk_tokens,
