@@ -1,9 +1,12 @@
 """ONNX Runtime's steps: a token, its logits, and the state twice, all at fixed addresses.
 
-A step reads one of the two states and writes the other, and the next goes back: nothing is bound or
-copied between them, and on CUDA each direction may be recorded once as a CUDA graph. ONNX Runtime
-records at the third run over a binding, and makes the two before itself, inside the first call;
-they write what they do not read, so a run more changes nothing.
+A step reads one of the two states and writes the other, and the next goes back: nothing is copied
+between them, and on CUDA each direction may be recorded once as a CUDA graph. ONNX Runtime records
+at the third run over a binding, and makes the two before itself, inside the first call; they write
+what they do not read, so a run more changes nothing.
+
+A binding is kept, but for a session on CUDA that computes lengths and counters on the host: it
+copies what they read there when it is bound, not when it runs.
 
     steps = OnnxSteps(StepBuffers(session, specs, vocab_size=4096, device="cpu"), state)
 """
@@ -48,6 +51,7 @@ class StepBuffers:
     ) -> None:
         self.specs = tuple(specs)
         self._session, self._device, self._recorded = session, device, recorded
+        self._keeps_bindings = recorded or device == "cpu"
         self._token = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 1), np.int64), device, 0)
         self._logits: ort.OrtValue | None = None
         self._host_logits = np.empty(vocab_size, np.float32)
@@ -64,7 +68,7 @@ class StepBuffers:
             BudgetExceeded: the device's allocator refused to pass its limit.
         """
         self._token.update_inplace(np.array([[token]], np.int64))
-        if start is not None or self._states[into] is None:
+        if start is not None or self._states[into] is None or not self._keeps_bindings:
             self._read_once(self._other(into) if start is None else start, into)
         else:
             if self._bindings[into] is None:
