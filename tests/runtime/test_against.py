@@ -29,8 +29,8 @@ CPU: dict[str, Any] = {"device": "cpu", "backend": "onnx"}
             "transformers",
             "nowhere",
             (
-                "nowhere has no config.json, so transformers cannot read it. Name the folder of the "
-                "checkpoint with --checkpoint."
+                "nowhere has no config.json, so transformers cannot read it. Name the folder of "
+                "the checkpoint with --checkpoint."
             ),
         ),
     ],
