@@ -7,9 +7,6 @@ then the text does. Where it is not known, the chunk comes first, the largest th
 `LEAST_CAPACITY` entries, then the largest capacity that fits beside that chunk, up to
 `MOST_CAPACITY`.
 
-Where nothing fits with keys and values in the dtype of the weights, and int8 is allowed, they are
-kept so (`longspan.runtime.int8_caches`): chunk, capacity, int8, refusal is the order of choices.
-
 Where an engine can record a step and replay it, the plan has room for that if no chunk of
 `STEP_CHUNK_TOKENS` or fewer must shrink for it: such chunks cost more than the recording gives.
 
@@ -21,13 +18,13 @@ require_fit(plan)         # or DoesNotFit, with the arithmetic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.errors import BadInput
 from longspan.models.config import CacheUse
-from longspan.runtime.int8_caches import CacheChoice, choose_caches
+from longspan.runtime.int8_caches import CacheChoice, choose_caches, held_in_int8
 from longspan.runtime.plan_choices import Choice, capacity_choice, chunk_choice, step_choice
 from longspan.runtime.plan_items import (
     PlanItem,
@@ -38,6 +35,7 @@ from longspan.runtime.plan_items import (
     sum_bytes,
 )
 from longspan.runtime.plan_result import RESERVE_ENTRIES, Plan, require_fit
+from longspan.runtime.plan_weights import PlacedWeights
 from longspan.sizes import format_bytes
 
 __all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "replanned", "require_fit"]
@@ -52,6 +50,23 @@ LEAST_CAPACITY = 4 * RESERVE_ENTRIES
 MOST_CAPACITY = 2**17
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What `make_plan` was asked, but for the model and its caches' dtype."""
+
+    engine: Engine
+    budget_bytes: int
+    baseline_bytes: int
+    tokens: int | None
+    cache_entries: int | None
+    chunk_tokens: int | None
+    tokenizer_file_bytes: int
+    beside: tuple[PlanItem, ...]
+    no_step_graph: str | None
+    baseline_source: str
+    weights: PlacedWeights | None
+
+
 def make_plan(
     manifest: Manifest,
     *,
@@ -64,7 +79,9 @@ def make_plan(
     tokenizer_file_bytes: int = 0,
     beside: tuple[PlanItem, ...] = (),
     no_step_graph: str | None = None,
+    baseline_source: str = "measured in this process",
     cache_dtype: CacheChoice | None = None,
+    weights: PlacedWeights | None = None,
 ) -> Plan:
     """Divide a budget.
 
@@ -81,8 +98,10 @@ def make_plan(
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
         beside: what else the process will hold on the device.
         no_step_graph: why a step cannot be recorded; None where it can.
+        baseline_source: where `baseline_bytes` are from, in words.
         cache_dtype: "int8" for keys and values in int8, "auto" for that where nothing fits without
             it; None for the manifest's dtype.
+        weights: where they lie, on torch-cuda; None for all of them on the device.
 
     Returns:
         The plan, which may not fit: then its chunk is the smallest.
@@ -91,47 +110,49 @@ def make_plan(
         BadInput: the bundle tells nothing about `engine`, a number is out of its range, or the
             engine or the model cannot have caches in int8.
     """
-    _check(manifest, engine, tokens, cache_entries, chunk_tokens)
+    request = _Request(
+        engine=engine,
+        budget_bytes=budget_bytes,
+        baseline_bytes=baseline_bytes,
+        tokens=tokens,
+        cache_entries=cache_entries,
+        chunk_tokens=chunk_tokens,
+        tokenizer_file_bytes=tokenizer_file_bytes,
+        beside=beside,
+        no_step_graph=no_step_graph,
+        baseline_source=baseline_source,
+        weights=weights,
+    )
+    _check(manifest, request)
+    return choose_caches(cache_dtype, manifest, engine, lambda held: _planned(held, request))
 
-    def planned(held: Manifest) -> Plan:
-        return _planned(
-            held, engine, budget_bytes, baseline_bytes, tokens, cache_entries, chunk_tokens,
-            tokenizer_file_bytes, beside, no_step_graph,
-        )  # fmt: skip
 
-    return choose_caches(cache_dtype, manifest, engine, planned)
-
-
-def _planned(
-    manifest: Manifest,
-    engine: Engine,
-    budget_bytes: int,
-    baseline_bytes: int,
-    tokens: int | None,
-    cache_entries: int | None,
-    chunk_tokens: int | None,
-    tokenizer_file_bytes: int,
-    beside: tuple[PlanItem, ...],
-    no_step_graph: str | None,
-) -> Plan:
-    """The plan for a state as `manifest` has it; the rest is as for `make_plan`."""
-    baseline, *own = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+def _planned(manifest: Manifest, request: _Request) -> Plan:
+    """The plan for a state as `manifest` has it."""
+    engine, weights = request.engine, request.weights
+    baseline, *own = fixed_items(
+        manifest,
+        engine,
+        request.baseline_bytes,
+        request.tokenizer_file_bytes,
+        request.baseline_source,
+        weights,
+    )
 
     def divided(*more: PlanItem) -> Plan:
-        fixed = (baseline, *beside, *own, *more)
-        return _divide(manifest, engine, budget_bytes, fixed, tokens, cache_entries, chunk_tokens)
+        return _divide(manifest, request, (baseline, *request.beside, *own, *more))
 
     def launched(plan: Plan, reason: str) -> Plan:
         choices = (*plan.choices, step_choice(recorded=False, why=reason))
         return replace(plan, step_reason=reason, choices=choices)
 
     plain, steps = divided(), step_items(manifest, engine)
-    if not steps:
+    if not steps or (weights is not None and weights.pinned_bytes):
         return plain
-    if no_step_graph is not None:
-        return launched(plain, no_step_graph)
+    if request.no_step_graph is not None:
+        return launched(plain, request.no_step_graph)
     recorded, size = divided(*steps), format_bytes(sum_bytes(steps))
-    least = chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
+    least = request.chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
     if not recorded.fits or recorded.chunk_tokens < least:
         reason = f"a recorded one takes {size}, which chunks of {least:,} tokens do not leave"
         return launched(plain, reason)
@@ -159,6 +180,8 @@ def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
         The plan, which may not fit: then its chunk is the smallest.
     """
     engine, capacity = plan.engine, plan.capacity
+    if plan.cache_dtype is not None:
+        manifest = held_in_int8(manifest, engine)
     moving = chunk_items(manifest, engine, plan.chunk_tokens, capacity)
     fixed = tuple(item for item in plan.items if item not in moving)
 
@@ -186,16 +209,10 @@ def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
     )
 
 
-def _divide(
-    manifest: Manifest,
-    engine: Engine,
-    budget_bytes: int,
-    fixed: tuple[PlanItem, ...],
-    tokens: int | None,
-    cache_entries: int | None,
-    chunk_tokens: int | None,
-) -> Plan:
-    """The plan beside `fixed`; the rest is as for `make_plan`."""
+def _divide(manifest: Manifest, request: _Request, fixed: tuple[PlanItem, ...]) -> Plan:
+    """The plan beside `fixed`."""
+    engine, budget_bytes = request.engine, request.budget_bytes
+    tokens, chunk_tokens = request.tokens, request.chunk_tokens
 
     def items_at(chunk: int, capacity: int) -> tuple[PlanItem, ...]:
         caches = cache_items(manifest, engine, capacity)
@@ -209,7 +226,7 @@ def _divide(
         return _last(most, lambda capacity: total_at(chunk, capacity) <= budget_bytes)
 
     grows = manifest.cache_entry_bytes > 0
-    use, known = CacheUse.of(manifest.config), cache_entries
+    use, known = CacheUse.of(manifest.config), request.cache_entries
     if known is None and tokens is not None:
         known = use.entries_after(tokens)
     capacity = _capacity(known, tokens) if grows else 0
@@ -258,13 +275,8 @@ def _capacity_choice(capacity: int, known: int | None, *, beside: int) -> Choice
     )
 
 
-def _check(
-    manifest: Manifest,
-    engine: Engine,
-    tokens: int | None,
-    cache_entries: int | None,
-    chunk_tokens: int | None,
-) -> None:
+def _check(manifest: Manifest, request: _Request) -> None:
+    engine = request.engine
     if engine not in manifest.chunk_bytes:
         known = ", ".join(sorted(manifest.chunk_bytes)) or "none"
         raise BadInput(
@@ -272,9 +284,9 @@ def _check(
             "another --device or --backend, or export the checkpoint again."
         )
     for name, value, least in (
-        ("tokens", tokens, 1),
-        ("cache_entries", cache_entries, 0),
-        ("chunk_tokens", chunk_tokens, 1),
+        ("tokens", request.tokens, 1),
+        ("cache_entries", request.cache_entries, 0),
+        ("chunk_tokens", request.chunk_tokens, 1),
     ):
         if value is not None and value < least:
             raise BadInput(f"{name} is {value}; it must be {least} or more.")

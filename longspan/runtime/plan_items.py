@@ -130,16 +130,18 @@ def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[Plan
 
 
 def fixed_items(
-    manifest: Manifest, engine: Engine, baseline_bytes: int, tokenizer_file_bytes: int
+    manifest: Manifest,
+    engine: Engine,
+    baseline_bytes: int,
+    tokenizer_file_bytes: int,
+    baseline_source: str = "measured in this process",
 ) -> tuple[PlanItem, ...]:
     """Everything that depends neither on the chunk nor on the length of the document."""
     device = device_of(engine)
     baseline = "interpreter and libraries" if device == "cpu" else "CUDA context and libraries"
     logits = manifest.config.vocab_size * LOGITS_BYTES_PER_TOKEN_ID[device]
     items = [
-        PlanItem(
-            name=baseline, bytes=baseline_bytes, source="measured in this process", stage="before"
-        ),
+        PlanItem(name=baseline, bytes=baseline_bytes, source=baseline_source, stage="before"),
         *_weights(manifest, engine),
         _state(manifest, engine),
         PlanItem(name="logits and sampling", bytes=logits),
