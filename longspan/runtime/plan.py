@@ -33,6 +33,7 @@ from longspan.runtime.plan_items import (
     sum_bytes,
 )
 from longspan.runtime.plan_result import RESERVE_ENTRIES, Plan, require_fit
+from longspan.runtime.plan_weights import PlacedWeights
 from longspan.sizes import format_bytes
 
 __all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "require_fit"]
@@ -59,6 +60,7 @@ def make_plan(
     tokenizer_file_bytes: int = 0,
     beside: tuple[PlanItem, ...] = (),
     no_step_graph: str | None = None,
+    weights: PlacedWeights | None = None,
 ) -> Plan:
     """Divide a budget.
 
@@ -75,6 +77,7 @@ def make_plan(
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
         beside: what else the process will hold on the device.
         no_step_graph: why a step cannot be recorded; None where it can.
+        weights: where they lie, on torch-cuda; None for all of them on the device.
 
     Returns:
         The plan, which may not fit: then its chunk is the smallest.
@@ -83,14 +86,14 @@ def make_plan(
         BadInput: the bundle tells nothing about `engine`, or a number is out of its range.
     """
     _check(manifest, engine, tokens, cache_entries, chunk_tokens)
-    baseline, *own = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+    baseline, *own = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes, weights)
 
     def divided(*more: PlanItem) -> Plan:
         fixed = (baseline, *beside, *own, *more)
         return _divide(manifest, engine, budget_bytes, fixed, tokens, cache_entries, chunk_tokens)
 
     plain, steps = divided(), step_items(manifest, engine)
-    if not steps:
+    if not steps or (weights is not None and weights.layers):
         return plain
     if no_step_graph is not None:
         return replace(plain, step_reason=no_step_graph)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
+from longspan.runtime.plan_weights import PlacedWeights
 from longspan.tensors import DTYPE_BYTES
 
 MIB = 2**20
@@ -115,7 +116,11 @@ def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[Plan
 
 
 def fixed_items(
-    manifest: Manifest, engine: Engine, baseline_bytes: int, tokenizer_file_bytes: int
+    manifest: Manifest,
+    engine: Engine,
+    baseline_bytes: int,
+    tokenizer_file_bytes: int,
+    weights: PlacedWeights | None = None,
 ) -> tuple[PlanItem, ...]:
     """Everything that depends neither on the chunk nor on the length of the document."""
     device = device_of(engine)
@@ -123,7 +128,7 @@ def fixed_items(
     logits = manifest.config.vocab_size * LOGITS_BYTES_PER_TOKEN_ID[device]
     items = [
         PlanItem(name=baseline, bytes=baseline_bytes),
-        *_weights(manifest, engine),
+        *(_weights(manifest, engine) if weights is None else _placed(weights)),
         PlanItem(
             name=f"state, {STATE_COPIES[device]} copies",
             bytes=STATE_COPIES[device] * manifest.state_bytes,
@@ -143,6 +148,15 @@ def fixed_items(
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
         items.append(PlanItem(name="tokenizer and text", bytes=tokenizer))
     return tuple(items)
+
+
+def _placed(weights: PlacedWeights) -> list[PlanItem]:
+    """The weights as torch-cuda holds them."""
+    items = [PlanItem(name="weights, on the device", bytes=weights.resident_bytes)]
+    if weights.layers:
+        name = "two slots for streamed weights"
+        items.append(PlanItem(name=name, bytes=weights.slots_bytes))
+    return items
 
 
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:

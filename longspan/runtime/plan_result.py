@@ -42,6 +42,8 @@ class Plan:
         tokens: length of the document that was planned for, if it is known.
         step_graph: whether answers replay a step that was recorded once.
         step_reason: why, in words.
+        streamed_layers: whose weights wait in pinned host memory, and pass through two slots.
+        pinned_host_bytes: of host memory, beside the budget of the device.
     """
 
     engine: Engine
@@ -57,6 +59,8 @@ class Plan:
     tokens: int | None = None
     step_graph: bool = False
     step_reason: str = "the engine has no recorded steps"
+    streamed_layers: tuple[int, ...] = ()
+    pinned_host_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -79,6 +83,8 @@ class Plan:
             "capacity": self.capacity,
             "step_graph": self.step_graph,
             "step_reason": self.step_reason,
+            "streamed_layers": len(self.streamed_layers),
+            "pinned_host_bytes": self.pinned_host_bytes,
             "items": [{"name": item.name, "bytes": item.bytes} for item in self.items],
         }
         if fit:

@@ -18,6 +18,7 @@ from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.budget import Budget
 from longspan.runtime.byte_tokens import bundle_tokenizer
+from longspan.runtime.device_memory import free_bytes
 from longspan.runtime.documents import Source, open_document
 from longspan.runtime.drafting import CHUNK_TOKENS as DRAFT_CHUNK_TOKENS
 from longspan.runtime.drafting import Draft, draft_items, require_fixed_state
@@ -26,6 +27,9 @@ from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.memory import entries_of
 from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import PlanItem
+from longspan.runtime.plan_streaming import choose_placement, require_host_memory
+from longspan.runtime.plan_weights import PlacedWeights, place_weights, weight_sizes
+from longspan.runtime.rates import measure_rates, shares_host_memory
 from longspan.runtime.recording import why_not_recorded
 from longspan.runtime.room import Room
 
@@ -106,26 +110,28 @@ def load(
     choice = choose_engine(device=device, backend=backend)
     plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens, tokens, cache_entries)
     require_fit(plan)
+    require_host_memory(plan, free_bytes("cpu"))
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
 
-        def opened(model: Bundle, limit_bytes: int, capacity: int, step_graph: bool) -> Backend:
+        def opened(model: Bundle, model_plan: Plan, limit_bytes: int) -> Backend:
             opened_backend = open_backend(
                 model,
                 engine=plan.engine,
                 memory_limit_bytes=limit_bytes,
                 threads=threads,
-                capacity=capacity,
-                step_graph=step_graph,
+                capacity=model_plan.capacity,
+                step_graph=model_plan.step_graph,
+                streamed_layers=model_plan.streamed_layers,
             )
             stack.callback(opened_backend.close)
             return opened_backend
 
         helper = None
         if small is not None and draft_plan is not None:
-            drafting = opened(small, draft_plan.total_bytes, 0, draft_plan.step_graph)
+            drafting = opened(small, draft_plan, draft_plan.total_bytes)
             helper = Draft(bundle=small, plan=draft_plan, backend=drafting)
-        answering = opened(found, plan.budget_bytes, plan.capacity, plan.step_graph)
+        answering = opened(found, plan, plan.budget_bytes)
         return Runtime(found, plan, answering, watch, stack.pop_all(), helper)
 
 
@@ -197,7 +203,9 @@ def _plans(
     require_fixed_state(draft)
 
     def beside(no_step_graph: str | None) -> tuple[Plan, Plan]:
-        small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, no_step_graph=no_step_graph)
+        small = _plan(
+            draft, choice, budget, DRAFT_CHUNK_TOKENS, no_step_graph=no_step_graph, streams=False
+        )
         items = draft_items(bundle.manifest, draft, small)
         return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, items), small
 
@@ -217,17 +225,36 @@ def _plan(
     beside: tuple[PlanItem, ...] = (),
     *,
     no_step_graph: str | None = None,
+    streams: bool = True,
 ) -> Plan:
-    tokenizer = bundle.tokenizer_path
-    return make_plan(
-        bundle.manifest,
-        engine=choice.engine,
-        budget_bytes=budget.bytes,
-        baseline_bytes=measure_baseline(choice.engine),
-        tokens=tokens,
-        cache_entries=cache_entries,
+    tokenizer, manifest = bundle.tokenizer_path, bundle.manifest
+    baseline_bytes = measure_baseline(choice.engine)
+
+    def remake(weights: PlacedWeights | None, chunk: int | None) -> Plan:
+        return make_plan(
+            manifest,
+            engine=choice.engine,
+            budget_bytes=budget.bytes,
+            baseline_bytes=baseline_bytes,
+            tokens=tokens,
+            cache_entries=cache_entries,
+            chunk_tokens=chunk,
+            tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
+            beside=beside,
+            no_step_graph=no_step_graph or why_not_recorded(manifest, choice.engine),
+            weights=weights,
+        )
+
+    if choice.engine != "torch-cuda":
+        return remake(None, chunk_tokens)
+    sizes = weight_sizes(bundle.weights_path)
+    if not streams or shares_host_memory():
+        return remake(place_weights(sizes, ()), chunk_tokens)
+    return choose_placement(
+        remake,
+        sizes,
+        lambda: measure_rates(manifest.dtype),
+        parameters=manifest.parameters,
         chunk_tokens=chunk_tokens,
-        tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
-        beside=beside,
-        no_step_graph=no_step_graph or why_not_recorded(bundle.manifest, choice.engine),
+        tokens=tokens,
     )

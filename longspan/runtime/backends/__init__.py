@@ -90,6 +90,7 @@ def open_backend(
     threads: int | None = None,
     capacity: int = 0,
     step_graph: bool = False,
+    streamed_layers: Sequence[int] = (),
 ) -> Backend:
     """Load the model of `bundle` on `engine`.
 
@@ -104,22 +105,29 @@ def open_backend(
             more tokens than there is room for.
         step_graph: CUDA: whether steps may be recorded once and replayed, which takes memory
             (`Plan.step_graph`).
+        streamed_layers: torch-cuda: layers whose weights wait in pinned host memory
+            (`Plan.streamed_layers`).
 
     Raises:
         BadBundle: weights or graph cannot be loaded.
         DoesNotFit: the limit is smaller than what the libraries hold before any model.
         MissingExtra: the engine needs torch, and torch is not installed.
     """
-    backend: type[Backend]
     if engine in ("torch-cpu", "torch-cuda"):
         from longspan.runtime.backends.torch import TorchBackend
 
-        backend = TorchBackend
-    else:
-        from longspan.runtime.backends.onnx import OnnxBackend
+        return TorchBackend(
+            bundle,
+            engine=engine,
+            memory_limit_bytes=memory_limit_bytes,
+            threads=threads,
+            capacity=capacity,
+            step_graph=step_graph,
+            streamed_layers=streamed_layers,
+        )
+    from longspan.runtime.backends.onnx import OnnxBackend
 
-        backend = OnnxBackend
-    return backend(
+    return OnnxBackend(
         bundle,
         engine=engine,
         memory_limit_bytes=memory_limit_bytes,

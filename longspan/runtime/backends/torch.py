@@ -1,7 +1,7 @@
 """The torch backend: the `Decoder` itself, with Triton's kernels on CUDA.
 
-Weights go one tensor at a time from the bundle to the device; on the CPU they stay mapped from
-the file, so there is one copy. On the CPU arithmetic is float32 whatever the weights' dtype.
+Weights lie where `longspan.runtime.backends.torch_weights` puts them; there is one copy. On the
+CPU arithmetic is float32 whatever the weights' dtype.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from longspan.tensors import TensorSpec
 
 try:
     import torch
-    from safetensors import safe_open
 except ModuleNotFoundError as error:
     raise MissingExtra(needed_for="The torch backend", package="torch", extra="cuda") from error
 
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.torch_steps import Stepper
+from longspan.runtime.backends.torch_weights import Weights, read_weights
 
 # glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
@@ -51,10 +51,12 @@ class TorchBackend:
             the whole process.
         capacity: entries of each cache.
         step_graph: CUDA: whether a step is recorded once and replayed.
+        streamed_layers: CUDA: layers whose weights wait in pinned host memory; a step is not
+            recorded then.
 
     Raises:
         BadBundle: the weights do not match the manifest.
-        DoesNotFit: the CUDA context alone passes the limit.
+        DoesNotFit: the CUDA context alone passes the limit, or host memory cannot be pinned.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TorchBackend:
         threads: int | None,
         capacity: int,
         step_graph: bool = False,
+        streamed_layers: Sequence[int] = (),
     ) -> None:
         self.engine = engine
         self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
@@ -76,11 +79,15 @@ class TorchBackend:
             _return_large_blocks()
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             _cap_allocator(self._device, memory_limit_bytes)
-        self._decoder: Decoder | None = _load(bundle, self._device)
+        self._weights = read_weights(
+            bundle.weights_path, self._device, streamed_layers=streamed_layers
+        )
+        self._decoder: Decoder | None = _load(bundle, self._weights, self._device)
         self._stepper: Stepper | None = None
         if self._device.type == "cuda":
             keep = not bundle.manifest.cache_entry_bytes
-            self._stepper = Stepper(self._decoder, graph=step_graph, keep=keep)
+            recorded = step_graph and not streamed_layers
+            self._stepper = Stepper(self._decoder, graph=recorded, keep=keep)
 
     def new_state(self) -> State:
         """Zeros on the device."""
@@ -140,6 +147,8 @@ class TorchBackend:
         """Free the model, and give torch's spare memory back to the device."""
         self._decoder = self._stepper = None
         if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            self._weights.close()
             torch.cuda.empty_cache()
 
 
@@ -155,21 +164,20 @@ def run_tiny_model() -> None:
     decoder(torch.zeros(1, tokens, dtype=torch.int64), None, state)
 
 
-def _load(bundle: Bundle, device: torch.device) -> Decoder:
-    """A decoder whose parameters are the file's tensors; nothing is allocated twice."""
+def _load(bundle: Bundle, weights: Weights, device: torch.device) -> Decoder:
+    """A decoder whose parameters are these weights; nothing is allocated twice."""
     dtype = getattr(torch, bundle.manifest.dtype)
     compute = torch.float32 if device.type == "cpu" else dtype
     with torch.device("meta"):
         decoder = Decoder(bundle.manifest.config, dtype=dtype, compute=compute)
-    with safe_open(str(bundle.weights_path), framework="pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
-        decoder.load_state_dict(tensors, assign=True)
+        decoder.load_state_dict(weights.tensors, assign=True)
     except RuntimeError as error:
         raise BadBundle(
             f"{bundle.weights_path} does not hold the tensors that the manifest describes: "
             f"{error}. Export the checkpoint again."
         ) from error
+    weights.follow(decoder)
     return decoder.requires_grad_(False).eval()
 
 

@@ -1,0 +1,246 @@
+"""Where weights lie under a budget: bytes by place, the fastest split, and the refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from test_plan import MANIFEST
+
+from longspan.errors import DoesNotFit
+from longspan.runtime.plan import Plan, make_plan, require_fit
+from longspan.runtime.plan_items import MIB, PlanItem
+from longspan.runtime.plan_streaming import (
+    MOST_CHUNK_TOKENS,
+    USEFUL_CHUNK_TOKENS,
+    Rates,
+    choose_placement,
+    chunk_sizes,
+    most_resident,
+    require_host_memory,
+)
+from longspan.runtime.plan_weights import (
+    PlacedWeights,
+    WeightSizes,
+    aligned,
+    place_weights,
+    weight_sizes,
+)
+
+# As of a model of 64 equal layers.
+SIZES = WeightSizes(mixers=(80 * MIB,) * 64, tables=256 * MIB, rest=MIB)
+# An H100's.
+RATES = Rates(copied_bytes=55e9, operations=600e12)
+PARAMETERS = 2_700_000_000
+uneven = st.lists(st.integers(1, 50), min_size=1, max_size=12).map(
+    lambda mixers: WeightSizes(mixers=tuple(mixers), tables=7, rest=1)
+)
+
+
+def remake_under(budget_bytes: int) -> Callable[[PlacedWeights, int | None], Plan]:
+    """Plans of the tests' small model, whose weights are taken to be larger than they are."""
+
+    def remake(weights: PlacedWeights, chunk_tokens: int | None) -> Plan:
+        return make_plan(
+            MANIFEST,
+            engine="torch-cuda",
+            budget_bytes=budget_bytes,
+            baseline_bytes=700 * MIB,
+            tokens=None,
+            chunk_tokens=chunk_tokens,
+            weights=weights,
+        )
+
+    return remake
+
+
+def planned(budget_bytes: int, *, rates: Rates = RATES, chunk_tokens: int | None = None) -> Plan:
+    return choose_placement(
+        remake_under(budget_bytes),
+        SIZES,
+        lambda: rates,
+        parameters=PARAMETERS,
+        chunk_tokens=chunk_tokens,
+        tokens=None,
+    )
+
+
+@given(sizes=uneven, data=st.data())
+def test_every_byte_has_one_place(sizes: WeightSizes, data: st.DataObject) -> None:
+    layers = len(sizes.mixers)
+    resident = data.draw(st.integers(0, layers))
+    streamed = sizes.spread(resident=resident)
+    assert len(set(streamed)) == layers - resident
+    assert all(0 <= index < layers for index in streamed)
+    placed = place_weights(sizes, streamed)
+    waiting = placed.pinned_bytes
+    assert placed.resident_bytes + waiting == sum(sizes.mixers) + sizes.tables + sizes.rest
+    assert placed.device_bytes == placed.resident_bytes + placed.slots_bytes
+    assert placed.slots_bytes == min(2, len(streamed)) * max(
+        (sizes.mixers[index] for index in streamed), default=0
+    )
+    assert placed.tables_bytes == (sizes.tables if streamed else 0)
+
+
+@pytest.mark.parametrize(
+    ("resident", "streamed"),
+    [(0, (0, 1, 2, 3, 4, 5)), (3, (0, 2, 4)), (4, (0, 3)), (5, (0,)), (6, ())],
+)
+def test_layers_that_stay_stand_evenly_between_those_that_stream(
+    resident: int, streamed: tuple[int, ...]
+) -> None:
+    sizes = WeightSizes(mixers=(1,) * 6, tables=0, rest=0)
+    assert sizes.spread(resident=resident) == streamed
+
+
+@given(sizes=uneven, device_bytes=st.integers(0, 700))
+def test_the_most_layers_stay_that_fit(sizes: WeightSizes, device_bytes: int) -> None:
+    found = most_resident(sizes, device_bytes)
+    layers = len(sizes.mixers)
+    better = [
+        place_weights(sizes, sizes.spread(resident=count))
+        for count in range(layers - len(found.layers) + 1, layers - 2)
+    ]
+    assert len(found.layers) >= min(3, layers)
+    assert all(each.device_bytes > device_bytes for each in better)
+
+
+def test_sizes_come_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    tensors = {
+        "embedding": torch.zeros(5, 3, dtype=torch.bfloat16),
+        "head": torch.zeros(5, 3),
+        "norm.weight": torch.zeros(3),
+        "layers.0.norm.weight": torch.zeros(3),
+        "layers.0.mixer.in_proj.weight": torch.zeros(100, 3, dtype=torch.uint8),
+        "layers.0.mixer.A": torch.zeros(3),
+        "layers.1.mixer.weight": torch.zeros(100, 7),
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert weight_sizes(path) == WeightSizes(
+        mixers=(512 + 256, 2816), tables=256 + 256, rest=256 + 256
+    )
+    assert aligned(2800) == 2816
+
+
+def test_a_model_that_fits_streams_nothing() -> None:
+    plan = planned(2**33)
+    assert plan.fits
+    assert plan.streamed_layers == ()
+    assert plan.pinned_host_bytes == 0
+    assert plan.step_graph
+    assert plan.chunk_tokens >= USEFUL_CHUNK_TOKENS
+
+
+@pytest.mark.parametrize("budget_mib", [1200, 1500, 2500, 4000, 6000])
+def test_what_does_not_fit_streams(budget_mib: int) -> None:
+    plan = planned(budget_mib * MIB)
+    assert plan.fits
+    placed = place_weights(SIZES, plan.streamed_layers)
+    assert PlanItem(name="weights, on the device", bytes=placed.resident_bytes) in plan.items
+    slots = PlanItem(name="two slots for streamed weights", bytes=160 * MIB)
+    assert slots in plan.items
+    assert plan.pinned_host_bytes == placed.pinned_bytes
+    assert not plan.step_graph
+    # One layer more would not fit beside this chunk.
+    assert plan.total_bytes + 80 * MIB > plan.budget_bytes
+
+
+def test_a_step_is_said_to_cost_what_the_bus_takes() -> None:
+    plan = planned(1500 * MIB)
+    count, waiting = len(plan.streamed_layers), plan.pinned_host_bytes
+    assert plan.to_json()["streamed_layers"] == count
+    assert plan.to_json()["pinned_host_bytes"] == waiting
+    assert plan.summary().splitlines()[-1] == (
+        f"Answers launch every kernel of a step: {count} of 64 layers stream, and a step takes "
+        f"{waiting / 2**30:.1f} GiB over the bus, {waiting / 55e6:.1f} ms at the measured "
+        "55.0 GB/s."
+    )
+
+
+def test_a_slow_bus_takes_longer_chunks_and_a_fast_one_more_layers_on_the_device() -> None:
+    """Where the bus decides, a longer chunk makes copies cheaper; where it does not, nothing does."""
+    slow = planned(2500 * MIB, rates=Rates(copied_bytes=4e9, operations=600e12))
+    fast = planned(2500 * MIB, rates=Rates(copied_bytes=1e15, operations=600e12))
+    assert slow.chunk_tokens > fast.chunk_tokens
+    assert len(slow.streamed_layers) > len(fast.streamed_layers)
+
+
+def test_a_chunk_that_was_asked_for_is_kept() -> None:
+    plan = planned(1500 * MIB, chunk_tokens=700)
+    assert (plan.chunk_tokens, plan.fits) == (700, True)
+    assert plan.streamed_layers
+
+
+def test_the_smallest_budget_is_that_of_streaming_all() -> None:
+    least = planned(1).smallest_budget_bytes
+    assert planned(2**33).smallest_budget_bytes == least
+    assert planned(least).fits
+    assert len(planned(least).streamed_layers) == 64
+    refused = planned(least - 1)
+    assert not refused.fits
+    with pytest.raises(DoesNotFit) as caught:
+        require_fit(refused)
+    assert "  two slots for streamed weights  " in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(budget=st.integers(800 * MIB, 7000 * MIB))
+def test_no_plan_passes_its_budget(budget: int) -> None:
+    plan = planned(budget)
+    assert plan.fits == (budget >= plan.smallest_budget_bytes)
+    assert plan.total_bytes <= budget or not plan.fits
+
+
+def test_rates_are_not_measured_for_what_fits() -> None:
+    def never() -> Rates:
+        raise AssertionError("nothing has to be measured")
+
+    plan = choose_placement(
+        remake_under(2**33), SIZES, never, parameters=1, chunk_tokens=None, tokens=None
+    )
+    assert plan.fits
+
+
+def test_two_layers_gain_nothing_by_streaming() -> None:
+    two = WeightSizes(mixers=(80 * MIB,) * 2, tables=0, rest=MIB)
+    plan = choose_placement(
+        remake_under(MIB), two, lambda: RATES, parameters=1, chunk_tokens=None, tokens=None
+    )
+    assert not plan.fits
+    assert plan.streamed_layers == ()
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 17, 1000, 4096, 10**6])
+def test_no_chunk_is_needlessly_longer_than_the_document(tokens: int) -> None:
+    sizes = chunk_sizes(tokens)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] >= min(tokens, MOST_CHUNK_TOKENS)
+    assert len(sizes) == 1 or sizes[-2] < tokens
+
+
+def test_a_host_without_room_is_told() -> None:
+    plan = planned(1500 * MIB)
+    require_host_memory(plan, plan.pinned_host_bytes)
+    with pytest.raises(DoesNotFit) as caught:
+        require_host_memory(plan, 2**30)
+    assert str(caught.value) == (
+        "The budget of 1.5 GiB does not hold the weights, and 64 layers would wait in 5.2 GiB of "
+        "pinned host memory, of which 1.0 GiB are free. Free host memory, give a larger --budget, "
+        "or export the checkpoint with --weights int8 or int4."
+    )
+
+
+@pytest.mark.gpu
+def test_rates_of_this_machine() -> None:
+    from longspan.runtime.rates import PROBE_BYTES, measure_rates
+
+    rates = measure_rates("bfloat16")
+    assert 1e9 < rates.copied_bytes < 1e12
+    assert 1e11 < rates.operations < 1e16
+    assert torch.cuda.max_memory_reserved() <= PROBE_BYTES + 64 * MIB
