@@ -164,7 +164,7 @@ def test_a_step_is_said_to_cost_what_the_bus_takes() -> None:
 
 
 def test_a_slow_bus_takes_longer_chunks_and_a_fast_one_more_layers_on_the_device() -> None:
-    """Where the bus decides, a longer chunk makes copies cheaper; where it does not, nothing does."""
+    """Where the bus decides, a longer chunk makes copies cheaper; else nothing is gained by it."""
     slow = planned(2500 * MIB, rates=Rates(copied_bytes=4e9, operations=600e12))
     fast = planned(2500 * MIB, rates=Rates(copied_bytes=1e15, operations=600e12))
     assert slow.chunk_tokens > fast.chunk_tokens
