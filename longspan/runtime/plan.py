@@ -93,7 +93,7 @@ def make_plan(
         return _divide(manifest, engine, budget_bytes, fixed, tokens, cache_entries, chunk_tokens)
 
     plain, steps = divided(), step_items(manifest, engine)
-    if not steps or (weights is not None and weights.layers):
+    if not steps or (weights is not None and weights.pinned_bytes):
         return plain
     if no_step_graph is not None:
         return replace(plain, step_reason=no_step_graph)

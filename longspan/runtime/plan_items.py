@@ -156,6 +156,9 @@ def _placed(weights: PlacedWeights) -> list[PlanItem]:
     if weights.layers:
         name = "two slots for streamed weights"
         items.append(PlanItem(name=name, bytes=weights.slots_bytes))
+    if weights.expert_slots:
+        name = f"{weights.expert_slots:,} slots for experts"
+        items.append(PlanItem(name=name, bytes=weights.expert_slots_bytes))
     return items
 
 

@@ -43,6 +43,7 @@ class Plan:
         step_graph: whether answers replay a step that was recorded once.
         step_reason: why, in words.
         streamed_layers: whose weights wait in pinned host memory, and pass through two slots.
+        expert_slots: experts that the device holds at once; 0 where it holds them all.
         pinned_host_bytes: of host memory, beside the budget of the device.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     step_graph: bool = False
     step_reason: str = "the engine has no recorded steps"
     streamed_layers: tuple[int, ...] = ()
+    expert_slots: int = 0
     pinned_host_bytes: int = 0
 
     @property
@@ -84,6 +86,7 @@ class Plan:
             "step_graph": self.step_graph,
             "step_reason": self.step_reason,
             "streamed_layers": len(self.streamed_layers),
+            "expert_slots": self.expert_slots,
             "pinned_host_bytes": self.pinned_host_bytes,
             "items": [{"name": item.name, "bytes": item.bytes} for item in self.items],
         }

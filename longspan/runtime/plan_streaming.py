@@ -69,10 +69,10 @@ def choose_placement(
     Returns:
         A plan, which may not fit; its smallest budget is the least of any placement.
     """
-    resident = remake(place_weights(sizes, ()), chunk_tokens)
+    resident = remake(place_weights(sizes), chunk_tokens)
     if not can_stream(sizes):
         return resident
-    barest = place_weights(sizes, sizes.spread(resident=0))
+    barest = barest_placement(sizes)
     least = remake(barest, chunk_tokens)
     smallest = min(resident.smallest_budget_bytes, least.smallest_budget_bytes)
     useful = chunk_tokens or min(USEFUL_CHUNK_TOKENS, tokens or USEFUL_CHUNK_TOKENS)
@@ -105,9 +105,9 @@ def require_host_memory(plan: Plan, free_bytes: int) -> None:
     if plan.pinned_host_bytes <= free_bytes:
         return
     raise DoesNotFit(
-        f"The budget of {format_bytes(plan.budget_bytes)} does not hold the weights, and "
-        f"{len(plan.streamed_layers)} layers would wait in {format_bytes(plan.pinned_host_bytes)} "
-        f"of pinned host memory, of which {format_bytes(free_bytes)} are free. Free host memory, "
+        f"The budget of {format_bytes(plan.budget_bytes)} does not hold the weights, and those "
+        f"that stream would wait in {format_bytes(plan.pinned_host_bytes)} of pinned host memory, "
+        f"of which {format_bytes(free_bytes)} are free. Free host memory, "
         "give a larger --budget, or export the checkpoint with --weights int8 or int4."
     )
 
@@ -125,44 +125,67 @@ class _Speeds:
         chunk, layers = plan.chunk_tokens, len(self.sizes.mixers)
         products = 2.0 * self.parameters * chunk / self.rates.operations
         computed = max(BESIDE_PRODUCTS * products, LAUNCH_SECONDS * layers)
-        copied = place_weights(self.sizes, plan.streamed_layers).streamed_bytes
-        return max(computed, copied / self.rates.copied_bytes) / chunk
+        placed = place_weights(self.sizes, plan.streamed_layers, plan.expert_slots)
+        return max(computed, placed.chunk_bytes / self.rates.copied_bytes) / chunk
 
     def best(self, plans: Sequence[Plan]) -> Plan:
         """The one with least weights to copy among the fastest."""
         fastest = min(self.seconds_a_token(plan) for plan in plans)
         near = [plan for plan in plans if self.seconds_a_token(plan) * SAME_SPEED <= fastest]
-        return min(near, key=lambda plan: (plan.pinned_host_bytes, -plan.chunk_tokens))
+        return min(near, key=self._costs)
+
+    def _costs(self, plan: Plan) -> tuple[int, int]:
+        placed = place_weights(self.sizes, plan.streamed_layers, plan.expert_slots)
+        return placed.step_bytes, -plan.chunk_tokens
 
     def told(self, plan: Plan, weights: PlacedWeights) -> Plan:
         """The plan, with where its weights wait and what a step costs."""
-        waiting, rate = weights.pinned_bytes, self.rates.copied_bytes
+        taken, rate = weights.step_bytes, self.rates.copied_bytes
+        moving = f"{len(weights.layers)} of {len(self.sizes.mixers)} layers stream"
+        if weights.expert_slots:
+            moving += f", experts through {weights.expert_slots:,} slots"
         return replace(
             plan,
             streamed_layers=weights.layers,
-            pinned_host_bytes=waiting,
+            expert_slots=weights.expert_slots,
+            pinned_host_bytes=weights.pinned_bytes,
             step_reason=(
-                f"{len(weights.layers)} of {len(self.sizes.mixers)} layers stream, and a step "
-                f"takes {format_bytes(waiting)} over the bus, {1e3 * waiting / rate:,.1f} ms at "
-                f"the measured {rate / 1e9:,.1f} GB/s"
+                f"{moving}, and a step takes {format_bytes(taken)} over the bus, "
+                f"{1e3 * taken / rate:,.1f} ms at the measured {rate / 1e9:,.1f} GB/s"
             ),
         )
 
 
 def can_stream(sizes: WeightSizes) -> bool:
-    """Whether streaming frees anything: whether there are more layers than slots."""
-    return len(sizes.mixers) > SLOTS
+    """Whether streaming frees anything: whether there is more than the slots hold."""
+    return len(sizes.streamable) > SLOTS or bool(sizes.experts)
+
+
+def barest_placement(sizes: WeightSizes) -> PlacedWeights:
+    """All that can stream streams, through as few slots as there can be."""
+    slots = SLOTS if sizes.experts else 0
+    layers = sizes.spread(resident=0) if len(sizes.streamable) > SLOTS else ()
+    return place_weights(sizes, layers, slots)
 
 
 def most_resident(sizes: WeightSizes, device_bytes: int) -> PlacedWeights:
-    """Weights with as many layers on the device as it has bytes for; all stream where it has few.
+    """Weights with as much on the device as it has bytes for; the barest where it has few.
 
-    More stream than there are slots: fewer would be on the device in all but name.
+    Layers come first: each chunk needs all of a layer, and not all experts. Where layers stream,
+    more do than there are slots: fewer would be on the device in all but name.
     """
-    most = len(sizes.mixers) - SLOTS - 1
-    placed = (place_weights(sizes, sizes.spread(resident=count)) for count in range(most, 0, -1))
-    fitting = (each for each in placed if each.device_bytes <= device_bytes)
-    return next(fitting, place_weights(sizes, sizes.spread(resident=0)))
+    barest = barest_placement(sizes)
+    layers, slots = len(barest.layers), barest.expert_slots
+    counts = range(layers if slots else layers - SLOTS - 1, 0, -1)
+    spread = (sizes.spread(resident=count) for count in counts if layers - count not in (1, SLOTS))
+    placed = (place_weights(sizes, streamed, slots) for streamed in spread)
+    found = next((each for each in placed if each.device_bytes <= device_bytes), barest)
+    if not slots:
+        return found
+    each_bytes = found.expert_slots_bytes // slots
+    more = max(0, device_bytes - found.device_bytes) // each_bytes
+    most = sum(mixture.all // mixture.one for mixture in sizes.experts)
+    return place_weights(sizes, found.layers, min(slots + more, most))
 
 
 def chunk_sizes(tokens: int | None) -> list[int]:

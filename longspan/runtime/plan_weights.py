@@ -3,7 +3,7 @@
 Sizes come from the header of `model.safetensors`, so they hold for any dtype and quantisation. It
 loads nothing.
 
-    sizes = weight_sizes(bundle.weights_path)
+    sizes = weight_sizes(bundle.weights_path, bundle.manifest.config)
     placed = place_weights(sizes, sizes.spread(resident=40))
     placed.resident_bytes, placed.slots_bytes, placed.pinned_bytes
 """
@@ -17,12 +17,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from longspan.models.config import ModelConfig, MoeConfig
+
 # Where tensors begin in a buffer of several: what CUDA's own allocations are aligned to, and more
 # than any vectorised load asks for.
 ALIGNMENT_BYTES = 256
 SLOTS = 2
 # Tables of which a chunk reads a few rows; every other name belongs to a layer or a norm.
 TABLES = frozenset({"embedding", "head"})
+# Parameters of a mixture of experts that hold a matrix for each.
+EXPERT_MATRICES = ("gate_up_proj", "down_proj")
 _MIXER = re.compile(r"layers\.(\d+)\.mixer\.")
 
 
@@ -47,29 +51,61 @@ def is_table(name: str) -> bool:
     return name.split(".")[0] in TABLES
 
 
+def is_expert(name: str, config: ModelConfig) -> bool:
+    """Whether the parameter holds the experts of a mixture."""
+    layer = mixer_layer(name)
+    return (
+        layer is not None
+        and isinstance(config.layers[layer], MoeConfig)
+        and name.split(".")[3] in EXPERT_MATRICES
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSizes:
+    """Bytes of one mixture's experts.
+
+    Attributes:
+        all: of all of them, packed.
+        one: of one, packed.
+        top_k: experts that a token goes to.
+    """
+
+    all: int
+    one: int
+    top_k: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSizes:
     """Bytes of a model's weights, each part packed into one buffer.
 
     Attributes:
-        mixers: of each layer's mixer, in order.
+        mixers: of each layer's mixer, in order; 0 for a mixture of experts.
         tables: of the embedding and an untied head.
-        rest: of the norms.
+        rest: of the norms, and of the routers.
+        experts: of each mixture of experts.
     """
 
     mixers: tuple[int, ...]
     tables: int
     rest: int
+    experts: tuple[ExpertSizes, ...] = ()
+
+    @property
+    def streamable(self) -> tuple[int, ...]:
+        """Layers that can stream: mixtures do not, their experts do."""
+        return tuple(index for index, size in enumerate(self.mixers) if size)
 
     def spread(self, *, resident: int) -> tuple[int, ...]:
-        """Which layers stream when `resident` of them stay, evenly between the streamed ones.
+        """Which layers stream when `resident` of the streamable ones stay, evenly between them.
 
         A copy is hidden by what is computed between two streamed layers, so none should wait for
         another while layers that stay are computed elsewhere.
         """
-        layers = len(self.mixers)
-        streamed = layers - resident
-        return tuple(index * layers // streamed for index in range(streamed))
+        layers = self.streamable
+        streamed = len(layers) - resident
+        return tuple(layers[index * len(layers) // streamed] for index in range(streamed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,64 +114,92 @@ class PlacedWeights:
 
     Attributes:
         layers: whose mixers stream, in order.
+        expert_slots: experts that the device holds at once; 0 where it holds them all.
         resident_bytes: on the device.
         slots_bytes: of the slots on the device that streamed layers pass through.
-        streamed_bytes: what a pass over the model copies to the device.
-        tables_bytes: of the embedding and the head in pinned host memory: a pass reads rows of the
-            one, and the other where logits are wanted.
+        expert_slots_bytes: of those of the experts.
+        pinned_bytes: in pinned host memory: what streams, and the embedding and the head, which
+            the device reads there.
+        chunk_bytes: what a chunk copies to the device, if its tokens choose every expert.
+        step_bytes: what a step takes over the bus.
     """
 
     layers: tuple[int, ...] = ()
+    expert_slots: int = 0
     resident_bytes: int
     slots_bytes: int = 0
-    streamed_bytes: int = 0
-    tables_bytes: int = 0
-
-    @property
-    def pinned_bytes(self) -> int:
-        """In pinned host memory, all of it; a step takes no more than that over the bus."""
-        return self.streamed_bytes + self.tables_bytes
+    expert_slots_bytes: int = 0
+    pinned_bytes: int = 0
+    chunk_bytes: int = 0
+    step_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
         """On the device, all of it."""
-        return self.resident_bytes + self.slots_bytes
+        return self.resident_bytes + self.slots_bytes + self.expert_slots_bytes
 
 
-def place_weights(sizes: WeightSizes, streamed_layers: tuple[int, ...]) -> PlacedWeights:
-    """Where the weights lie when these layers stream; then the tables lie in the host, too.
+def place_weights(
+    sizes: WeightSizes, streamed_layers: tuple[int, ...] = (), expert_slots: int = 0
+) -> PlacedWeights:
+    """Where the weights lie when these layers stream, and experts; then the tables, too, wait.
 
     Args:
         sizes: of the model.
-        streamed_layers: in order; none for a model that is on the device as a whole.
+        streamed_layers: in order; none for layers that are all on the device.
+        expert_slots: experts that the device holds at once; 0 for all.
     """
-    everything = sum(sizes.mixers) + sizes.tables + sizes.rest
-    if not streamed_layers:
+    experts = sum(each.all for each in sizes.experts)
+    everything = sum(sizes.mixers) + sizes.tables + sizes.rest + experts
+    if not streamed_layers and not expert_slots:
         return PlacedWeights(resident_bytes=everything)
     streamed = [sizes.mixers[index] for index in streamed_layers]
+    moving = experts if expert_slots else 0
+    largest = max((each.one for each in sizes.experts), default=0)
+    # Two slots are always changing hands, the others keep what they have.
+    kept = max(0, expert_slots - SLOTS) * largest
+    chosen = sum(each.top_k * each.one for each in sizes.experts) if expert_slots else 0
     return PlacedWeights(
         layers=streamed_layers,
-        resident_bytes=everything - sum(streamed) - sizes.tables,
-        slots_bytes=min(SLOTS, len(streamed)) * max(streamed),
-        streamed_bytes=sum(streamed),
-        tables_bytes=sizes.tables,
+        expert_slots=expert_slots,
+        resident_bytes=everything - sum(streamed) - moving - sizes.tables,
+        slots_bytes=min(SLOTS, len(streamed)) * max(streamed, default=0),
+        expert_slots_bytes=expert_slots * largest,
+        pinned_bytes=sum(streamed) + moving + sizes.tables,
+        chunk_bytes=sum(streamed) + max(0, moving - kept),
+        step_bytes=sum(streamed) + chosen + sizes.tables,
     )
 
 
-def weight_sizes(path: Path) -> WeightSizes:
-    """Sizes of the weights in a safetensors file, from its header alone."""
-    mixers: dict[int, int] = {}
+def weight_sizes(path: Path, config: ModelConfig) -> WeightSizes:
+    """Sizes of the weights in a safetensors file, from its header alone.
+
+    Args:
+        path: the file.
+        config: of its model.
+    """
+    mixers = [0] * len(config.layers)
     tables = rest = 0
+    all_of: dict[int, int] = {}
+    one_of: dict[int, int] = {}
     for name, size in _tensor_bytes(path).items():
         layer = mixer_layer(name)
-        if layer is not None:
-            mixers[layer] = mixers.get(layer, 0) + aligned(size)
+        mixture = None if layer is None else config.layers[layer]
+        if layer is not None and isinstance(mixture, MoeConfig) and is_expert(name, config):
+            all_of[layer] = all_of.get(layer, 0) + aligned(size)
+            one_of[layer] = one_of.get(layer, 0) + aligned(size // mixture.n_experts)
+        elif layer is not None and not isinstance(mixture, MoeConfig):
+            mixers[layer] += aligned(size)
         elif is_table(name):
             tables += aligned(size)
         else:
             rest += aligned(size)
-    ordered = tuple(mixers[index] for index in sorted(mixers))
-    return WeightSizes(mixers=ordered, tables=tables, rest=rest)
+    experts = tuple(
+        ExpertSizes(all=all_of[index], one=one_of[index], top_k=layer.top_k)
+        for index, layer in enumerate(config.layers)
+        if isinstance(layer, MoeConfig)
+    )
+    return WeightSizes(mixers=tuple(mixers), tables=tables, rest=rest, experts=experts)
 
 
 def _tensor_bytes(path: Path) -> Mapping[str, int]:

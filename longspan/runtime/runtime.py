@@ -123,6 +123,7 @@ def load(
                 capacity=model_plan.capacity,
                 step_graph=model_plan.step_graph,
                 streamed_layers=model_plan.streamed_layers,
+                expert_slots=model_plan.expert_slots,
             )
             stack.callback(opened_backend.close)
             return opened_backend
@@ -247,9 +248,9 @@ def _plan(
 
     if choice.engine != "torch-cuda":
         return remake(None, chunk_tokens)
-    sizes = weight_sizes(bundle.weights_path)
+    sizes = weight_sizes(bundle.weights_path, manifest.config)
     if not streams or shares_host_memory():
-        return remake(place_weights(sizes, ()), chunk_tokens)
+        return remake(place_weights(sizes), chunk_tokens)
     return choose_placement(
         remake,
         sizes,

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from test_plan import MANIFEST
 
 from longspan.errors import DoesNotFit
+from longspan.models.config import MlpConfig, ModelConfig, MoeConfig
 from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import MIB, PlanItem
 from longspan.runtime.plan_streaming import (
@@ -25,6 +26,7 @@ from longspan.runtime.plan_streaming import (
     require_host_memory,
 )
 from longspan.runtime.plan_weights import (
+    ExpertSizes,
     PlacedWeights,
     WeightSizes,
     aligned,
@@ -84,7 +86,6 @@ def test_every_byte_has_one_place(sizes: WeightSizes, data: st.DataObject) -> No
     assert placed.slots_bytes == min(2, len(streamed)) * max(
         (sizes.mixers[index] for index in streamed), default=0
     )
-    assert placed.tables_bytes == (sizes.tables if streamed else 0)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_the_most_layers_stay_that_fit(sizes: WeightSizes, device_bytes: int) ->
         place_weights(sizes, sizes.spread(resident=count))
         for count in range(layers - len(found.layers) + 1, layers - 2)
     ]
-    assert len(found.layers) >= min(3, layers)
+    assert len(found.layers) >= 3 or layers < 3
     assert all(each.device_bytes > device_bytes for each in better)
 
 
@@ -120,10 +121,22 @@ def test_sizes_come_from_the_file(tmp_path: Path) -> None:
         "layers.0.mixer.in_proj.weight": torch.zeros(100, 3, dtype=torch.uint8),
         "layers.0.mixer.A": torch.zeros(3),
         "layers.1.mixer.weight": torch.zeros(100, 7),
+        "layers.2.mixer.router.weight": torch.zeros(4, 3),
+        "layers.2.mixer.gate_up_proj.weight": torch.zeros(4, 18, 3),
+        "layers.2.mixer.down_proj.weight": torch.zeros(4, 3, 9),
     }
     save_file(tensors, path, metadata={"format": "pt"})
-    assert weight_sizes(path) == WeightSizes(
-        mixers=(512 + 256, 2816), tables=256 + 256, rest=256 + 256
+    config = ModelConfig(
+        family="none",
+        vocab_size=5,
+        d_model=3,
+        layers=(MlpConfig(d_ff=1), MlpConfig(d_ff=1), MoeConfig(n_experts=4, top_k=2, d_ff=9)),
+    )
+    assert weight_sizes(path, config) == WeightSizes(
+        mixers=(512 + 256, 2816, 0),
+        tables=256 + 256,
+        rest=256 + 256 + 256,
+        experts=(ExpertSizes(all=1024 + 512, one=256 + 256, top_k=2),),
     )
     assert aligned(2800) == 2816
 
@@ -230,9 +243,9 @@ def test_a_host_without_room_is_told() -> None:
     with pytest.raises(DoesNotFit) as caught:
         require_host_memory(plan, 2**30)
     assert str(caught.value) == (
-        "The budget of 1.5 GiB does not hold the weights, and 64 layers would wait in 5.2 GiB of "
-        "pinned host memory, of which 1.0 GiB are free. Free host memory, give a larger --budget, "
-        "or export the checkpoint with --weights int8 or int4."
+        "The budget of 1.5 GiB does not hold the weights, and those that stream would wait in "
+        "5.2 GiB of pinned host memory, of which 1.0 GiB are free. Free host memory, give a larger "
+        "--budget, or export the checkpoint with --weights int8 or int4."
     )
 
 

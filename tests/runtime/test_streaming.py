@@ -17,8 +17,8 @@ from variant_rows import VARIANTS
 
 from longspan.models.checkpoint import empty_decoder, load_decoder
 from longspan.models.decoder import Decoder
-from longspan.runtime.backends.streaming import CudaCopies, HostCopies
-from longspan.runtime.backends.torch_weights import Weights, read_weights
+from longspan.runtime.backends.streaming import HostCopies
+from longspan.runtime.backends.torch_weights import Streamed, Weights, read_weights
 from longspan.runtime.plan_weights import place_weights, weight_sizes
 
 CPU = torch.device("cpu")
@@ -55,11 +55,16 @@ def saved(decoder: Decoder, folder: Path) -> Path:
     return path
 
 
-def streamed(decoder: Decoder, path: Path, layers: Sequence[int], copies: Any) -> Decoder:
+def streamed(
+    decoder: Decoder, path: Path, layers: Sequence[int], copies: Any, expert_slots: int = 0
+) -> Decoder:
     """The decoder again, of the file's weights."""
-    device = decoder.embedding.device
+    device, what = (
+        decoder.embedding.device,
+        Streamed(layers=tuple(layers), expert_slots=expert_slots),
+    )
     result = empty_decoder(decoder.config, dtype=decoder.dtype, compute=decoder.compute)
-    follow(result, read_weights(path, device, streamed_layers=layers, copies=copies))
+    follow(result, read_weights(path, decoder.config, device, what, copies=copies))
     return result.requires_grad_(False)
 
 
@@ -161,7 +166,7 @@ def test_a_pass_copies_each_streamed_layer_once_at_most(
 ) -> None:
     """Layers that have a slot for themselves are copied once for all."""
     resident, path = tiny
-    sizes, copies = weight_sizes(path), LateCopies()
+    sizes, copies = weight_sizes(path, resident.config), LateCopies()
     moving = streamed(resident, path, layers, copies)
     read(moving, [5])
     begun = copies.bytes
@@ -174,7 +179,7 @@ def test_bytes_are_those_of_the_plan(tiny: tuple[Decoder, Path]) -> None:
     resident, path = tiny
     layers = (0, 2, 3)
     moving = streamed(resident, path, layers, HostCopies())
-    placed = place_weights(weight_sizes(path), layers)
+    placed = place_weights(weight_sizes(path, resident.config), layers)
     storages = {
         name: parameter.untyped_storage() for name, parameter in moving.state_dict().items()
     }
@@ -197,7 +202,7 @@ def test_bytes_are_those_of_the_plan(tiny: tuple[Decoder, Path]) -> None:
 def test_nothing_streams_unless_it_is_asked_for(tiny: tuple[Decoder, Path]) -> None:
     resident, path = tiny
     mapped = empty_decoder(resident.config, dtype=resident.dtype, compute=resident.compute)
-    follow(mapped, read_weights(path, CPU))
+    follow(mapped, read_weights(path, resident.config, CPU))
     same(read(mapped, [7, 1]), read(resident, [7, 1]))
 
 
@@ -211,7 +216,7 @@ def test_on_a_gpu_too(row: Row, dtype: torch.dtype, tmp_path: Path) -> None:
     resident = resident.to(device)
     count = len(resident.layers)
     for layers in {tuple(range(count)), tuple(range(0, count, 2))}:
-        weights = read_weights(path, device, streamed_layers=layers, copies=CudaCopies(device))
+        weights = read_weights(path, resident.config, device, Streamed(layers=layers))
         moving = empty_decoder(resident.config, dtype=dtype, compute=dtype)
         follow(moving, weights)
         moving.requires_grad_(False)

@@ -91,6 +91,7 @@ def open_backend(
     capacity: int = 0,
     step_graph: bool = False,
     streamed_layers: Sequence[int] = (),
+    expert_slots: int = 0,
 ) -> Backend:
     """Load the model of `bundle` on `engine`.
 
@@ -107,6 +108,8 @@ def open_backend(
             (`Plan.step_graph`).
         streamed_layers: torch-cuda: layers whose weights wait in pinned host memory
             (`Plan.streamed_layers`).
+        expert_slots: torch-cuda: experts that the device holds at once; 0 for all
+            (`Plan.expert_slots`).
 
     Raises:
         BadBundle: weights or graph cannot be loaded.
@@ -124,6 +127,7 @@ def open_backend(
             capacity=capacity,
             step_graph=step_graph,
             streamed_layers=streamed_layers,
+            expert_slots=expert_slots,
         )
     from longspan.runtime.backends.onnx import OnnxBackend
 

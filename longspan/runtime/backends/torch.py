@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.torch_steps import Stepper
-from longspan.runtime.backends.torch_weights import Weights, read_weights
+from longspan.runtime.backends.torch_weights import Streamed, Weights, read_weights
 
 # glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
@@ -53,6 +53,8 @@ class TorchBackend:
         step_graph: CUDA: whether a step is recorded once and replayed.
         streamed_layers: CUDA: layers whose weights wait in pinned host memory; a step is not
             recorded then.
+        expert_slots: CUDA: experts that the device holds at once, at least 2, while all wait in
+            pinned host memory; 0 where it holds them all. A step is not recorded then.
 
     Raises:
         BadBundle: the weights do not match the manifest.
@@ -69,6 +71,7 @@ class TorchBackend:
         capacity: int,
         step_graph: bool = False,
         streamed_layers: Sequence[int] = (),
+        expert_slots: int = 0,
     ) -> None:
         self.engine = engine
         self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
@@ -79,14 +82,15 @@ class TorchBackend:
             _return_large_blocks()
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             _cap_allocator(self._device, memory_limit_bytes)
+        streamed = Streamed(layers=tuple(streamed_layers), expert_slots=expert_slots)
         self._weights = read_weights(
-            bundle.weights_path, self._device, streamed_layers=streamed_layers
+            bundle.weights_path, bundle.manifest.config, self._device, streamed
         )
         self._decoder: Decoder | None = _load(bundle, self._weights, self._device)
         self._stepper: Stepper | None = None
         if self._device.type == "cuda":
             keep = not bundle.manifest.cache_entry_bytes
-            recorded = step_graph and not streamed_layers
+            recorded = step_graph and not streamed
             self._stepper = Stepper(self._decoder, graph=recorded, keep=keep)
 
     def new_state(self) -> State:
