@@ -141,16 +141,18 @@ class _Speeds:
     def told(self, plan: Plan, weights: PlacedWeights) -> Plan:
         """The plan, with where its weights wait and what a step costs."""
         taken, rate = weights.step_bytes, self.rates.copied_bytes
-        moving = f"{len(weights.layers)} of {len(self.sizes.mixers)} layers stream"
+        moving = []
+        if weights.layers:
+            moving.append(f"{len(weights.layers)} of {len(self.sizes.mixers)} layers stream")
         if weights.expert_slots:
-            moving += f", experts through {weights.expert_slots:,} slots"
+            moving.append(f"experts stream through {weights.expert_slots:,} slots")
         return replace(
             plan,
             streamed_layers=weights.layers,
             expert_slots=weights.expert_slots,
             pinned_host_bytes=weights.pinned_bytes,
             step_reason=(
-                f"{moving}, and a step takes {format_bytes(taken)} over the bus, "
+                f"{', '.join(moving)}, and a step takes {format_bytes(taken)} over the bus, "
                 f"{1e3 * taken / rate:,.1f} ms at the measured {rate / 1e9:,.1f} GB/s"
             ),
         )

@@ -20,6 +20,7 @@ from longspan.runtime.plan_streaming import (
     MOST_CHUNK_TOKENS,
     USEFUL_CHUNK_TOKENS,
     Rates,
+    barest_placement,
     choose_placement,
     chunk_sizes,
     most_resident,
@@ -39,8 +40,16 @@ SIZES = WeightSizes(mixers=(80 * MIB,) * 64, tables=256 * MIB, rest=MIB)
 # An H100's.
 RATES = Rates(copied_bytes=55e9, operations=600e12)
 PARAMETERS = 2_700_000_000
-uneven = st.lists(st.integers(1, 50), min_size=1, max_size=12).map(
-    lambda mixers: WeightSizes(mixers=tuple(mixers), tables=7, rest=1)
+# Of layers some are mixtures of experts, which have no bytes as a layer.
+uneven = st.builds(
+    lambda mixers, experts: WeightSizes(
+        mixers=(*mixers, *(0,) * len(experts)),
+        tables=7,
+        rest=1,
+        experts=tuple(ExpertSizes(all=8 * one, one=one, top_k=2) for one in experts),
+    ),
+    st.lists(st.integers(1, 50), min_size=1, max_size=12),
+    st.lists(st.integers(1, 50), max_size=3),
 )
 
 
@@ -74,15 +83,20 @@ def planned(budget_bytes: int, *, rates: Rates = RATES, chunk_tokens: int | None
 
 @given(sizes=uneven, data=st.data())
 def test_every_byte_has_one_place(sizes: WeightSizes, data: st.DataObject) -> None:
-    layers = len(sizes.mixers)
+    layers = len(sizes.streamable)
     resident = data.draw(st.integers(0, layers))
+    slots = data.draw(st.sampled_from([0, 2, 5])) if sizes.experts else 0
     streamed = sizes.spread(resident=resident)
     assert len(set(streamed)) == layers - resident
-    assert all(0 <= index < layers for index in streamed)
-    placed = place_weights(sizes, streamed)
-    waiting = placed.pinned_bytes
-    assert placed.resident_bytes + waiting == sum(sizes.mixers) + sizes.tables + sizes.rest
-    assert placed.device_bytes == placed.resident_bytes + placed.slots_bytes
+    assert set(streamed) <= set(sizes.streamable)
+    placed = place_weights(sizes, streamed, slots)
+    experts = sum(each.all for each in sizes.experts)
+    everything = sum(sizes.mixers) + sizes.tables + sizes.rest + experts
+    assert placed.resident_bytes + placed.pinned_bytes == everything
+    shared = placed.slots_bytes + placed.expert_slots_bytes
+    assert placed.device_bytes == placed.resident_bytes + shared
+    assert placed.expert_slots_bytes == slots * max((each.one for each in sizes.experts), default=0)
+    assert placed.chunk_bytes <= placed.pinned_bytes
     assert placed.slots_bytes == min(2, len(streamed)) * max(
         (sizes.mixers[index] for index in streamed), default=0
     )
@@ -101,14 +115,20 @@ def test_layers_that_stay_stand_evenly_between_those_that_stream(
 
 @given(sizes=uneven, device_bytes=st.integers(0, 700))
 def test_the_most_layers_stay_that_fit(sizes: WeightSizes, device_bytes: int) -> None:
-    found = most_resident(sizes, device_bytes)
-    layers = len(sizes.mixers)
+    found, barest = most_resident(sizes, device_bytes), barest_placement(sizes)
+    assert found.device_bytes <= max(device_bytes, barest.device_bytes)
+    # One layer or two would be on the device in all but name.
+    assert len(found.layers) not in (1, 2)
+    layers = len(sizes.streamable)
     better = [
-        place_weights(sizes, sizes.spread(resident=count))
+        place_weights(sizes, sizes.spread(resident=count), barest.expert_slots)
         for count in range(layers - len(found.layers) + 1, layers - 2)
     ]
-    assert len(found.layers) >= 3 or layers < 3
     assert all(each.device_bytes > device_bytes for each in better)
+    if found.expert_slots > 2:
+        more = place_weights(sizes, found.layers, found.expert_slots + 1)
+        all_of_them = sum(each.all // each.one for each in sizes.experts)
+        assert more.device_bytes > device_bytes or found.expert_slots == all_of_them
 
 
 def test_sizes_come_from_the_file(tmp_path: Path) -> None:
@@ -227,6 +247,36 @@ def test_two_layers_gain_nothing_by_streaming() -> None:
     )
     assert not plan.fits
     assert plan.streamed_layers == ()
+
+
+def test_experts_come_one_by_one_before_layers_do() -> None:
+    """Eight experts of 64 MiB in each of four layers, beside layers of 20 MiB."""
+    experts = (ExpertSizes(all=512 * MIB, one=64 * MIB, top_k=2),) * 4
+    sizes = WeightSizes(mixers=(20 * MIB, 0) * 4, tables=MIB, rest=MIB, experts=experts)
+
+    def at(budget_mib: int) -> Plan:
+        return choose_placement(
+            remake_under(budget_mib * MIB),
+            sizes,
+            lambda: RATES,
+            parameters=10**9,
+            chunk_tokens=2048,
+            tokens=None,
+        )
+
+    assert at(4000).expert_slots == 0
+    some, few, fewest = at(2000), at(1000), at(950)
+    assert some.streamed_layers == few.streamed_layers == ()
+    assert some.expert_slots > few.expert_slots == 2
+    assert len(fewest.streamed_layers) > 2
+    assert fewest.expert_slots == 2
+    slots = PlanItem(name="2 slots for experts", bytes=128 * MIB)
+    assert slots in few.items
+    assert PlanItem(name="weights, on the device", bytes=81 * MIB) in few.items
+    assert few.step_reason == (
+        "experts stream through 2 slots, and a step takes 513.0 MiB over the bus, 9.8 ms at the "
+        "measured 55.0 GB/s"
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17, 1000, 4096, 10**6])

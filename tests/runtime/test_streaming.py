@@ -59,10 +59,8 @@ def streamed(
     decoder: Decoder, path: Path, layers: Sequence[int], copies: Any, expert_slots: int = 0
 ) -> Decoder:
     """The decoder again, of the file's weights."""
-    device, what = (
-        decoder.embedding.device,
-        Streamed(layers=tuple(layers), expert_slots=expert_slots),
-    )
+    device = decoder.embedding.device
+    what = Streamed(layers=tuple(layers), expert_slots=expert_slots)
     result = empty_decoder(decoder.config, dtype=decoder.dtype, compute=decoder.compute)
     follow(result, read_weights(path, decoder.config, device, what, copies=copies))
     return result.requires_grad_(False)
