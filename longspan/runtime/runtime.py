@@ -29,7 +29,7 @@ from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import PlanItem
 from longspan.runtime.plan_streaming import choose_placement, require_host_memory
 from longspan.runtime.plan_weights import PlacedWeights, place_weights, weight_sizes
-from longspan.runtime.rates import measure_rates, shares_host_memory
+from longspan.runtime.rates import PROBE_BYTES, measure_rates, shares_host_memory
 from longspan.runtime.recording import why_not_recorded
 from longspan.runtime.room import Room
 
@@ -249,7 +249,8 @@ def _plan(
     if choice.engine != "torch-cuda":
         return remake(None, chunk_tokens)
     sizes = weight_sizes(bundle.weights_path, manifest.config)
-    if not streams or shares_host_memory():
+    # A smaller model than the probe of the machine's rates is not worth the probe.
+    if not streams or manifest.weight_bytes < PROBE_BYTES or shares_host_memory():
         return remake(place_weights(sizes), chunk_tokens)
     return choose_placement(
         remake,
