@@ -123,7 +123,8 @@ class _Speeds:
     def seconds_a_token(self, plan: Plan) -> float:
         """Of reading: the longer of computing a chunk and copying what streams."""
         chunk, layers = plan.chunk_tokens, len(self.sizes.mixers)
-        products = 2.0 * self.parameters * chunk / self.rates.operations
+        multiplied = self.parameters * self.sizes.active_share
+        products = 2.0 * multiplied * chunk / self.rates.operations
         computed = max(BESIDE_PRODUCTS * products, LAUNCH_SECONDS * layers)
         placed = place_weights(self.sizes, plan.streamed_layers, plan.expert_slots)
         return max(computed, placed.chunk_bytes / self.rates.copied_bytes) / chunk

@@ -23,8 +23,8 @@ from longspan.models.config import ModelConfig, MoeConfig
 # than any vectorised load asks for.
 ALIGNMENT_BYTES = 256
 SLOTS = 2
-# Tables of which a chunk reads a few rows; every other name belongs to a layer or a norm.
-TABLES = frozenset({"embedding", "head"})
+# Tables of which a chunk reads a few rows, and what belongs to them (``embedding_scales``).
+TABLES = ("embedding", "head")
 # Parameters of a mixture of experts that hold a matrix for each.
 EXPERT_MATRICES = ("gate_up_proj", "down_proj")
 _MIXER = re.compile(r"layers\.(\d+)\.mixer\.")
@@ -48,7 +48,7 @@ def mixer_layer(name: str) -> int | None:
 
 def is_table(name: str) -> bool:
     """Whether the parameter is of the embedding or the head."""
-    return name.split(".")[0] in TABLES
+    return name.startswith(TABLES)
 
 
 def is_expert(name: str, config: ModelConfig) -> bool:
@@ -96,6 +96,13 @@ class WeightSizes:
     def streamable(self) -> tuple[int, ...]:
         """Layers that can stream: mixtures do not, their experts do."""
         return tuple(index for index, size in enumerate(self.mixers) if size)
+
+    @property
+    def active_share(self) -> float:
+        """The part of the weights that multiplies a token: of experts, those that it goes to."""
+        experts = sum(each.all for each in self.experts)
+        idle = experts - sum(each.top_k * each.one for each in self.experts)
+        return 1.0 - idle / (sum(self.mixers) + self.tables + self.rest + experts)
 
     def spread(self, *, resident: int) -> tuple[int, ...]:
         """Which layers stream when `resident` of the streamable ones stay, evenly between them.

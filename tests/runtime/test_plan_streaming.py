@@ -136,6 +136,7 @@ def test_sizes_come_from_the_file(tmp_path: Path) -> None:
     tensors = {
         "embedding": torch.zeros(5, 3, dtype=torch.bfloat16),
         "head": torch.zeros(5, 3),
+        "head_scales": torch.zeros(5),
         "norm.weight": torch.zeros(3),
         "layers.0.norm.weight": torch.zeros(3),
         "layers.0.mixer.in_proj.weight": torch.zeros(100, 3, dtype=torch.uint8),
@@ -154,7 +155,7 @@ def test_sizes_come_from_the_file(tmp_path: Path) -> None:
     )
     assert weight_sizes(path, config) == WeightSizes(
         mixers=(512 + 256, 2816, 0),
-        tables=256 + 256,
+        tables=256 + 256 + 256,
         rest=256 + 256 + 256,
         experts=(ExpertSizes(all=1024 + 512, one=256 + 256, top_k=2),),
     )
@@ -247,6 +248,12 @@ def test_two_layers_gain_nothing_by_streaming() -> None:
     )
     assert not plan.fits
     assert plan.streamed_layers == ()
+
+
+def test_a_token_meets_the_experts_that_it_goes_to_alone() -> None:
+    experts = (ExpertSizes(all=800, one=100, top_k=2),)
+    assert WeightSizes(mixers=(150, 0), tables=40, rest=10, experts=experts).active_share == 0.4
+    assert WeightSizes(mixers=(150,), tables=40, rest=10).active_share == 1.0
 
 
 def test_experts_come_one_by_one_before_layers_do() -> None:

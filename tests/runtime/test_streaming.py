@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from bundles import same_state
 from family_rows import ROWS, Row
 from safetensors.torch import save_file
-from stand_in import TINY, random_decoder
+from stand_in import TINY, random_decoder, write_bundle
 from torch import nn
 from variant_rows import VARIANTS
 
+from longspan.errors import BudgetExceeded
 from longspan.models.checkpoint import empty_decoder, load_decoder
 from longspan.models.decoder import Decoder
-from longspan.runtime.backends.streaming import HostCopies
+from longspan.runtime.backends import open_backend
+from longspan.runtime.backends import torch as torch_backend
+from longspan.runtime.backends.streaming import HostCopies, WeightStream
 from longspan.runtime.backends.torch_weights import Streamed, Weights, read_weights
 from longspan.runtime.plan_weights import place_weights, weight_sizes
 
@@ -202,6 +208,45 @@ def test_nothing_streams_unless_it_is_asked_for(tiny: tuple[Decoder, Path]) -> N
     same(read(mapped, [7, 1]), read(resident, [7, 1]))
 
 
+def test_weights_without_room_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch_backend, "read_weights", refuse)
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(BudgetExceeded) as caught:
+        open_backend(bundle, engine="torch-cpu", memory_limit_bytes=None)
+    assert str(caught.value) == (
+        "The weights need more memory than the budget leaves: no room. Give a larger --budget."
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (0, 2)], ids=str)
+def test_a_backend_reads_and_steps_the_same(tmp_path: Path, layers: tuple[int, ...]) -> None:
+    bundle = write_bundle(tmp_path / "bundle", dtype="bfloat16")
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, 60)
+    results = []
+    for streamed_layers in ((), layers):
+        backend = open_backend(
+            bundle,
+            engine="torch-cuda",
+            memory_limit_bytes=None,
+            step_graph=True,
+            streamed_layers=streamed_layers,
+        )
+        _, state = backend.forward(tokens[:30], backend.new_state(), keep=[])
+        logits, state = backend.forward(tokens[30:40], state, keep=range(10))
+        with closing(backend.steps(state)) as steps:
+            rows = np.stack([steps.step(token).copy() for token in tokens[40:].tolist()])
+            results.append((logits, rows, backend.to_arrays(steps.state())))
+        backend.close()
+    (logits, rows, after), (found_logits, found_rows, found_after) = results
+    np.testing.assert_array_equal(found_logits, logits)
+    np.testing.assert_array_equal(found_rows, rows)
+    same_state(found_after, after)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("row", [*ROWS, *VARIANTS], ids=lambda row: row.id)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -225,8 +270,6 @@ def test_on_a_gpu_too(row: Row, dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_a_module_that_is_no_decoder_streams_too(tmp_path: Path) -> None:
     """The stream knows modules and bytes, and nothing of models."""
-    from longspan.runtime.backends.streaming import WeightStream
-
     layers = [nn.Linear(4, 4, bias=False).requires_grad_(False) for _ in range(3)]
     sources = [layer.weight.detach().clone().view(-1).view(torch.uint8) for layer in layers]
     x = torch.randn(2, 4)

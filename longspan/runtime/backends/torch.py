@@ -58,6 +58,7 @@ class TorchBackend:
 
     Raises:
         BadBundle: the weights do not match the manifest.
+        BudgetExceeded: torch's allocator has no room for the weights.
         DoesNotFit: the CUDA context alone passes the limit, or host memory cannot be pinned.
     """
 
@@ -83,9 +84,7 @@ class TorchBackend:
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             _cap_allocator(self._device, memory_limit_bytes)
         streamed = Streamed(layers=tuple(streamed_layers), expert_slots=expert_slots)
-        self._weights = read_weights(
-            bundle.weights_path, bundle.manifest.config, self._device, streamed
-        )
+        self._weights = _read(bundle, self._device, streamed)
         self._decoder: Decoder | None = _load(bundle, self._weights, self._device)
         self._stepper: Stepper | None = None
         if self._device.type == "cuda":
@@ -166,6 +165,15 @@ def run_tiny_model() -> None:
         parameter.zero_()
     state = decoder.new_state(capacity=tokens)
     decoder(torch.zeros(1, tokens, dtype=torch.int64), None, state)
+
+
+def _read(bundle: Bundle, device: torch.device, streamed: Streamed) -> Weights:
+    try:
+        return read_weights(bundle.weights_path, bundle.manifest.config, device, streamed)
+    except torch.OutOfMemoryError as error:
+        raise BudgetExceeded(
+            f"The weights need more memory than the budget leaves: {error}. Give a larger --budget."
+        ) from error
 
 
 def _load(bundle: Bundle, weights: Weights, device: torch.device) -> Decoder:
