@@ -150,18 +150,6 @@ def fixed_items(
     return tuple(items)
 
 
-def _placed(weights: PlacedWeights) -> list[PlanItem]:
-    """The weights as torch-cuda holds them."""
-    items = [PlanItem(name="weights, on the device", bytes=weights.resident_bytes)]
-    if weights.layers:
-        name = "two slots for streamed weights"
-        items.append(PlanItem(name=name, bytes=weights.slots_bytes))
-    if weights.expert_slots:
-        name = f"{weights.expert_slots:,} slots for experts"
-        items.append(PlanItem(name=name, bytes=weights.expert_slots_bytes))
-    return items
-
-
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
     """The weights as the engine holds them: CPUs compute in float32."""
     if device_of(engine) == "cuda" or manifest.dtype == "float32":
@@ -182,3 +170,15 @@ def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
         # A layer's widened weight is among its activations; the head comes after them.
         PlanItem(name="head widened to float32", bytes=head * FLOAT32_BYTES),
     ]
+
+
+def _placed(weights: PlacedWeights) -> list[PlanItem]:
+    """The weights as torch-cuda holds them."""
+    items = [PlanItem(name="weights, on the device", bytes=weights.resident_bytes)]
+    if weights.layers:
+        name = "two slots for streamed weights"
+        items.append(PlanItem(name=name, bytes=weights.slots_bytes))
+    if weights.expert_slots:
+        name = f"{weights.expert_slots:,} slots for experts"
+        items.append(PlanItem(name=name, bytes=weights.expert_slots_bytes))
+    return items
