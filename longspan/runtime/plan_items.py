@@ -12,6 +12,7 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
+from longspan.runtime.plan_weights import PlacedWeights
 from longspan.tensors import DTYPE_BYTES
 
 MIB = 2**20
@@ -135,6 +136,7 @@ def fixed_items(
     baseline_bytes: int,
     tokenizer_file_bytes: int,
     baseline_source: str = "measured in this process",
+    weights: PlacedWeights | None = None,
 ) -> tuple[PlanItem, ...]:
     """Everything that depends neither on the chunk nor on the length of the document."""
     device = device_of(engine)
@@ -142,7 +144,7 @@ def fixed_items(
     logits = manifest.config.vocab_size * LOGITS_BYTES_PER_TOKEN_ID[device]
     items = [
         PlanItem(name=baseline, bytes=baseline_bytes, source=baseline_source, stage="before"),
-        *_weights(manifest, engine),
+        *(_weights(manifest, engine) if weights is None else _placed(weights)),
         _state(manifest, engine),
         PlanItem(name="logits and sampling", bytes=logits),
     ]
@@ -228,3 +230,15 @@ def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
         # A layer's widened weight is among its activations; the head comes after them.
         PlanItem(name="head widened to float32", bytes=head * FLOAT32_BYTES),
     ]
+
+
+def _placed(weights: PlacedWeights) -> list[PlanItem]:
+    """The weights as torch-cuda holds them."""
+    items = [PlanItem(name="weights, on the device", bytes=weights.resident_bytes, stage="loaded")]
+    if weights.layers:
+        name = "two slots for streamed weights"
+        items.append(PlanItem(name=name, bytes=weights.slots_bytes, stage="loaded"))
+    if weights.expert_slots:
+        name = f"{weights.expert_slots:,} slots for experts"
+        items.append(PlanItem(name=name, bytes=weights.expert_slots_bytes, stage="loaded"))
+    return items

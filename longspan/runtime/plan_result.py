@@ -48,6 +48,9 @@ class Plan:
             dtype.
         cache_reason: why, in words; None where nothing else was asked for.
         choices: what was chosen and why, in that order.
+        streamed_layers: whose weights wait in pinned host memory, and pass through two slots.
+        expert_slots: experts that the device holds at once; 0 where it holds them all.
+        pinned_host_bytes: of host memory, beside the budget of the device.
     """
 
     engine: Engine
@@ -66,6 +69,9 @@ class Plan:
     cache_dtype: CacheDType | None = None
     cache_reason: str | None = None
     choices: tuple[Choice, ...] = ()
+    streamed_layers: tuple[int, ...] = ()
+    expert_slots: int = 0
+    pinned_host_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -91,6 +97,9 @@ class Plan:
             "cache_dtype": self.cache_dtype,
             "cache_reason": self.cache_reason,
             "choices": [asdict(choice) for choice in self.choices],
+            "streamed_layers": len(self.streamed_layers),
+            "expert_slots": self.expert_slots,
+            "pinned_host_bytes": self.pinned_host_bytes,
             "items": [asdict(item) for item in self.items],
         }
         if fit:

@@ -110,6 +110,8 @@ def open_backend(
     capacity: int = 0,
     step_graph: bool = False,
     cache_dtype: CacheDType | None = None,
+    streamed_layers: Sequence[int] = (),
+    expert_slots: int = 0,
 ) -> Backend:
     """Load the model of `bundle` on `engine`.
 
@@ -126,6 +128,10 @@ def open_backend(
             (`Plan.step_graph`).
         cache_dtype: what the device keeps keys and values in, of torch's engines alone; None for
             the manifest's dtype.
+        streamed_layers: torch-cuda: layers whose weights wait in pinned host memory
+            (`Plan.streamed_layers`).
+        expert_slots: torch-cuda: experts that the device holds at once; 0 for all
+            (`Plan.expert_slots`).
 
     Raises:
         BadBundle: weights or graph cannot be loaded.
@@ -133,16 +139,23 @@ def open_backend(
         DoesNotFit: the limit is smaller than what the libraries hold before any model.
         MissingExtra: the engine needs torch, and torch is not installed.
     """
-    backend: type[Backend]
     if engine in ("torch-cpu", "torch-cuda"):
         from longspan.runtime.backends.torch import TorchBackend
 
-        backend = TorchBackend
-    else:
-        from longspan.runtime.backends.onnx import OnnxBackend
+        return TorchBackend(
+            bundle,
+            engine=engine,
+            memory_limit_bytes=memory_limit_bytes,
+            threads=threads,
+            capacity=capacity,
+            step_graph=step_graph,
+            cache_dtype=cache_dtype,
+            streamed_layers=streamed_layers,
+            expert_slots=expert_slots,
+        )
+    from longspan.runtime.backends.onnx import OnnxBackend
 
-        backend = OnnxBackend
-    return backend(
+    return OnnxBackend(
         bundle,
         engine=engine,
         memory_limit_bytes=memory_limit_bytes,

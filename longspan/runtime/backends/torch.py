@@ -1,7 +1,7 @@
 """The torch backend: the `Decoder` itself, with Triton's kernels on CUDA.
 
-Weights go one tensor at a time from the bundle to the device; on the CPU they stay mapped from
-the file, so there is one copy. On the CPU arithmetic is float32 whatever the weights' dtype.
+Weights lie where `longspan.runtime.backends.torch_weights` puts them; there is one copy. On the
+CPU arithmetic is float32 whatever the weights' dtype.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine
-from longspan.errors import BadBundle, MissingExtra
+from longspan.errors import BadBundle, BudgetExceeded, MissingExtra
 from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.runtime.device_memory import cap_allocator
@@ -24,7 +24,6 @@ from longspan.tensors import CacheDType
 
 try:
     import torch
-    from safetensors import safe_open
 except ModuleNotFoundError as error:
     raise MissingExtra(needed_for="The torch backend", package="torch", extra="cuda") from error
 
@@ -33,6 +32,7 @@ from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.torch_caches import to_array, to_int8, to_tensor
 from longspan.runtime.backends.torch_steps import Stepper, exceeded
+from longspan.runtime.backends.torch_weights import Streamed, Weights, read_weights
 
 
 class TorchBackend:
@@ -48,10 +48,15 @@ class TorchBackend:
         capacity: entries of each cache.
         step_graph: CUDA: whether a step is recorded once and replayed.
         cache_dtype: what the device keeps keys and values in; None for the manifest's dtype.
+        streamed_layers: CUDA: layers whose weights wait in pinned host memory; a step is not
+            recorded then.
+        expert_slots: CUDA: experts that the device holds at once, at least 2, while all wait in
+            pinned host memory; 0 where it holds them all. A step is not recorded then.
 
     Raises:
         BadBundle: the weights do not match the manifest.
-        DoesNotFit: the CUDA context alone passes the limit.
+        BudgetExceeded: torch's allocator has no room for the weights.
+        DoesNotFit: the CUDA context alone passes the limit, or host memory cannot be pinned.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class TorchBackend:
         capacity: int,
         step_graph: bool = False,
         cache_dtype: CacheDType | None = None,
+        streamed_layers: Sequence[int] = (),
+        expert_slots: int = 0,
     ) -> None:
         self.engine = engine
         self._device = torch.device("cuda", 0) if engine == "torch-cuda" else torch.device("cpu")
@@ -76,11 +83,14 @@ class TorchBackend:
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             torch.ones(1, device=self._device)
             cap_allocator(memory_limit_bytes)
-        self._decoder: Decoder | None = _load(bundle, self._device, cache_dtype)
+        streamed = Streamed(layers=tuple(streamed_layers), expert_slots=expert_slots)
+        self._weights = _read(bundle, self._device, streamed)
+        self._decoder: Decoder | None = _load(bundle, self._weights, self._device, cache_dtype)
         self._stepper: Stepper | None = None
         if self._device.type == "cuda":
             keep = not bundle.manifest.cache_entry_bytes
-            self._stepper = Stepper(self._decoder, graph=step_graph, keep=keep)
+            recorded = step_graph and not streamed
+            self._stepper = Stepper(self._decoder, graph=recorded, keep=keep)
 
     def new_state(self) -> State:
         """Zeros on the device."""
@@ -167,6 +177,8 @@ class TorchBackend:
         """Free the model, and give torch's spare memory back to the device."""
         self._decoder = self._stepper = None
         if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            self._weights.close()
             torch.cuda.empty_cache()
         else:
             trim()
@@ -184,23 +196,33 @@ def run_tiny_model() -> None:
     decoder(torch.zeros(1, tokens, dtype=torch.int64), None, state)
 
 
-def _load(bundle: Bundle, device: torch.device, cache_dtype: CacheDType | None) -> Decoder:
-    """A decoder whose parameters are the file's tensors; nothing is allocated twice."""
+def _read(bundle: Bundle, device: torch.device, streamed: Streamed) -> Weights:
+    try:
+        return read_weights(bundle.weights_path, bundle.manifest.config, device, streamed)
+    except torch.OutOfMemoryError as error:
+        raise BudgetExceeded(
+            f"The weights need more memory than the budget leaves: {error}. Give a larger --budget."
+        ) from error
+
+
+def _load(
+    bundle: Bundle, weights: Weights, device: torch.device, cache_dtype: CacheDType | None
+) -> Decoder:
+    """A decoder whose parameters are these weights; nothing is allocated twice."""
     dtype = getattr(torch, bundle.manifest.dtype)
     compute = torch.float32 if device.type == "cpu" else dtype
     with torch.device("meta"):
         decoder = Decoder(
             bundle.manifest.config, dtype=dtype, compute=compute, cache_dtype=cache_dtype
         )
-    with safe_open(str(bundle.weights_path), framework="pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
-        decoder.load_state_dict(tensors, assign=True)
+        decoder.load_state_dict(weights.tensors, assign=True)
     except RuntimeError as error:
         raise BadBundle(
             f"{bundle.weights_path} does not hold the tensors that the manifest describes: "
             f"{error}. Export the checkpoint again."
         ) from error
+    weights.follow(decoder)
     return decoder.requires_grad_(False).eval()
 
 
