@@ -25,7 +25,7 @@ class Moe(nn.Module):
         super().__init__()
         self.config = config
         experts, d_ff = config.n_experts, config.d_ff
-        self.router = Linear(d_model, experts, dtype=dtype)
+        self.router = Linear(d_model, experts, dtype=dtype, exact=True)
         self.gate_up_proj = Experts(experts, d_model, 2 * d_ff, dtype=dtype)
         self.down_proj = Experts(experts, d_ff, d_model, dtype=dtype)
 

@@ -23,7 +23,7 @@ from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
 from longspan.runtime.backends.onnx_values import NUMPY_DTYPES, run_bound, to_array, to_value
 
 # The matrices: nearly all of the bytes. The session loads the rest by itself.
-SHARED_WEIGHTS = ("_proj.weight", "embedding", "head")
+SHARED_WEIGHTS = ("_proj.weight", "_proj.scales", "embedding", "head", "_scales")
 
 
 class OnnxBackend:
