@@ -33,7 +33,7 @@ from longspan.export.anchors import AnchorReport, AnchorRequest, add_anchors
 from longspan.export.calibrate import Calibration, calibration_tokens, measure_cost
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
-from longspan.export.from_bundle import open_source
+from longspan.export.from_bundle import open_source, prompt_of
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
 from longspan.export.quantize import QuantizedWeights
@@ -76,8 +76,8 @@ def export_bundle(
     """Write the bundle of a checkpoint, verified on this machine's CPU.
 
     Args:
-        checkpoint: a folder, or a file of weights with its config beside it; or a bundle, whose
-            prompt is not taken over.
+        checkpoint: a folder, or a file of weights with its config beside it; or a bundle of
+            floating point.
         bundle: the folder to write; it appears only when it is complete.
         weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None keeps the checkpoint's.
             ``"int8"`` and ``"int4"`` quantise the matrices; all else stays in the checkpoint's 16
@@ -92,8 +92,10 @@ def export_bundle(
             folder; where there is none, bytes if the family's tokens are.
         split_digits: change the tokenizer so that every digit is a token of its own.
         config: the checkpoint's config; None takes the ``config.json`` beside its weights.
-        prompt_template: how a question is put, with ``{question}``; None for the usual way.
-        stop: texts that end an answer; None for the end of a line.
+        prompt_template: how a question is put, with ``{question}``; None for the usual way, or the
+            bundle's.
+        stop: texts that end an answer; None for the end of a line, or the
+            bundle's.
         anchors: what stands for a segment that is closed, whose keys are then dropped (AnLLM):
             ``"ac"``, ``"ep"``, ``"ids=1,2,3"``, ``"every=N"`` or ``"every=auto"``; see
             `longspan.export.anchors`. None to keep every token, as the checkpoint does.
@@ -121,7 +123,7 @@ def export_bundle(
         calibrate=calibrate,
     )
     asked.check()
-    prompt = _prompt(prompt_template, stop)
+    prompt = _prompt(prompt_template, stop, prompt_of(checkpoint))
     progress = on_progress or _no_progress
     check_free(Path(bundle), force=force)
     opened = asked.apply(open_source(checkpoint, config))
@@ -201,8 +203,7 @@ def _no_progress(line: str) -> None:
     del line
 
 
-def _prompt(template: str | None, stop: tuple[str, ...] | None) -> Prompt:
-    usual = Prompt()
+def _prompt(template: str | None, stop: tuple[str, ...] | None, usual: Prompt) -> Prompt:
     if template is not None and "{question}" not in template:
         raise BadInput(
             f"prompt_template={template!r} was asked for; it must contain {{question}}, where the "

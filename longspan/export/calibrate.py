@@ -173,6 +173,6 @@ def _read(model: Decoder, ids: torch.Tensor, state: State) -> tuple[torch.Tensor
 
 
 def _loss(logits: torch.Tensor, following: torch.Tensor) -> float:
-    """Sum of the negative log likelihoods of the tokens that follow, the last row's perhaps none."""
+    """Sum of the negative log likelihoods of what follows; nothing follows the text's last."""
     rows = logits[: len(following)].double()
     return float(torch.nn.functional.cross_entropy(rows, following, reduction="sum"))

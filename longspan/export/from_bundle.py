@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longspan.bundle import MANIFEST, open_bundle
+from longspan.bundle import MANIFEST, Prompt, open_bundle
 from longspan.errors import BadInput
 from longspan.models.checkpoint import Checkpoint, copied
 from longspan.models.families import open_checkpoint
 from longspan.models.tensor_files import SafetensorsFile
+
+
+def prompt_of(path: str | Path) -> Prompt:
+    """How a bundle at `path` puts a question, or the usual way of a checkpoint."""
+    is_bundle = (Path(path) / MANIFEST).is_file()
+    return open_bundle(path).manifest.prompt if is_bundle else Prompt()
 
 
 def open_source(path: str | Path, config: str | Path | None) -> Checkpoint:

@@ -131,7 +131,7 @@ class QuantizedWeights:
         """One parameter.
 
         Raises:
-            BadInput: a matrix that is quantised holds NaN or infinities, or passes the scales' dtype.
+            BadInput: a matrix holds NaN or infinities, or its scales pass their dtype.
         """
         if name not in self._names:
             return self._read(name)

@@ -42,7 +42,7 @@ class WeightOptions:
             )
         if self.weights not in QUANTIZED_BITS:
             for name in self._quantized_only():
-                found = "left out" if self.weights is None else f"weights={self.weights!r}"
+                found = "left out" if self.weights is None else repr(self.weights)
                 raise BadInput(
                     f"{name} was asked for, and weights are {found}. It is for weights of 8 or 4 "
                     "bits. Add weights='int8' (--weights int8) or 'int4', or leave it out."

@@ -45,8 +45,7 @@ class Linear(nn.Module):
 
         A layer that is exact, or narrower than a block, stays as it is.
         """
-        outputs, width = self.weight.shape
-        if self.exact or not stored.takes(width):
+        if self.exact or not stored.takes(self.weight.shape[1]):
             return
         self.bits = stored.bits
         self.weight, self.scales, self.zeros = quantized_parameters(self.weight, stored)

@@ -16,14 +16,7 @@ from tests.kernels.devices import DEVICE_DTYPES, DEVICES
 from tests.kernels.quantized import Stored, stored
 from tests.tolerances import assert_close
 
-CASES = [
-    (8, 32, True),
-    (8, 128, False),
-    (4, 32, True),
-    (4, 32, False),
-    (4, 64, False),
-    (4, 128, True),
-]
+CASES = [(8, 128, False), (4, 32, True), (4, 64, False)]
 
 
 @given(bits=st.sampled_from([4, 8]), count=st.integers(1, 9), seed=st.integers(0, 99))
@@ -53,7 +46,7 @@ def test_reference_is_the_equation() -> None:
     assert found[0, 32:].tolist() == [6.0, -8.0]
 
 
-@pytest.mark.parametrize("rows", [None, (5,), (1, 3)], ids=str)
+@pytest.mark.parametrize("rows", [None, (1, 3)], ids=str)
 @pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_kernel(

@@ -15,14 +15,7 @@ from tests.kernels.devices import DEVICE_DTYPES, DEVICES
 from tests.kernels.quantized import Stored, stored
 from tests.tolerances import assert_close
 
-CASES = [
-    (8, 32, True),
-    (8, 128, False),
-    (4, 32, True),
-    (4, 32, False),
-    (4, 64, True),
-    (4, 128, False),
-]
+CASES = [(8, 32, True), (8, 128, False), (4, 32, False), (4, 64, True)]
 
 
 def _check(
@@ -38,8 +31,7 @@ def _check(
     return y
 
 
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize(("outputs", "width"), [(1, 1), (7, 63), (64, 64), (9, 2049), (3, 5120)])
+@pytest.mark.parametrize(("outputs", "width"), [(1, 1), (7, 63), (9, 2049)])
 @pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_one_row(
@@ -50,16 +42,15 @@ def test_one_row(
     symmetric: bool,
     outputs: int,
     width: int,
-    biased: bool,
 ) -> None:
     matrix = stored(
         outputs, width, bits=bits, block=block, symmetric=symmetric, device=device, dtype=dtype
     )
-    bias = torch.randn(outputs, device=device).to(dtype) if biased else None
+    bias = torch.randn(outputs, device=device).to(dtype) if outputs > 1 else None
     _check(torch.randn(1, 1, width, device=device).to(dtype), matrix, bias)
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (2, 4), (1, 9), (70,)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4), (1, 9)], ids=str)
 @pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_several_rows(
@@ -99,8 +90,8 @@ def test_views(device: str, view: str, rows: int) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_outputs_of_a_program(device: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernel, "MIN_PROGRAMS", programs)
-    matrix = stored(21, 2400, bits=4, block=32, symmetric=True, device=device)
-    _check(torch.randn(1, 2400, device=device), matrix)
+    matrix = stored(21, 700, bits=4, block=32, symmetric=True, device=device)
+    _check(torch.randn(1, 700, device=device), matrix)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -31,7 +31,7 @@ def dequantize(
 
 
 def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """The numbers of uint8 [..., n] as uint8 [..., 8 n / bits]: of 4 bits, a byte's low half first."""
+    """uint8 [..., n] as uint8 [..., 8 n / bits]: of 4 bits, a byte's low half first."""
     if bits == 8:
         return packed
     return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)

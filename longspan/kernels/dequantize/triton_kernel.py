@@ -1,4 +1,4 @@
-"""A matrix of 8 or 4 bits as floating point in Triton: every byte read once, every number written once."""
+"""A matrix of 8 or 4 bits as floating point in Triton: every byte is read once."""
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"

@@ -1,4 +1,4 @@
-"""Linear layer of 8 or 4 bits in Triton: a few rows from the packed bytes, many by a scratch matrix.
+"""Linear layer of 8 or 4 bits in Triton: few rows from packed bytes, many by a scratch matrix.
 
 Of up to `STEP_ROWS` rows of x a program owns a few outputs and walks the whole of their rows of the
 weight, in words of 32 bits: the numbers of a word are taken out in registers, multiplied with what
