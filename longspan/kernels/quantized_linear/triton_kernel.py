@@ -29,10 +29,12 @@ WORDS = 64
 
 @triton.jit
 def _load_words(rows_ptr, start, WIDTH: tl.constexpr, WORDS: tl.constexpr):
+    word = start + tl.arange(0, WORDS)[None, :]
     # A word a thread, as the numbers of x that it meets are a thread's: nothing changes threads.
-    word = start + tl.max_contiguous(tl.arange(0, WORDS), 1)[None, :]
+    # So no more than a word is said to lie together.
+    words_ptr = tl.multiple_of(rows_ptr + word, [4, 4])
     # Read once a token; x, which all programs read, stays in the first cache.
-    return tl.load(rows_ptr + word, mask=word < WIDTH, other=0, eviction_policy="evict_first")
+    return tl.load(words_ptr, mask=word < WIDTH, other=0, eviction_policy="evict_first")
 
 
 @triton.jit
