@@ -33,7 +33,7 @@ def with_scratch(
     """
     stored = config.quantization
     assert stored is not None, "asked for a quantised model only"
-    result = []
+    result: list[LayerBytes] = []
     for i, (layer, formulas) in enumerate(zip(config.layers, layers, strict=True)):
         last = i == len(layers) - 1
         row: dict[Engine, ChunkBytes] = {}
