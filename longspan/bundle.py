@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
-from longspan.models.config import ModelConfig
+from longspan.models.config import ModelConfig, Quantization
 from longspan.tensors import CacheDType, DType, TensorSpec, dtype_name
 
 FORMAT = 1
@@ -77,7 +77,8 @@ class Manifest:
 
     Attributes:
         config: the layers.
-        dtype: dtype of the weights, and of convolution tails, keys and values in the state.
+        dtype: dtype of the weights, and of convolution tails, keys and values in the state; of
+            quantised weights, that of their scales and of all that is not quantised.
         parameters: how many numbers the model has; a tied head counts once.
         weight_bytes: size of `model.safetensors`' tensors.
         state: every state tensor, for one sequence; caches without entries.
@@ -90,7 +91,8 @@ class Manifest:
         files: SHA-256 of every other file of the bundle, by name.
         source: what was exported: path's last name, longspan's version, verification errors,
             under ``nonfinite`` the parameters that hold NaN or infinities, if any do, and under
-            ``anchors`` what was asked of them and is known about them, if it was.
+            ``anchors`` what was asked of them and is known about them, if it was, and under
+            ``calibration`` what quantisation costs on a text, if one was given.
     """
 
     config: ModelConfig
@@ -110,6 +112,11 @@ class Manifest:
     def state_bytes(self) -> int:
         """Bytes of the state of one sequence that do not grow with what is read."""
         return sum(spec.nbytes for spec in self.state)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the matrices are stored in 8 or 4 bits; None where they are not."""
+        return self.config.quantization
 
     @property
     def nonfinite(self) -> tuple[str, ...]:
@@ -165,6 +172,7 @@ class Manifest:
             "format": FORMAT,
             "config": self.config.to_json(),
             "dtype": self.dtype,
+            "quantization": None if self.quantization is None else asdict(self.quantization),
             "parameters": self.parameters,
             "weight_bytes": self.weight_bytes,
             "state_bytes": self.state_bytes,

@@ -82,6 +82,11 @@ def export(
     checkpoint: opt.CheckpointArgument,
     bundle: opt.NewBundle,
     weights: opt.Weights = None,
+    block: opt.Block = None,
+    asymmetric: opt.Asymmetric = False,
+    quantize_embedding: opt.QuantizeEmbedding = None,
+    quantize_head: opt.QuantizeHead = None,
+    calibrate: opt.Calibrate = None,
     tokenizer: opt.TokenizerFile = None,
     split_digits: opt.SplitDigits = False,
     config: opt.ConfigFile = None,
@@ -98,9 +103,14 @@ def export(
     from longspan.export import export_bundle
 
     report = export_bundle(
-        checkpoint,
+        named_bundle(checkpoint),
         bundle,
         weights=weights,
+        block=block,
+        symmetric=not asymmetric,
+        quantize_embedding=quantize_embedding,
+        quantize_head=quantize_head,
+        calibrate=calibrate,
         tokenizer=tokenizer,
         split_digits=split_digits,
         config=config,

@@ -34,7 +34,7 @@ class Cache(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CheckpointArgument = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file, or a bundle.")
 ]
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.")
@@ -119,7 +119,39 @@ AutoBudget = Annotated[
     typer.Option(metavar="SIZE", help="With every=auto: bytes that reading it may hold here."),
 ]
 Weights = Annotated[
-    str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the checkpoint.")
+    str | None,
+    typer.Option(
+        help="float32, float16 or bfloat16; default: as in the checkpoint. int8 or int4: matrices "
+        "in so many bits, all else in 16."
+    ),
+]
+Block = Annotated[
+    int | None,
+    typer.Option(help="Of int8 and int4: how many weights share a scale: 32 (default), 64 or 128."),
+]
+Asymmetric = Annotated[
+    bool, typer.Option("--asymmetric", help="Of int8 and int4: store a zero point a block, too.")
+]
+QuantizeEmbedding = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantize-embedding/--no-quantize-embedding",
+        help="Of int8 and int4: the embedding, too (default), or not.",
+    ),
+]
+QuantizeHead = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantize-head/--no-quantize-head",
+        help="Of int8 and int4: the head, too (default), or not; as the embedding if it is that.",
+    ),
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Of int8 and int4: a UTF-8 text on which to tell what they cost.",
+    ),
 ]
 TokenizerFile = Annotated[
     str | None,

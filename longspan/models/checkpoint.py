@@ -119,12 +119,15 @@ class Checkpoint:
         return counts
 
     def specs(self, dtype: DType | None = None) -> tuple[TensorSpec, ...]:
-        """Every parameter once, in `dtype` (None: the checkpoint's); A, D, dt_bias in float32."""
+        """Every parameter once, in `dtype` (None: the checkpoint's); A, D, dt_bias in float32.
+
+        Of a config that says so, matrices are uint8, and their scales in `dtype`.
+        """
         return tuple(
             TensorSpec(
                 name=name,
                 shape=tuple(parameter.shape),
-                dtype="float32" if is_float32(name) else dtype or self.dtype,
+                dtype=_stored_dtype(name, parameter, dtype or self.dtype),
             )
             for name, parameter in empty_decoder(self.config).state_dict().items()
         )
@@ -160,6 +163,12 @@ class Checkpoint:
 def is_float32(name: str) -> bool:
     """Whether a parameter stays float32 in every bundle: A, D and dt_bias of a Mamba mixer."""
     return name.rpartition(".")[2] in FLOAT32
+
+
+def _stored_dtype(name: str, parameter: torch.Tensor, dtype: DType) -> DType:
+    if parameter.dtype == torch.uint8:
+        return "uint8"
+    return "float32" if is_float32(name) else dtype
 
 
 def empty_decoder(

@@ -15,8 +15,11 @@ from typing import cast
 import torch
 from torch import nn
 
+from longspan.kernels.dequantize import dequantize
 from longspan.kernels.linear import linear
-from longspan.models.config import LayerConfig, ModelConfig
+from longspan.kernels.quantized_linear import quantized_linear
+from longspan.models.config import LayerConfig, ModelConfig, Quantization
+from longspan.models.linear import Linear, quantized_parameters
 from longspan.models.mixers import make_mixer
 from longspan.models.norm import make_norm
 from longspan.models.residual import Residual
@@ -96,6 +99,27 @@ class Decoder(nn.Module):
             if config.tied
             else nn.Parameter(torch.empty(config.vocab_size, config.d_model, dtype=dtype))
         )
+        if config.quantization is not None:
+            self._quantize_(config.quantization)
+
+    def _quantize_(self, stored: Quantization) -> None:
+        """Take matrices of 8 or 4 bits, not set."""
+        for module in self.layers.modules():
+            if isinstance(module, Linear):
+                module.quantize_(stored)
+        if self._bits(embedding=True):
+            parameters = quantized_parameters(self.embedding, stored)
+            self.embedding, self.embedding_scales, self.embedding_zeros = parameters
+        if self.head is not None and self._bits(embedding=False):
+            parameters = quantized_parameters(self.head, stored)
+            self.head, self.head_scales, self.head_zeros = parameters
+
+    def _bits(self, *, embedding: bool) -> int | None:
+        """Bits of the embedding or the head; None where it is of floating point."""
+        stored = self.config.quantization
+        if stored is None or not stored.takes(self.config.d_model):
+            return None
+        return stored.bits if (stored.embedding if embedding else stored.head) else None
 
     def state_dtype(self) -> DType:
         """Name of the dtype of convolution tails, keys and values: the weights' own."""
@@ -141,11 +165,8 @@ class Decoder(nn.Module):
         Returns:
             Logits float32 [B, n, V], and the state after the last token.
         """
-        x = torch.nn.functional.embedding(tokens, self.embedding)
-        x = x.to(torch.promote_types(self.compute, torch.float32))
-        residual = Residual(x, self.norm, self.compute)
         # Held there alone, so that it is freed.
-        del x
+        residual = Residual(self._embedded(tokens), self.norm, self.compute)
         after: State = {}
         left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
@@ -159,5 +180,26 @@ class Decoder(nn.Module):
         x, y = _kept(residual.x, residual.y, keep)
         del residual
         _, y = self.norm(x, y, self.compute)
-        logits = linear(y, self.embedding if self.head is None else self.head)
+        logits = self._logits(y)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding, in the residual's dtype."""
+        residual = torch.promote_types(self.compute, torch.float32)
+        bits = self._bits(embedding=True)
+        if bits is None:
+            return torch.nn.functional.embedding(tokens, self.embedding).to(residual)
+        return dequantize(
+            self.embedding, self.embedding_scales, self.embedding_zeros,
+            bits=bits, width=self.config.d_model, dtype=residual, rows=tokens,
+        )  # fmt: skip
+
+    def _logits(self, y: torch.Tensor) -> torch.Tensor:
+        bits = self._bits(embedding=self.head is None)
+        if bits is None:
+            return linear(y, self.embedding if self.head is None else self.head)
+        if self.head is None:
+            matrix = self.embedding, self.embedding_scales, self.embedding_zeros
+        else:
+            matrix = self.head, self.head_scales, self.head_zeros
+        return quantized_linear(y, *matrix, bits=bits)

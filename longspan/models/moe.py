@@ -32,7 +32,7 @@ class Moe(nn.Module):
         self.config = config
         experts, d_ff = config.n_experts, config.d_ff
         self.bring: Bring | None = None
-        self.router = Linear(d_model, experts, dtype=dtype)
+        self.router = Linear(d_model, experts, dtype=dtype, exact=True)
         self.gate_up_proj = Experts(experts, d_model, 2 * d_ff, dtype=dtype)
         self.down_proj = Experts(experts, d_ff, d_model, dtype=dtype)
 

@@ -13,6 +13,7 @@ from typing import Literal
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.runtime.plan_weights import PlacedWeights
+from longspan.runtime.quantized_weights import quantized_weight_bytes
 from longspan.tensors import DTYPE_BYTES
 
 MIB = 2**20
@@ -210,6 +211,11 @@ def _layer_state(manifest: Manifest) -> int:
 
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
     """The weights as the engine holds them: CPUs compute in float32."""
+    if manifest.quantization is not None:
+        return [
+            PlanItem(name=name, bytes=taken, stage="loaded")
+            for name, taken in quantized_weight_bytes(manifest, engine)
+        ]
     if device_of(engine) == "cuda" or manifest.dtype == "float32":
         where = "mapped from the file" if device_of(engine) == "cpu" else "on the device"
         return [PlanItem(name=f"weights, {where}", bytes=manifest.weight_bytes, stage="loaded")]

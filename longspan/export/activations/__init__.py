@@ -30,6 +30,7 @@ from longspan.export.activations.gla import gla
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
+from longspan.export.activations.quantized import scratch_bytes, with_scratch
 from longspan.models.config import (
     AnchorAttentionConfig,
     ConbaConfig,
@@ -69,6 +70,8 @@ def chunk_bytes(config: ModelConfig, dtype: DType) -> dict[Engine, tuple[ChunkBy
     """
     engines: tuple[Engine, ...] = ("onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda")
     layers = [FORMULAS[type(layer)](layer, config.d_model, dtype) for layer in config.layers]
+    if config.quantization is not None:
+        layers = with_scratch(layers, config, dtype)
     return {
         engine: (*(layer[engine] for layer in layers), _rest(config, engine, dtype))
         for engine in engines
@@ -89,4 +92,6 @@ def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
         "torch-cuda": (F32 + b) * D + I64,
     }[engine]
     head = widened(config.vocab_size * D, dtype) if engine == "torch-cpu" else 0
+    if head and config.quantization is not None and config.quantization.head:
+        head = scratch_bytes(config.quantization, config.vocab_size, D, engine, dtype)
     return ChunkBytes(fixed=head, per_token=per_token)

@@ -16,6 +16,7 @@ from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
+from longspan.models.config.quantization import Quantization
 from longspan.tensors import CacheDType, DType, TensorSpec
 
 Norm = Literal["rms", "layer"]
@@ -59,6 +60,7 @@ class ModelConfig:
         norm_eps: of the norms before each mixer and before the head.
         norm: what these are: "rms" for RMSNorm, "layer" for LayerNorm with a bias.
         tied: whether the head is the embedding.
+        quantization: how the matrices are stored in fewer bits; None where they are not.
     """
 
     family: str
@@ -68,15 +70,19 @@ class ModelConfig:
     norm_eps: float = 1e-5
     norm: Norm = "rms"
     tied: bool = True
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
-        """Check the kind of norm.
+        """Check the kind of norm, and that one matrix is quantised in one way.
 
         Raises:
-            ValueError: there is no such norm.
+            ValueError: there is no such norm, or a tied head differs from the embedding.
         """
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm {self.norm!r} is unknown; it is one of rms and layer")
+        stored = self.quantization
+        if stored is not None and self.tied and stored.embedding != stored.head:
+            raise ValueError("a tied head is the embedding, and quantised where that is")
 
     @property
     def has_cache(self) -> bool:
@@ -127,7 +133,7 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
+        plain = asdict(self)
         return plain | {"layers": [{"kind": x.kind} | asdict(x) for x in self.layers]}
 
     def identity(self) -> dict[str, Any]:
@@ -145,7 +151,12 @@ class ModelConfig:
         Raises:
             ValueError: a layer kind or a field is unknown.
         """
-        return cls(**{**data, "layers": tuple(_layer(item) for item in data["layers"])})
+        stored = data.get("quantization")
+        made = {
+            "layers": tuple(_layer(item) for item in data["layers"]),
+            "quantization": None if stored is None else Quantization(**stored),
+        }
+        return cls(**{**data, **made})
 
 
 def _changed(config: ModelConfig | LayerConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from longspan.runtime.host_memory import trim
 from longspan.tensors import CacheDType
 
 # The matrices: nearly all of the bytes. The session loads the rest by itself.
-SHARED_WEIGHTS = ("_proj.weight", "embedding", "head")
+SHARED_WEIGHTS = ("_proj.weight", "_proj.scales", "embedding", "head", "_scales")
 
 
 class OnnxBackend:
