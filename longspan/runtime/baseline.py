@@ -11,7 +11,7 @@ import platform
 
 from longspan.engines import Device, Engine, device_of
 from longspan.runtime import machine_cache, nvidia
-from longspan.runtime.device_memory import memory_now
+from longspan.runtime.device_memory import grow_in_place, memory_now
 from longspan.runtime.doctor import find_versions
 
 MEASURED_NOW = "measured in this process"
@@ -75,6 +75,7 @@ def _warm_up_torch(device: Device) -> None:
     if device == "cpu":
         run_tiny_model()
         return
+    grow_in_place()
     x = torch.ones(64, 64, device=device)
     # bfloat16 products load other kernels of cuBLAS than float32 ones.
     (x @ x).sum().item()

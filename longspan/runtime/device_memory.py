@@ -94,6 +94,18 @@ def total_bytes(device: Device) -> int:
     return machine if group is None else min(machine, group)
 
 
+def grow_in_place() -> None:
+    """Let torch's CUDA allocator grow its memory in place, before torch begins to use CUDA.
+
+    A chunk's tensors are of many sizes. In pieces of fixed size they leave room that none of them
+    fits: 70 to 120 MiB of an H100 with chunks of 4,096 to 8,192 tokens of Mamba-2 2.7B, which a
+    budget would have to hold. Where the variable is set, or CUDA in use already, nothing changes.
+    """
+    torch = _torch_on_cuda()
+    if torch is None and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 def cap_allocator(limit_bytes: int) -> None:
     """Cap torch's CUDA allocator at what all else of this process leaves of a limit.
 

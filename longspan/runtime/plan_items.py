@@ -40,9 +40,9 @@ TORCH_BYTES = 14 * MIB
 # reading takes up to 1.8 more for its cache of words, and pieces of text on their way 1 to 2.
 TOKENIZER_FACTOR = 8
 TOKENIZER_BYTES = 9 * MIB
-# torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for those
-# below 10 MiB (c10/cuda/CUDACachingAllocator.cpp): one unfilled piece of each in two pools.
-ALLOCATOR_BYTES = 2 * (2 + 20) * MIB
+# torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for others
+# (c10/cuda/CUDACachingAllocator.cpp), which grow in place (`grow_in_place`): one unfilled of each.
+ALLOCATOR_BYTES = (2 + 20) * MIB
 # ONNX Runtime keeps activations in an arena, with the caches that a call reads and writes. It grows
 # by powers of two, and gives a freed piece whole to any tensor of half its size or more. On CPUs it
 # holds up to 1.6 times its tensors, and of those as long as the caches, which are few and large, up
@@ -58,11 +58,12 @@ ARENA_CACHES: dict[Engine, int] = {"onnx-cpu": 2, "onnx-cuda": 0}
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
 ONNX_CUDA_BYTES = 144 * MIB
-# Measured on an H100 with torch 2.11: a first CUDA graph, 70 MiB of it in torch's own pool.
-GRAPH_BYTES = 140 * MIB
-# A second session of ONNX Runtime over the same weights, and its two CUDA graphs. An estimate, not
-# measured yet as a whole: 64 MiB for such a session, 70 for what the driver takes for a graph.
-ONNX_GRAPH_BYTES = 144 * MIB
+# Measured on an H100 with torch 2.11, of the built-in model and of Mamba-2 2.7B: 4 to 76 MiB.
+GRAPH_BYTES = 80 * MIB
+# A second session of ONNX Runtime over the same weights, and its two CUDA graphs. Measured on an
+# H100 with 1.31.1, beyond the two states: 76 MiB for 12 layers (302 nodes), 300 for 64 (2,063).
+ONNX_GRAPH_BYTES = 40 * MIB
+ONNX_GRAPH_BYTES_PER_LAYER = 17 * MIB // 4
 
 
 Stage = Literal["before", "loaded", "working"]
@@ -115,11 +116,20 @@ def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
     torch overwrites one state, and of caches its buffers are no further copy: while it runs, no
     call reads one and writes another. ONNX Runtime goes back and forth between two states.
     """
+    layers = len(manifest.config.layers)
     taken = {
         "torch-cuda": GRAPH_BYTES + manifest.state_bytes,
-        "onnx-cuda": ONNX_GRAPH_BYTES + 2 * manifest.state_bytes,
+        "onnx-cuda": onnx_graph_bytes(layers) + 2 * manifest.state_bytes,
     }
-    return (PlanItem(name="recorded step", bytes=taken[engine]),) if engine in taken else ()
+    if engine not in taken:
+        return ()
+    source = "measured on an H100, beside the state's own buffers"
+    return (PlanItem(name="recorded step", bytes=taken[engine], source=source),)
+
+
+def onnx_graph_bytes(layers: int) -> int:
+    """What ONNX Runtime takes to record the steps of a model of so many layers, but for states."""
+    return ONNX_GRAPH_BYTES + layers * ONNX_GRAPH_BYTES_PER_LAYER
 
 
 def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[PlanItem, ...]:
@@ -178,7 +188,13 @@ def fixed_items(
             )
         )
     if device == "cuda":
-        items.append(PlanItem(name="allocator's unfilled pieces", bytes=ALLOCATOR_BYTES))
+        items.append(
+            PlanItem(
+                name="allocator's unfilled pieces",
+                bytes=ALLOCATOR_BYTES,
+                source="measured with torch 2.11",
+            )
+        )
     if device == "cpu" and tokenizer_file_bytes:
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
         items.append(

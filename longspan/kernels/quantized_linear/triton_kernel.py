@@ -2,8 +2,9 @@
 
 Of up to `STEP_ROWS` rows of x a program owns a few outputs and walks the whole of their rows of the
 weight, in words of 32 bits: the numbers of a word are taken out in registers, multiplied with what
-they meet in x, and added up before the word's scale is applied once. The next block of words is on
-its way meanwhile. Of more rows the matrix is dequantised, in parts, and cuBLAS multiplies.
+they meet in x, and added up before the word's scale is applied once. The next blocks of words and
+scales are on their way meanwhile. Of more rows the matrix is dequantised, in parts, and cuBLAS
+multiplies.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
@@ -23,8 +24,8 @@ from longspan.kernels.rows import as_rows
 STEP_ROWS = 8
 # Programs enough for two on each multiprocessor of a large GPU.
 MIN_PROGRAMS = 256
-# Words of a block of one row: one for each thread of two warps.
-WORDS = 64
+# From so many on, programs of eight outputs and two warps are fastest (measured on an H100).
+MANY_PROGRAMS = 1024
 
 
 @triton.jit
@@ -35,6 +36,16 @@ def _load_words(rows_ptr, start, WIDTH: tl.constexpr, WORDS: tl.constexpr):
     words_ptr = tl.multiple_of(rows_ptr + word, [4, 4])
     # Read once a token; x, which all programs read, stays in the first cache.
     return tl.load(words_ptr, mask=word < WIDTH, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _load_scales(
+    scales_ptr, row, start, WIDTH: tl.constexpr, BLOCK_WORDS: tl.constexpr, WORDS: tl.constexpr
+):
+    """The scale of each word's block, of WIDTH words a row."""
+    word = start + tl.arange(0, WORDS)[None, :]
+    source = scales_ptr + row * (WIDTH // BLOCK_WORDS) + word // BLOCK_WORDS
+    return tl.load(source, mask=word < WIDTH, other=0.0)
 
 
 @triton.jit
@@ -101,14 +112,16 @@ def _quantized_linear(
     start_next_launch(OVERLAP)
     NUMBERS: tl.constexpr = 32 // BITS  # of a word
     BLOCK_WORDS: tl.constexpr = BLOCK // NUMBERS
-    BLOCKS: tl.constexpr = ROW_WORDS // BLOCK_WORDS
     output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     # Rows beyond the last repeat it: no mask but the columns'.
     row = tl.minimum(output, outputs - 1)[:, None]
     rows_ptr = weight_ptr + row * ROW_WORDS
-    ahead = ()
+    ahead, scales_ahead = (), ()
     for part in tl.static_range(DEPTH):
-        ahead = ahead + (_load_words(rows_ptr, part * WORDS, ROW_WORDS, WORDS),)
+        start = part * WORDS
+        ahead = ahead + (_load_words(rows_ptr, start, ROW_WORDS, WORDS),)
+        scales = _load_scales(scales_ptr, row, start, ROW_WORDS, BLOCK_WORDS, WORDS)
+        scales_ahead = scales_ahead + (scales,)
     # Weights do not depend on the launch before, x does.
     wait_for_last_launch(OVERLAP)
 
@@ -119,10 +132,13 @@ def _quantized_linear(
         word = start + tl.arange(0, WORDS)
         inside = (word < ROW_WORDS)[None, :]
         block = (word // BLOCK_WORDS)[None, :]
-        scale = tl.load(scales_ptr + row * BLOCKS + block, mask=inside, other=0.0).to(tl.float32)
+        scale = scales_ahead[0].to(tl.float32)
         zero = load_zeros(zeros_ptr, row, block, stride_zeros, inside, BITS)
         words = ahead[0]
-        ahead = ahead[1:] + (_load_words(rows_ptr, start + DEPTH * WORDS, ROW_WORDS, WORDS),)
+        later = start + DEPTH * WORDS
+        ahead = ahead[1:] + (_load_words(rows_ptr, later, ROW_WORDS, WORDS),)
+        scales = _load_scales(scales_ptr, row, later, ROW_WORDS, BLOCK_WORDS, WORDS)
+        scales_ahead = scales_ahead[1:] + (scales,)
         after = ()
         for x_row in tl.static_range(X_ROWS):
             parts, x_sum = _load_x(x_ptr + x_row * stride_x, word, WIDTH, BITS)
@@ -210,8 +226,13 @@ def _by_scratch(
 
 
 def row_block(outputs: int, x_rows: int) -> dict[str, int]:
-    """Outputs of a program, words of a row at once, blocks ahead, warps."""
-    rows = 8 if x_rows <= 4 else 4
+    """Outputs of a program, words of a row at once, blocks ahead, warps.
+
+    Few outputs are spread over more programs, whose rows are then read by twice as many threads.
+    """
+    if triton.cdiv(outputs, 8) >= MANY_PROGRAMS:
+        return {"ROWS": 8 if x_rows <= 4 else 4, "WORDS": 64, "DEPTH": 1, "num_warps": 2}
+    rows = 4
     while rows > 1 and triton.cdiv(outputs, rows) < MIN_PROGRAMS:
         rows //= 2
-    return {"ROWS": rows, "WORDS": WORDS, "DEPTH": 2, "num_warps": 2}
+    return {"ROWS": rows, "WORDS": 128, "DEPTH": 1, "num_warps": 4}

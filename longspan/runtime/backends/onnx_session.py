@@ -19,7 +19,7 @@ from longspan.engines import Device
 from longspan.errors import BadBundle, BadInput, BudgetExceeded, DoesNotFit
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.device_memory import memory_now
-from longspan.runtime.plan_items import ONNX_CUDA_BYTES, ONNX_GRAPH_BYTES
+from longspan.runtime.plan_items import ONNX_CUDA_BYTES, onnx_graph_bytes
 from longspan.sizes import format_bytes
 
 # What onnxruntime raises; its exceptions have no common base but Exception.
@@ -139,10 +139,11 @@ def step_session(
     options.enable_mem_pattern = False
     provider = _cuda_provider() | {"enable_cuda_graph": "1"}
     if memory_limit_bytes is not None:
-        left = memory_limit_bytes - memory_now("cuda").bytes - ONNX_GRAPH_BYTES
+        taken = onnx_graph_bytes(len(bundle.manifest.config.layers))
+        left = memory_limit_bytes - memory_now("cuda").bytes - taken
         if left <= 0:
             raise BudgetExceeded(
-                f"Recording steps takes {format_bytes(ONNX_GRAPH_BYTES)} and more, and the limit "
+                f"Recording steps takes {format_bytes(taken)} and more, and the limit "
                 f"of {format_bytes(memory_limit_bytes)} has not as much left. Give a larger "
                 "--budget."
             )

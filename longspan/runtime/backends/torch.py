@@ -18,7 +18,7 @@ from longspan.engines import Engine
 from longspan.errors import BadBundle, BudgetExceeded, MissingExtra
 from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.forward_steps import ForwardSteps
-from longspan.runtime.device_memory import cap_allocator
+from longspan.runtime.device_memory import cap_allocator, grow_in_place
 from longspan.runtime.host_memory import set_mmap_threshold, trim
 from longspan.tensors import CacheDType
 
@@ -80,6 +80,8 @@ class TorchBackend:
             torch.set_num_threads(threads)
         if self._device.type == "cpu":
             set_mmap_threshold()
+        else:
+            grow_in_place()
         if self._device.type == "cuda" and memory_limit_bytes is not None:
             torch.ones(1, device=self._device)
             cap_allocator(memory_limit_bytes)
