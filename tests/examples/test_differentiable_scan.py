@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parent / "compare_scans.py"
 def compare(device: str, shape: str) -> str:
     """What the comparison complains about."""
     root = SCRIPT.parents[2]
-    path = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "examples")])}
+    path = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "examples" / "train")])}
     interpret = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), device, *shape.split()],
