@@ -27,7 +27,6 @@ from systems import SENTENCES, WORDS, Tokens
 from tasks import sentences_of_tasks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from longspan.export.anchors import SENTENCE_TOKEN
 from longspan.runtime.byte_tokens import ByteTokenizer
 from longspan.runtime.sentences import SentenceTokenizer
 from longspan.runtime.tokens import FileTokenizer, load_tokenizer
@@ -129,6 +128,9 @@ def new_tokenizer(texts: Iterator[str]) -> Tokenizer:
 
 def save_tokenizers(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer, and the same with one token more, for the ends of sentences."""
+    # What exports needs ONNX; what trains from a prepared folder does not.
+    from longspan.export.anchors import SENTENCE_TOKEN
+
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer-words.json"))
     # Fewer words can be found in a short text: the token's id is what the model was built for.
