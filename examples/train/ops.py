@@ -56,9 +56,14 @@ def causal_conv(
     *,
     activation: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `longspan.kernels.causal_conv.causal_conv`."""
+    """See `longspan.kernels.causal_conv`: Triton on CUDA as Mamba calls it, else plain torch."""
     length = x.shape[1]
     inputs = torch.cat([tail.to(x.dtype), x], dim=1)
+    if x.is_cuda and activation == "silu" and bias is not None:
+        # Triton is imported where it is used: a machine without CUDA need not have it.
+        from differentiable_conv import differentiable_conv
+
+        return differentiable_conv(inputs, weight, bias), inputs[:, length:].to(tail.dtype)
     y = torch.zeros_like(x) if bias is None else bias.to(x.dtype).expand_as(x)
     for j, tap in enumerate(weight[:, 0].to(x.dtype).unbind(-1)):
         y = torch.addcmul(y, inputs[:, j : j + length], tap)
@@ -80,7 +85,6 @@ def selective_scan(
     """See `longspan.kernels.selective_scan`: Triton on CUDA, plain torch elsewhere."""
     if not x.is_cuda:
         return token_by_token(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, state=state)
-    # Triton is imported where it is used: a machine without CUDA need not have it.
     from differentiable_scan import differentiable_scan
 
     return differentiable_scan(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, state=state)
