@@ -21,7 +21,8 @@ from published import read, write
 from safetensors.torch import load_file, save_file
 from systems import System
 
-PIECE_BYTES = 15 * 2**20
+# 15 MiB, less what the names and shapes at the head of a file take.
+PIECE_BYTES = 15 * 2**20 - 2**16
 NOTES = "training.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
