@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 State = dict[str, torch.Tensor]
-LM_TOKENS = 4096  # tokens a step whose language-model loss is taken, beside answers
+LM_TOKENS = 16_384  # tokens a step whose language-model loss is taken, beside answers
 CLIP = 1.0
 
 
@@ -105,8 +105,9 @@ class Trainer:
         self.losses = torch.zeros(2, device=device)
         self.train: Callable[[], None] = self._train
         self.skip: Callable[[], None] = self._skip
-        if graphs:
+        if graphs and stage.segments > 1:
             self.skip = captured(self._skip, warm_up=self._skip)
+        if graphs:
             self.train = captured(self._train, warm_up=self._gradients)
         self.reset()
 
