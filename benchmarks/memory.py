@@ -1,7 +1,7 @@
 """Peak memory against the plan, and speed, against length; written into docs/measurements.md.
 
     python benchmarks/memory.py --budget 1GiB --tokens 8K,64K,256K --write docs/measurements.md
-    python benchmarks/memory.py --shape samba-421m --budget 4GiB --tokens 8K,64K,256K
+    python benchmarks/memory.py --shape samba-421m --budget 2GiB,4GiB --tokens 8K,64K,256K
 
 Each row is a process of its own. The table lands between two marks that name the model, the engine
 and the device, and replaces what stood there.
@@ -17,18 +17,24 @@ from pathlib import Path
 from report import command_line, markdown_table, versions_line, write_section
 
 import longspan
-from longspan.runtime.measure import Measurement, draw, measure_bundle
+from longspan.runtime.measure import PART_COLUMNS, Measurement, measure_bundle
+from longspan.runtime.measure_plot import draw
 from longspan.sizes import format_bytes, parse_tokens
 
 
 def table(model: str, measurement: Measurement) -> str:
     """The measurement as Markdown."""
-    budget, source = format_bytes(measurement.budget_bytes), measurement.runs[0].peak_source
+    budgets = ", ".join(format_bytes(each) for each in measurement.budgets)
+    source = measurement.runs[0].peak_source
     columns = [column.removesuffix(">") for column in measurement.columns()]
-    peaks = [run.peak_bytes for run in measurement.runs]
+    flat = max(
+        max(peaks) / min(peaks) - 1
+        for budget in measurement.budgets
+        if (peaks := [run.peak_bytes for run in measurement.runs if run.budget_bytes == budget])
+    )
     facts = (
-        f"Budget {budget} for the whole process; {versions_line(measurement.versions)}. "
-        f"Peak: {source}. Largest peak over smallest: {max(peaks) / min(peaks) - 1:.2%}."
+        f"Budget {budgets} for the whole process; {versions_line(measurement.versions)}. "
+        f"Peak: {source}. Largest peak over smallest of a budget: {flat:.2%}."
     )
     lines = [
         f"### Memory and speed: {model} on {measurement.device}, {measurement.engine}",
@@ -38,6 +44,10 @@ def table(model: str, measurement: Measurement) -> str:
         facts,
         "",
         *markdown_table(columns, measurement.rows()),
+        "",
+        "Planned / measured MiB of each stage, without those before it:",
+        "",
+        *markdown_table([name.removesuffix(">") for name in PART_COLUMNS], measurement.part_rows()),
     ]
     return "\n".join(lines)
 
@@ -50,7 +60,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="default: the built-in one")
     parser.add_argument("--shape", help="random weights in a published shape instead")
     parser.add_argument("--weights", default="bfloat16", help="dtype of a random shape's weights")
-    parser.add_argument("--budget", required=True)
+    parser.add_argument("--budget", required=True, help="one, or several as 1GiB,2GiB")
     parser.add_argument("--tokens", default="8K,64K,256K")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
@@ -69,7 +79,7 @@ def main() -> None:
         measurement = measure_bundle(
             bundle,
             [parse_tokens(length) for length in options.tokens.split(",")],
-            budget=options.budget,
+            budget=options.budget.split(","),
             device=options.device,
             backend=options.backend,
             on_start=lambda line: print(line, file=sys.stderr, flush=True),

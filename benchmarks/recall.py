@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         budget=options.budget,
         device=options.device,
         backend=options.backend,
+        cache_dtype=options.cache,
     ) as runtime:
         for length in [parse_tokens(text) for text in options.lengths.split(",")]:
             tokens = document_tokens(runtime, options.document, length)
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 f"{length:>9,} tokens: {exact} of {len(trials)} exact, {seconds:.1f} s",
                 file=sys.stderr,
             )
-        engine = runtime.engine
+        engine, cache = runtime.engine, runtime.plan.cache_dtype
     report = examine(device=options.device, backend=options.backend)
     document = "Python's language reference" if options.document is None else options.document.name
     return {
@@ -134,6 +135,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "engine": engine,
         "versions": report.versions,
         "document": document,
+        "cache": cache,
         "seed": options.seed,
         "rows": rows,
     }
@@ -154,7 +156,8 @@ def table(result: dict[str, Any]) -> str:
         f"{result['seed']}; {versions_line(result['versions'])}."
     )
     lines = [
-        f"### Recall of a pass key: {result['device']}, {result['engine']}",
+        f"### Recall of a pass key: {result['device']}, {result['engine']}"
+        + ("" if result["cache"] is None else f", keys and values in {result['cache']}"),
         "",
         f"`{command_line('recall.py')}`",
         "",
@@ -180,6 +183,7 @@ def main() -> None:
     parser.add_argument("--budget", default=None)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
+    parser.add_argument("--cache", choices=("auto", "int8"), help="of keys and values")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=Path, metavar="FILE.md")
     options = parser.parse_args()
@@ -187,7 +191,8 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=1))
     if options.write is not None:
-        key = f"Recall: {result['engine']} on {result['device']}"
+        kept = "" if result["cache"] is None else f", keys and values in {result['cache']}"
+        key = f"Recall: {result['engine']} on {result['device']}{kept}"
         write_section(options.write, key, table(result))
     for row in result["rows"]:
         if row["exact"] < options.required * row["trials"]:

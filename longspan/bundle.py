@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
-from longspan.models.config import ModelConfig
-from longspan.tensors import DType, TensorSpec, dtype_name
+from longspan.models.config import ModelConfig, Quantization
+from longspan.tensors import CacheDType, DType, TensorSpec, dtype_name
 
 FORMAT = 1
 MANIFEST = "longspan.json"
@@ -77,7 +77,8 @@ class Manifest:
 
     Attributes:
         config: the layers.
-        dtype: dtype of the weights, and of convolution tails, keys and values in the state.
+        dtype: dtype of the weights, and of convolution tails, keys and values in the state; of
+            quantised weights, that of their scales and of all that is not quantised.
         parameters: how many numbers the model has; a tied head counts once.
         weight_bytes: size of `model.safetensors`' tensors.
         state: every state tensor, for one sequence; caches without entries.
@@ -90,7 +91,8 @@ class Manifest:
         files: SHA-256 of every other file of the bundle, by name.
         source: what was exported: path's last name, longspan's version, verification errors,
             under ``nonfinite`` the parameters that hold NaN or infinities, if any do, and under
-            ``anchors`` what was asked of them and is known about them, if it was.
+            ``anchors`` what was asked of them and is known about them, if it was, and under
+            ``calibration`` what quantisation costs on a text, if one was given.
     """
 
     config: ModelConfig
@@ -112,6 +114,11 @@ class Manifest:
         return sum(spec.nbytes for spec in self.state)
 
     @property
+    def quantization(self) -> Quantization | None:
+        """How the matrices are stored in 8 or 4 bits; None where they are not."""
+        return self.config.quantization
+
+    @property
     def nonfinite(self) -> tuple[str, ...]:
         """Names of the parameters that hold NaN or infinities, which export was told to allow."""
         return tuple(self.source.get("nonfinite", ()))
@@ -121,8 +128,16 @@ class Manifest:
         """Bytes of one entry of every cache together; 0 for a state of fixed size."""
         return sum(spec.entry_bytes for spec in self.state)
 
-    def state_at(self, capacity: int) -> tuple[TensorSpec, ...]:
-        """Every state tensor, with room for `capacity` entries in each cache."""
+    def state_at(
+        self, capacity: int, cache_dtype: CacheDType | None = None
+    ) -> tuple[TensorSpec, ...]:
+        """Every state tensor, with room for `capacity` entries in each cache.
+
+        With a `cache_dtype` keys and values are kept in it while a model runs; `.span` files hold
+        them as `state` tells.
+        """
+        if cache_dtype is not None:
+            return self.config.state_layout(self.dtype, capacity, cache_dtype)
         return tuple(spec.with_capacity(capacity) for spec in self.state)
 
     def chunk_peak_bytes(self, engine: Engine, tokens: int, capacity: int = 0) -> int:
@@ -157,6 +172,7 @@ class Manifest:
             "format": FORMAT,
             "config": self.config.to_json(),
             "dtype": self.dtype,
+            "quantization": None if self.quantization is None else asdict(self.quantization),
             "parameters": self.parameters,
             "weight_bytes": self.weight_bytes,
             "state_bytes": self.state_bytes,

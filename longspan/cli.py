@@ -16,7 +16,7 @@ from longspan import render
 from longspan.builtin import named_bundle
 from longspan.cli_ask import ask
 from longspan.errors import DoesNotFit, LongspanError
-from longspan.sizes import format_bytes, parse_tokens
+from longspan.sizes import parse_tokens
 from longspan.version import __version__
 
 app = typer.Typer(
@@ -82,6 +82,11 @@ def export(
     checkpoint: opt.CheckpointArgument,
     bundle: opt.NewBundle,
     weights: opt.Weights = None,
+    block: opt.Block = None,
+    asymmetric: opt.Asymmetric = False,
+    quantize_embedding: opt.QuantizeEmbedding = None,
+    quantize_head: opt.QuantizeHead = None,
+    calibrate: opt.Calibrate = None,
     tokenizer: opt.TokenizerFile = None,
     split_digits: opt.SplitDigits = False,
     config: opt.ConfigFile = None,
@@ -98,9 +103,14 @@ def export(
     from longspan.export import export_bundle
 
     report = export_bundle(
-        checkpoint,
+        named_bundle(checkpoint),
         bundle,
         weights=weights,
+        block=block,
+        symmetric=not asymmetric,
+        quantize_embedding=quantize_embedding,
+        quantize_head=quantize_head,
+        calibrate=calibrate,
         tokenizer=tokenizer,
         split_digits=split_digits,
         config=config,
@@ -138,11 +148,14 @@ def plan(
     tokens: opt.Length = None,
     draft: opt.DraftBundle = None,
     fit: opt.Fit = False,
+    explain: opt.Explain = False,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    cache: opt.CacheOption = None,
     json: opt.Json = False,
 ) -> None:
     """Divide the budget, item by item, without loading the model."""
+    from longspan.render_plan import print_plan
     from longspan.runtime.runtime import plan_bundle
 
     made = plan_bundle(
@@ -151,16 +164,13 @@ def plan(
         tokens=None if tokens is None else parse_tokens(tokens),
         device=device.value,
         backend=backend.value,
+        cache_dtype=None if cache is None else cache.value,
         draft=None if draft is None else named_bundle(draft),
     )
     if json:
         render.print_json(made.to_json(fit=fit))
     else:
-        render.print_table(
-            ("item", "bytes>", ">"),
-            [(item.name, f"{item.bytes:,}", format_bytes(item.bytes)) for item in made.items],
-        )
-        render.out().print(made.summary(fit=fit), markup=False)
+        print_plan(made, explain=explain, fit=fit)
     if not made.fits:
         raise typer.Exit(DoesNotFit.exit_code)
 
@@ -173,6 +183,7 @@ def read(
     budget: opt.BudgetOption = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    cache: opt.CacheOption = None,
     json: opt.Json = False,
 ) -> None:
     """Read documents and keep what was read as a small file. Interrupted, it resumes."""
@@ -187,6 +198,7 @@ def read(
                 budget=budget,
                 device=device.value,
                 backend=backend.value,
+                cache_dtype=None if cache is None else cache.value,
             ) as runtime,
             render.reading_progress(quiet=json) as show,
         ):
@@ -206,30 +218,39 @@ app.command()(ask)
 @app.command()
 def measure(
     bundle: opt.BundleArgument,
-    budget: opt.BudgetOption = None,
+    budget: opt.Budgets = None,
     tokens: opt.Lengths = "8K,64K",
     plot: opt.Plot = None,
+    against: opt.Against = None,
+    checkpoint: opt.AgainstCheckpoint = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
 ) -> None:
-    """Measure memory and speed against length, a fresh process for each."""
-    from longspan.runtime.measure import draw, measure_bundle
+    """Measure memory and speed against length and budget, a fresh process for each."""
+    from longspan.render_measure import print_measurement
+    from longspan.runtime.against import measure_against
+    from longspan.runtime.measure import measure_bundle
+    from longspan.runtime.measure_plot import draw
 
+    lengths, say = (
+        [parse_tokens(each) for each in tokens.split(",")],
+        None if json else render.notice,
+    )
+    other = measure_against(
+        against, checkpoint, lengths, device=device.value, backend=backend.value, on_start=say
+    )
     measurement = measure_bundle(
         named_bundle(bundle),
-        [parse_tokens(length) for length in tokens.split(",")],
-        budget=budget,
+        lengths,
+        budget=[each for given in budget for each in given.split(",")] if budget else None,
         device=device.value,
         backend=backend.value,
-        on_start=None if json else render.notice,
+        on_start=say,
     )
     if plot is not None:
         draw(measurement, plot)
-    if json:
-        render.print_json(measurement)
-    else:
-        render.print_table(measurement.columns(), measurement.rows(), title=measurement.title())
+    print_measurement(measurement, other, json=json)
 
 
 @app.command()

@@ -33,6 +33,7 @@ def ask(
     budget: opt.BudgetOption = None,
     device: opt.DeviceOption = opt.Device.AUTO,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
+    cache: opt.CacheOption = None,
     json: opt.Json = False,
 ) -> None:
     """Ask about what was read; answers are streamed."""
@@ -48,6 +49,7 @@ def ask(
         budget=budget,
         device=device.value,
         backend=backend.value,
+        cache_dtype=None if cache is None else cache.value,
     ) as runtime:
         read = _read_or_opened(runtime, memory, document, json=json)
         draft_read = runtime.draft.open(draft_memory) if runtime.draft and draft_memory else None

@@ -25,9 +25,16 @@ class BackendChoice(StrEnum):
     ONNX = "onnx"
 
 
+class Cache(StrEnum):
+    """What keys and values are kept in while a model runs."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CheckpointArgument = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file.")
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file, or a bundle.")
 ]
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.")
@@ -42,12 +49,39 @@ Documents = Annotated[
 Questions = Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to run.")]
 BackendOption = Annotated[BackendChoice, typer.Option(help="What runs the model.")]
+CacheOption = Annotated[
+    Cache | None,
+    typer.Option(
+        "--cache",
+        help="Keep keys and values in int8, or, with auto, where nothing fits without it. "
+        "Default: in the dtype of the weights.",
+    ),
+]
 BudgetOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
         help="Bytes the whole process may hold, as 512MiB or 2GB. Default: 0.9 of what is free.",
     ),
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="SIZE",
+        help="Bytes the whole process may hold; may be given again, or several as 512MiB,2GiB. "
+        "Default: 0.9 of what is free.",
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROGRAM", help="Run --checkpoint there, too, where it is installed: transformers."
+    ),
+]
+AgainstCheckpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FOLDER", help="What --against reads: a checkpoint."),
 ]
 Template = Annotated[
     str | None, typer.Option("--template", help="How to ask, with {question} in it.")
@@ -85,7 +119,39 @@ AutoBudget = Annotated[
     typer.Option(metavar="SIZE", help="With every=auto: bytes that reading it may hold here."),
 ]
 Weights = Annotated[
-    str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the checkpoint.")
+    str | None,
+    typer.Option(
+        help="float32, float16 or bfloat16; default: as in the checkpoint. int8 or int4: matrices "
+        "in so many bits, all else in 16."
+    ),
+]
+Block = Annotated[
+    int | None,
+    typer.Option(help="Of int8 and int4: how many weights share a scale: 32 (default), 64 or 128."),
+]
+Asymmetric = Annotated[
+    bool, typer.Option("--asymmetric", help="Of int8 and int4: store a zero point a block, too.")
+]
+QuantizeEmbedding = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantize-embedding/--no-quantize-embedding",
+        help="Of int8 and int4: the embedding, too (default), or not.",
+    ),
+]
+QuantizeHead = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantize-head/--no-quantize-head",
+        help="Of int8 and int4: the head, too (default), or not; as the embedding if it is that.",
+    ),
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Of int8 and int4: a UTF-8 text on which to tell what they cost.",
+    ),
 ]
 TokenizerFile = Annotated[
     str | None,
@@ -102,7 +168,12 @@ ConfigFile = Annotated[
 ]
 Length = Annotated[str | None, typer.Option(help="Length of the document, as 256K; default: any.")]
 Lengths = Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")]
-Fit = Annotated[bool, typer.Option("--fit", help="Show the least budget and the longest document.")]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Show the least budget and the longest document instead.")
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Say why each choice was made, and whence each figure is.")
+]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")]
 NewMemory = Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")]
 MemoryFile = Annotated[Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")]

@@ -51,6 +51,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "family": manifest.config.family,
         "parameters": manifest.parameters,
         "dtype": manifest.dtype,
+        "quantization": manifest.to_json()["quantization"],
         "weight_bytes": manifest.weight_bytes,
         "state_bytes": manifest.state_bytes,
         "cache_entry_bytes": manifest.cache_entry_bytes,

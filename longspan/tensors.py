@@ -10,18 +10,22 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
-DType = Literal["float32", "float16", "bfloat16", "int64"]
+DType = Literal["float32", "float16", "bfloat16", "int64", "int8", "uint8"]
 
+# What keys and values are kept in, where it is not the dtype of the weights.
+CacheDType = Literal["int8"]
 # What weights are stored in.
 WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
-DTYPE_BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+DTYPE_BYTES: dict[DType, int] = {
+    "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1, "uint8": 1,
+}  # fmt: skip
 
 
 def dtype_name(name: str) -> DType:
     """Check that `name` is a dtype that longspan stores.
 
     Raises:
-        ValueError: `name` is none of float32, float16, bfloat16, int64.
+        ValueError: `name` is none of them.
     """
     if name not in get_args(DType):
         raise ValueError(f"dtype {name!r} is not one of {', '.join(get_args(DType))}")

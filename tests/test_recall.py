@@ -33,9 +33,20 @@ def test_recall_at_16k_on_the_cpu() -> None:
     assert row["exact"] == 8, row["wrong"]
 
 
+@pytest.mark.slow
+def test_recall_at_16k_with_keys_and_values_in_int8() -> None:
+    row = run_benchmark(
+        "--lengths", "16K", "--keys", "8", "--device", "cpu", "--backend", "torch",
+        "--cache", "int8",
+    )  # fmt: skip
+    assert row["trials"] == 8
+    assert row["exact"] == 8, row["wrong"]
+
+
 @pytest.mark.gpu
-def test_recall_at_16k_on_the_gpu() -> None:
-    row = run_benchmark("--lengths", "16K", "--keys", "40", "--device", "cuda")
+@pytest.mark.parametrize("caches", [[], ["--cache", "int8"]], ids=["weights' dtype", "int8"])
+def test_recall_at_16k_on_the_gpu(caches: list[str]) -> None:
+    row = run_benchmark("--lengths", "16K", "--keys", "40", "--device", "cuda", *caches)
     assert row["trials"] == 40
     assert isinstance(row["exact"], int)
     assert row["exact"] >= 38, row["wrong"]

@@ -51,6 +51,54 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("linear", _BF16): Tolerance(
         relative=5e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-8"
     ),
+    ("norm_linear_conv", _F32): Tolerance(
+        relative=1e-5, absolute=2e-5, reason="as add_norm, linear and causal_conv, of each other"
+    ),
+    ("norm_linear_conv", _F16): Tolerance(
+        relative=2e-3, absolute=3e-3, reason="the norm, its product and the result: 2^-11 each"
+    ),
+    ("norm_linear_conv", _BF16): Tolerance(
+        relative=1e-2, absolute=2e-2, reason="the norm, its product and the result: 2^-8 each"
+    ),
+    ("ssd_norm_linear", _F32): Tolerance(
+        relative=1e-4, absolute=2e-5, reason="as ssd, rms_norm and linear, of each other"
+    ),
+    ("ssd_norm_linear", _F16): Tolerance(
+        relative=2e-3, absolute=2e-3, reason="y, the norm and the result: 2^-11 each"
+    ),
+    ("ssd_norm_linear", _BF16): Tolerance(
+        relative=1e-2, absolute=1.5e-2, reason="y, the norm and the result: 2^-8 each"
+    ),
+    ("dequantize", _F32): Tolerance(
+        relative=2e-7, absolute=0.0, reason="one product of a whole number and a scale"
+    ),
+    ("dequantize", _F16): Tolerance(
+        relative=1e-3, absolute=1e-7, reason="the product is rounded once, to 2^-11"
+    ),
+    ("dequantize", _BF16): Tolerance(
+        relative=5e-3, absolute=1e-7, reason="the product is rounded once, to 2^-8"
+    ),
+    ("quantized_linear", _F32): Tolerance(
+        relative=2e-6, absolute=5e-6, reason="sums of up to 5,120 terms in float32"
+    ),
+    ("quantized_linear", _F16): Tolerance(
+        relative=1e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-11"
+    ),
+    ("quantized_linear", _BF16): Tolerance(
+        relative=5e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-8"
+    ),
+    ("quantized_linear of scratch", _F32): Tolerance(
+        relative=2e-6, absolute=5e-6, reason="sums of up to 144 terms in float32"
+    ),
+    ("quantized_linear of scratch", _F16): Tolerance(
+        relative=2e-3, absolute=2e-3, reason="the weights are rounded to 2^-11 for the product"
+    ),
+    ("quantized_linear of scratch", _BF16): Tolerance(
+        relative=1e-2, absolute=1e-2, reason="the weights are rounded to 2^-8 for the product"
+    ),
+    ("quantized_linear of a large mean", _F32): Tolerance(
+        relative=1e-5, absolute=2e-4, reason="sums of 512 terms of up to 50, which cancel"
+    ),
     ("rope", _F32): Tolerance(
         relative=2e-6, absolute=2e-6, reason="two products, where terms may cancel; angles to 2^-23"
     ),

@@ -30,21 +30,23 @@ from longspan.bundle import (
 from longspan.errors import BadInput, VerificationFailed
 from longspan.export.activations import chunk_bytes
 from longspan.export.anchors import AnchorReport, AnchorRequest, add_anchors
+from longspan.export.calibrate import Calibration, calibration_tokens, measure_cost
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
+from longspan.export.from_bundle import open_source, prompt_of
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
+from longspan.export.quantize import QuantizedWeights
 from longspan.export.report import ExportReport
 from longspan.export.tokenizer import choose_tokenizer, tokenizer_content
+from longspan.export.weight_options import WeightOptions
 from longspan.export.weights import ByteRange, write_safetensors
 from longspan.models.checkpoint import Checkpoint
-from longspan.models.families import open_checkpoint
 from longspan.runtime.verify import Check, nonfinite_names, verify_bundle
 from longspan.sizes import format_bytes
-from longspan.tensors import WEIGHT_DTYPES, DType
+from longspan.tensors import DType
 from longspan.version import __version__
 
-LATER_WEIGHTS = ("int8", "int4")
 Progress = Callable[[str], None]
 
 
@@ -53,6 +55,11 @@ def export_bundle(
     bundle: str | Path,
     *,
     weights: str | None = None,
+    block: int | None = None,
+    symmetric: bool = True,
+    quantize_embedding: bool | None = None,
+    quantize_head: bool | None = None,
+    calibrate: str | Path | None = None,
     tokenizer: str | Path | None = None,
     split_digits: bool = False,
     config: str | Path | None = None,
@@ -69,16 +76,26 @@ def export_bundle(
     """Write the bundle of a checkpoint, verified on this machine's CPU.
 
     Args:
-        checkpoint: a folder, or a file of weights with its config beside it.
+        checkpoint: a folder, or a file of weights with its config beside it; or a bundle of
+            floating point.
         bundle: the folder to write; it appears only when it is complete.
         weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None keeps the checkpoint's.
+            ``"int8"`` and ``"int4"`` quantise the matrices; all else stays in the checkpoint's 16
+            bits, or bfloat16.
+        block: of quantised weights: 32 (None), 64 or 128 of a row share a scale.
+        symmetric: of quantised weights: False stores a zero point a block, too.
+        quantize_embedding, quantize_head: of quantised weights: False leaves this one in 16 bits;
+            where the two are one matrix, either says it for both.
+        calibrate: of quantised weights: a UTF-8 text on which the report tells their cost.
         tokenizer: a ``tokenizer.json``, or ``"bytes"`` for a model whose tokens are bytes, id =
             value (a file of that name is ``"./bytes"``). None takes the file in the checkpoint's
             folder; where there is none, bytes if the family's tokens are.
         split_digits: change the tokenizer so that every digit is a token of its own.
         config: the checkpoint's config; None takes the ``config.json`` beside its weights.
-        prompt_template: how a question is put, with ``{question}``; None for the usual way.
-        stop: texts that end an answer; None for the end of a line.
+        prompt_template: how a question is put, with ``{question}``; None for the usual way, or the
+            bundle's.
+        stop: texts that end an answer; None for the end of a line, or the
+            bundle's.
         anchors: what stands for a segment that is closed, whose keys are then dropped (AnLLM):
             ``"ac"``, ``"ep"``, ``"ids=1,2,3"``, ``"every=N"`` or ``"every=auto"``; see
             `longspan.export.anchors`. None to keep every token, as the checkpoint does.
@@ -97,12 +114,20 @@ def export_bundle(
         DoesNotFit: with no interval of anchors does the document fit the budget.
         VerificationFailed: the engines disagree beyond the tolerance; nothing is written.
     """
-    dtype = _weight_dtype(weights)
-    prompt = _prompt(prompt_template, stop)
+    asked = WeightOptions(
+        weights=weights,
+        block=block,
+        symmetric=symmetric,
+        quantize_embedding=quantize_embedding,
+        quantize_head=quantize_head,
+        calibrate=calibrate,
+    )
+    asked.check()
+    prompt = _prompt(prompt_template, stop, prompt_of(checkpoint))
     progress = on_progress or _no_progress
     check_free(Path(bundle), force=force)
-    opened = open_checkpoint(checkpoint, config)
-    dtype = dtype or opened.dtype
+    opened = asked.apply(open_source(checkpoint, config))
+    dtype = asked.dtype(opened)
     vocabulary = choose_tokenizer(opened, tokenizer)
     content = tokenizer_content(vocabulary, checkpoint=opened.path, split=split_digits)
     opened, anchor_report = add_anchors(
@@ -111,12 +136,23 @@ def export_bundle(
         tokenizer=content,
         describe=partial(_described, dtype=dtype),
     )
+    text = (
+        None if calibrate is None else calibration_tokens(calibrate, content, vocabulary == BYTES)
+    )
     with new_folder(Path(bundle), force=force) as folder:
         specs = opened.specs(dtype)
         weight_bytes = sum(spec.nbytes for spec in specs)
-        progress(f"writing {format_bytes(weight_bytes)} of {dtype} weights ({opened.family})")
+        stored_as = weights if opened.config.quantization else dtype
+        progress(f"writing {format_bytes(weight_bytes)} of {stored_as} weights ({opened.family})")
         weights_read = _WeightsRead(opened, allow_nonfinite=allow_nonfinite)
-        ranges = write_safetensors(folder / WEIGHTS, specs, weights_read)
+        read = QuantizedWeights.over(weights_read, opened, dtype)
+        ranges = write_safetensors(folder / WEIGHTS, specs, read)
+        calibration = None
+        if calibrate is not None and text is not None:
+            progress(f"reading {len(text):,} tokens of {calibrate}, unquantised and quantised")
+            calibration = measure_cost(
+                opened, dtype=dtype, weights=folder / WEIGHTS, text=calibrate, tokens=text
+            )
         _write_graphs(folder, opened, dtype, ranges, progress)
         if content is not None:
             (folder / TOKENIZER).write_bytes(content)
@@ -128,6 +164,7 @@ def export_bundle(
             byte_tokens=vocabulary == BYTES,
             nonfinite=weights_read.nonfinite,
             anchors=anchor_report,
+            calibration=calibration,
         )
         write_manifest(folder, manifest)
         progress("verifying: chunks against one pass, ONNX Runtime against torch")
@@ -142,6 +179,8 @@ def export_bundle(
         cache_entry_bytes=manifest.cache_entry_bytes,
         checks=checks,
         anchors=anchor_report,
+        quantization=opened.config.quantization,
+        calibration=calibration,
     )
 
 
@@ -164,24 +203,7 @@ def _no_progress(line: str) -> None:
     del line
 
 
-def _weight_dtype(weights: str | None) -> DType | None:
-    if weights is None or weights in WEIGHT_DTYPES:
-        return weights
-    known = ", ".join(WEIGHT_DTYPES)
-    if weights in LATER_WEIGHTS:
-        raise BadInput(
-            f"weights={weights!r} was asked for; this version of longspan writes {known}. "
-            "Quantised weights come in a later version. Export with weights='bfloat16' "
-            "(--weights bfloat16) for the smallest bundle."
-        )
-    raise BadInput(
-        f"weights={weights!r} was asked for; it must be one of {known}, or left out to keep the "
-        "checkpoint's."
-    )
-
-
-def _prompt(template: str | None, stop: tuple[str, ...] | None) -> Prompt:
-    usual = Prompt()
+def _prompt(template: str | None, stop: tuple[str, ...] | None, usual: Prompt) -> Prompt:
     if template is not None and "{question}" not in template:
         raise BadInput(
             f"prompt_template={template!r} was asked for; it must contain {{question}}, where the "
@@ -226,6 +248,7 @@ def _manifest(
     byte_tokens: bool,
     nonfinite: Sequence[str],
     anchors: AnchorReport | None,
+    calibration: Calibration | None,
 ) -> Manifest:
     genai = genai_config(checkpoint.config, eos=checkpoint.eos)
     if genai is not None:
@@ -243,6 +266,7 @@ def _manifest(
             "longspan": __version__,
             **({"nonfinite": sorted(nonfinite)} if nonfinite else {}),
             **({} if anchors is None else {"anchors": anchors.to_json()}),
+            **({} if calibration is None else {"calibration": calibration.to_json()}),
         },
     )
 
@@ -250,10 +274,11 @@ def _manifest(
 def _described(checkpoint: Checkpoint, dtype: DType) -> Manifest:
     """What a manifest says of the model alone."""
     config, specs = checkpoint.config, checkpoint.specs(dtype)
+    plain = replace(checkpoint, config=replace(config, quantization=None))
     return Manifest(
         config=config,
         dtype=dtype,
-        parameters=sum(prod(spec.shape) for spec in specs),
+        parameters=sum(prod(spec.shape) for spec in plain.specs(dtype)),
         weight_bytes=sum(spec.nbytes for spec in specs),
         state=config.state_layout(dtype),
         chunk_bytes=chunk_bytes(config, dtype),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longspan.export.anchors import AnchorReport
+from longspan.export.calibrate import Calibration
+from longspan.models.config import Quantization
 from longspan.runtime.verify import Check
 from longspan.sizes import format_bytes
 
@@ -23,6 +25,8 @@ class ExportReport:
         cache_entry_bytes: bytes that an entry adds to the caches; 0 for a state of fixed size.
         checks: how well the engines of this machine agree.
         anchors: what stands for closed segments; None where every layer keeps what it keeps.
+        quantization: how the matrices are stored; None where they are not quantised.
+        calibration: what that costs on a text; None where there is none.
     """
 
     bundle: Path
@@ -33,6 +37,8 @@ class ExportReport:
     cache_entry_bytes: int
     checks: tuple[Check, ...]
     anchors: AnchorReport | None = None
+    quantization: Quantization | None = None
+    calibration: Calibration | None = None
 
     def text(self) -> str:
         """The report for people."""
@@ -45,4 +51,5 @@ class ExportReport:
             entry = "a token" if self.anchors is None else "an entry"
             first += f", {format_bytes(self.cache_entry_bytes)} of cache {entry}"
         anchors = () if self.anchors is None else (self.anchors.text(),)
-        return "\n".join([first, *anchors, *(check.text() for check in self.checks)])
+        cost = () if self.calibration is None else (self.calibration.line(),)
+        return "\n".join([first, *anchors, *cost, *(check.text() for check in self.checks)])

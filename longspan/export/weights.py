@@ -22,7 +22,7 @@ from longspan.tensors import DType, TensorSpec
 
 ALIGNMENT = 64
 _NAMES: Mapping[DType, str] = {
-    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8",
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def write_safetensors(
     Args:
         path: the file to write.
         specs: names, shapes and dtypes.
-        read: gives one tensor by name, float on the CPU.
+        read: gives one tensor by name, on the CPU.
 
     Returns:
         The range of each tensor in the file.

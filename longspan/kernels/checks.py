@@ -23,6 +23,22 @@ def require_shape(op: str, name: str, tensor: torch.Tensor, shape: tuple[int | N
         raise ValueError(f"{op}: {name} has shape {list(found)}; it must be [{rule}]")
 
 
+def require_shapes(
+    op: str, *expected: tuple[str, torch.Tensor | None, tuple[int | None, ...]]
+) -> None:
+    """Raise unless each tensor that is there has its shape: (name, tensor, shape).
+
+    Raises:
+        ValueError: a shape differs.
+    """
+    # Asking for it takes longer than comparing.
+    if torch.onnx.is_in_onnx_export():
+        return
+    for name, tensor, shape in expected:
+        if tensor is not None and tensor.shape != shape:
+            require_shape(op, name, tensor, shape)
+
+
 def require_dtype(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """Raise unless `tensor` has `dtype`; float64 passes for float32, as tests use it.
 

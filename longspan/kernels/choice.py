@@ -152,6 +152,11 @@ def implementation(op: str, tensor: torch.Tensor) -> Implementation:
             f"the Triton kernel of {op} was asked for with a tensor on {tensor.device}; it runs on "
             "CUDA, or on the CPU under TRITON_INTERPRET=1"
         )
-    module = import_module(f"longspan.kernels.{_FOLDERS.get(op, op)}.{_MODULES[chosen]}")
+    return _function(op, chosen)
+
+
+@cache
+def _function(op: str, name: Name) -> Implementation:
+    module = import_module(f"longspan.kernels.{_FOLDERS.get(op, op)}.{_MODULES[name]}")
     function: Implementation = getattr(module, op)
     return function

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 
@@ -31,6 +33,7 @@ def check_width(op: str, width: int) -> None:
         )
 
 
+@cache
 def row_block(width: int, *, neighbours: int) -> dict[str, int]:
     """A program's rows, the widths of a row's two parts, and warps.
 

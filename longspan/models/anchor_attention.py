@@ -27,8 +27,9 @@ class AnchorAttention(Attention):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D], made of tokens int64 [B, L].
 
-        The state is {k, v [B, C, G, P], anchors, entries, position int64 [1]}. The caches must
-        have room: what is kept after the call takes at most C entries.
+        The state is {k, v [B, C, G, P], anchors, entries, position int64 [1]}; keys and values in
+        int8 have k_scale and v_scale [B, C, G] beside them. The caches must have room: what is
+        kept after the call takes at most C entries.
 
         Raises:
             ValueError: two sequences of the batch have their anchors at other tokens.
@@ -36,12 +37,11 @@ class AnchorAttention(Attention):
         position, entries = state["position"], state["entries"]
         q, k, v = self.project(x, entries if self.compressed else position, state["k"].dtype)
         y, past_k, past_v, anchors, entries = anchor_attention(
-            q, k, v, state["k"], state["v"], state["anchors"], entries,
+            q, k, v, *self.past(state), state["anchors"], entries,
             self._are_anchors(tokens, position),
         )  # fmt: skip
         return self.merge(y), {
-            "k": past_k,
-            "v": past_v,
+            **self.after(past_k, past_v),
             "anchors": anchors,
             "entries": entries,
             "position": position + x.shape[1],

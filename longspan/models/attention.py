@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from longspan.kernels.attention.int8_rows import Int8Rows, Rows, values_of
 from longspan.kernels.rope import rope
 from longspan.models.config import HeadsConfig
 from longspan.models.linear import Linear
+
+State = dict[str, torch.Tensor]
 
 
 class Attention(nn.Module):
@@ -46,7 +49,8 @@ class Attention(nn.Module):
             qkv: float [B, L, (H + 2 G) P].
             position: int64 [1], tokens read before.
             kept: the dtype that the state keeps keys and values in; they are rounded to it before
-                their first use, so that a cut changes nothing where it is narrower than qkv.
+                their first use, so that a cut changes nothing where it is narrower than qkv. To
+                int8 the op that attends rounds them.
 
         Returns:
             dtype of `qkv` [B, L, H, P], [B, L, G, P] and [B, L, G, P].
@@ -61,7 +65,25 @@ class Attention(nn.Module):
                 q, k, position, base=config.rope_base,
                 dims=config.rope_dims, interleaved=config.rope_interleaved,
             )  # fmt: skip
+        if not kept.is_floating_point:
+            return q, k, v
         return q, k.to(kept).to(k.dtype), v.to(kept).to(v.dtype)
+
+    @staticmethod
+    def past(state: State) -> tuple[Rows, Rows]:
+        """The state's keys and values, as the op takes them."""
+        k, v = state["k"], state["v"]
+        if k.dtype != torch.int8:
+            return k, v
+        return Int8Rows(k, state["k_scale"]), Int8Rows(v, state["v_scale"])
+
+    @staticmethod
+    def after(past_k: Rows, past_v: Rows) -> State:
+        """The part of the next state that holds keys and values, as the op gave them."""
+        if isinstance(past_k, Int8Rows) and isinstance(past_v, Int8Rows):
+            (k, k_scale), (v, v_scale) = past_k, past_v
+            return {"k": k, "k_scale": k_scale, "v": v, "v_scale": v_scale}
+        return {"k": values_of(past_k), "v": values_of(past_v)}
 
     def merge(self, y: torch.Tensor) -> torch.Tensor:
         """The mixer's output [B, L, D] from that of the heads [B, L, H, P]."""

@@ -119,12 +119,15 @@ class Checkpoint:
         return counts
 
     def specs(self, dtype: DType | None = None) -> tuple[TensorSpec, ...]:
-        """Every parameter once, in `dtype` (None: the checkpoint's); A, D, dt_bias in float32."""
+        """Every parameter once, in `dtype` (None: the checkpoint's); A, D, dt_bias in float32.
+
+        Of a config that says so, matrices are uint8, and their scales in `dtype`.
+        """
         return tuple(
             TensorSpec(
                 name=name,
                 shape=tuple(parameter.shape),
-                dtype="float32" if is_float32(name) else dtype or self.dtype,
+                dtype=_stored_dtype(name, parameter, dtype or self.dtype),
             )
             for name, parameter in empty_decoder(self.config).state_dict().items()
         )
@@ -162,10 +165,21 @@ def is_float32(name: str) -> bool:
     return name.rpartition(".")[2] in FLOAT32
 
 
-def empty_decoder(config: ModelConfig, **dtypes: torch.dtype) -> Decoder:
+def _stored_dtype(name: str, parameter: torch.Tensor, dtype: DType) -> DType:
+    if parameter.dtype == torch.uint8:
+        return "uint8"
+    return "float32" if is_float32(name) else dtype
+
+
+def empty_decoder(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compute: torch.dtype | None = None,
+) -> Decoder:
     """A decoder without memory for its weights: names, shapes and dtypes only."""
     with torch.device("meta"):
-        return Decoder(config, **dtypes)
+        return Decoder(config, dtype=dtype, compute=compute)
 
 
 def build(

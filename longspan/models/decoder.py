@@ -9,17 +9,21 @@ The same code reads a chunk, makes one step, and is exported:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import nn
 
+from longspan.kernels.dequantize import dequantize
 from longspan.kernels.linear import linear
-from longspan.models.config import LayerConfig, ModelConfig
+from longspan.kernels.quantized_linear import quantized_linear
+from longspan.models.config import LayerConfig, ModelConfig, Quantization
+from longspan.models.linear import Linear, quantized_parameters
 from longspan.models.mixers import make_mixer
 from longspan.models.norm import make_norm
-from longspan.tensors import DType, dtype_name
+from longspan.models.residual import Residual
+from longspan.tensors import CacheDType, DType, dtype_name
 
 State = dict[str, torch.Tensor]
 
@@ -44,7 +48,7 @@ def _kept(
 class Layer(nn.Module):
     """One residual block: a norm and a mixer.
 
-    The mixer's output is added to the residual by the norm of the next layer: one reading of both.
+    The mixer's output is added to the residual by the next layer: one reading of both.
     """
 
     def __init__(self, config: LayerConfig, model: ModelConfig, *, dtype: torch.dtype) -> None:
@@ -52,12 +56,14 @@ class Layer(nn.Module):
         self.norm = make_norm(model, dtype)
         self.mixer = make_mixer(config, model.d_model, dtype)
 
-    def forward(
-        self, x: torch.Tensor, state: State, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, State]:
-        """What the mixer makes of x [B, L, D], normalised, made of tokens int64 [B, L]."""
+    def forward(self, residual: Residual, state: State, tokens: torch.Tensor) -> State:
+        """Read a residual made of tokens int64 [B, L], and leave there what is to be added."""
+        residual.norm = self.norm
+        reads_residual = getattr(self.mixer, "reads_residual", False)
+        x = residual if reads_residual else residual.normed()
         asked = (tokens,) if getattr(self.mixer, "reads_tokens", False) else ()
-        result: tuple[torch.Tensor, State] = self.mixer(x, state, *asked)
+        residual.y, after = self.mixer(x, state, *asked)
+        result: State = after
         return result
 
 
@@ -69,6 +75,7 @@ class Decoder(nn.Module):
         dtype: dtype of the weights.
         compute: dtype of activations; None for the weights'. float32 over bfloat16 weights is
             what CPUs use. The residual is float32 (float64 when computing in float64).
+        cache_dtype: what the state keeps keys and values in; None for the weights' dtype.
     """
 
     def __init__(
@@ -77,9 +84,11 @@ class Decoder(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         compute: torch.dtype | None = None,
+        cache_dtype: CacheDType | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.cache_dtype = cache_dtype
         self.dtype = dtype
         self.compute = compute or dtype
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model, dtype=dtype))
@@ -90,6 +99,27 @@ class Decoder(nn.Module):
             if config.tied
             else nn.Parameter(torch.empty(config.vocab_size, config.d_model, dtype=dtype))
         )
+        if config.quantization is not None:
+            self._quantize_(config.quantization)
+
+    def _quantize_(self, stored: Quantization) -> None:
+        """Take matrices of 8 or 4 bits, not set."""
+        for module in self.layers.modules():
+            if isinstance(module, Linear):
+                module.quantize_(stored)
+        if self._bits(embedding=True):
+            parameters = quantized_parameters(self.embedding, stored)
+            self.embedding, self.embedding_scales, self.embedding_zeros = parameters
+        if self.head is not None and self._bits(embedding=False):
+            parameters = quantized_parameters(self.head, stored)
+            self.head, self.head_scales, self.head_zeros = parameters
+
+    def _bits(self, *, embedding: bool) -> int | None:
+        """Bits of the embedding or the head; None where it is of floating point."""
+        stored = self.config.quantization
+        if stored is None or not stored.takes(self.config.d_model):
+            return None
+        return stored.bits if (stored.embedding if embedding else stored.head) else None
 
     def state_dtype(self) -> DType:
         """Name of the dtype of convolution tails, keys and values: the weights' own."""
@@ -111,14 +141,16 @@ class Decoder(nn.Module):
                 dtype=getattr(torch, spec.dtype),
                 device=device or self.embedding.device,
             )
-            for spec in self.config.state_layout(self.state_dtype(), capacity)
+            for spec in self.config.state_layout(self.state_dtype(), capacity, self.cache_dtype)
         }
 
     def forward(
         self,
         tokens: torch.Tensor,
         keep: torch.Tensor | None,
-        state: Mapping[str, torch.Tensor],
+        state: State,
+        *,
+        donate: bool = False,
     ) -> tuple[torch.Tensor, State]:
         """Read `tokens` from `state`.
 
@@ -126,25 +158,48 @@ class Decoder(nn.Module):
             tokens: int64 [B, L], L >= 1, ids below the vocabulary's size.
             keep: int64 [n], the positions of this call whose logits are wanted, negative ones
                 from the end; None for the last. Empty while reading.
-            state: as `new_state` gives it; it is not changed.
+            state: as `new_state` gives it; it is not changed unless `donate` says so.
+            donate: whether the caller gives the state away. Then a layer's tensors leave it when
+                the layer takes them, and are freed once its next ones exist.
 
         Returns:
             Logits float32 [B, n, V], and the state after the last token.
         """
-        x = torch.nn.functional.embedding(tokens, self.embedding)
-        x = x.to(torch.promote_types(self.compute, torch.float32))
-        # What is still to be added to x; then its norm, under the same name, so that it is freed.
-        y: torch.Tensor | None = None
+        # Held there alone, so that it is freed.
+        residual = Residual(self._embedded(tokens), self.norm, self.compute)
         after: State = {}
+        left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
             prefix = f"layers.{i}."
-            names = [spec.name for spec in self.config.layers[i].state(self.state_dtype())]
-            past = {name: state[prefix + name] for name in names}
-            x, y = layer.norm(x, y, self.compute)
-            y, new = layer(y, past, tokens)
+            kept = self.config.layer_state(i, self.state_dtype(), self.cache_dtype)
+            names = [spec.name for spec in kept]
+            past = {name: left.pop(prefix + name) for name in names}
+            new = layer(residual, past, tokens)
             after |= {prefix + name: new[name] for name in names}
-        assert y is not None, "a model has at least one layer"
-        x, y = _kept(x, y, keep)
+        assert residual.y is not None, "a model has at least one layer"
+        x, y = _kept(residual.x, residual.y, keep)
+        del residual
         _, y = self.norm(x, y, self.compute)
-        logits = linear(y, self.embedding if self.head is None else self.head)
+        logits = self._logits(y)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding, in the residual's dtype."""
+        residual = torch.promote_types(self.compute, torch.float32)
+        bits = self._bits(embedding=True)
+        if bits is None:
+            return torch.nn.functional.embedding(tokens, self.embedding).to(residual)
+        return dequantize(
+            self.embedding, self.embedding_scales, self.embedding_zeros,
+            bits=bits, width=self.config.d_model, dtype=residual, rows=tokens,
+        )  # fmt: skip
+
+    def _logits(self, y: torch.Tensor) -> torch.Tensor:
+        bits = self._bits(embedding=self.head is None)
+        if bits is None:
+            return linear(y, self.embedding if self.head is None else self.head)
+        if self.head is None:
+            matrix = self.embedding, self.embedding_scales, self.embedding_zeros
+        else:
+            matrix = self.head, self.head_scales, self.head_zeros
+        return quantized_linear(y, *matrix, bits=bits)

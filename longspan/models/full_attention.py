@@ -32,7 +32,8 @@ class FullAttention(Attention):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {k, v [B, C, G, P], position int64 [1]}.
 
-        With a convolution the state has conv [B, K-1, (H + 2 G) P], too. The caches must have room:
+        With a convolution the state has conv [B, K-1, (H + 2 G) P], too; keys and values in int8
+        have k_scale and v_scale [B, C, G] beside them. The caches must have room:
         position + L <= C.
         """
         position, qkv, after = state["position"], self.qkv_proj(x), {}
@@ -41,6 +42,6 @@ class FullAttention(Attention):
             qkv = qkv.to(state["conv"].dtype).to(qkv.dtype)
             qkv, after["conv"] = causal_conv(qkv, self.conv_weight, self.conv_bias, state["conv"])
         q, k, v = self.heads(qkv, position, state["k"].dtype)
-        y, past_k, past_v = full_attention(q, k, v, state["k"], state["v"], position)
-        after |= {"k": past_k, "v": past_v, "position": position + x.shape[1]}
+        y, *past = full_attention(q, k, v, *self.past(state), position)
+        after |= {**self.after(*past), "position": position + x.shape[1]}
         return self.merge(y), after

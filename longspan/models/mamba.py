@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
 from longspan.models.config import MambaConfig
 from longspan.models.linear import Linear
+from longspan.models.residual import Residual, project
 
 
 class Mamba(nn.Module):
@@ -17,6 +17,8 @@ class Mamba(nn.Module):
 
     `A` is stored as -exp(A_log); `A`, `D` and `dt_bias` are float32 in every checkpoint.
     """
+
+    reads_residual = True
 
     def __init__(self, config: MambaConfig, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -33,14 +35,13 @@ class Mamba(nn.Module):
         self.out_proj = Linear(inner, d_model, bias=config.proj_bias, dtype=dtype)
 
     def forward(
-        self, x: torch.Tensor, state: dict[str, torch.Tensor]
+        self, x: torch.Tensor | Residual, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {conv [B, K-1, E], ssm float32 [B, E, N]}."""
         config = self.config
-        u, z = self.in_proj(x).chunk(2, dim=-1)
-        # As the tail will hold it, so that a cut changes nothing where the tail is narrower than u.
-        u = u.to(state["conv"].dtype).to(u.dtype)
-        u, conv = causal_conv(u, self.conv_weight, self.conv_bias, state["conv"], activation="silu")
+        _, u, z, conv = project(
+            x, self.in_proj, self.conv_weight, self.conv_bias, state["conv"], first=0
+        )
         dt, B, C = self.x_proj(u).split([config.dt_rank, config.d_state, config.d_state], dim=-1)
         if config.bcdt_norm_eps is not None:
             eps = config.bcdt_norm_eps

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from longspan.kernels.causal_conv import causal_conv
-from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.ssd import ssd
+from longspan.kernels.ssd_norm_linear import ssd_norm_linear
+from longspan.kernels.ssd_norm_linear.reference import gated_norm
 from longspan.kernels.swiglu import swiglu
 from longspan.models.config import Mamba2Config
 from longspan.models.linear import Linear
+from longspan.models.residual import Residual, project
+
+# x, dt, A, B and C.
+DualInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm of y silu(z), with one mean square for each group of E / G channels.
-
-    It computes in float32: the product of two activations has twice their digits.
-    """
+    """RMSNorm of y silu(z), with one mean square for each group of E / G channels."""
 
     def __init__(self, width: int, *, groups: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -25,14 +29,8 @@ class GatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Gate and normalise y [B, L, E] by z [B, L, E]."""
-        if self.groups == 1:
-            return rms_norm(y, self.weight, eps=self.eps, gate=z, gate_first=True)
-        by_group = (*y.shape[:-1], self.groups, y.shape[-1] // self.groups)
-        return rms_norm(
-            y.view(by_group), self.weight.view(by_group[-2:]),
-            eps=self.eps, gate=z.view(by_group), gate_first=True,
-        ).flatten(-2)  # fmt: skip
+        """Gate and normalise y [B, L, E] by z [B, L, E]; do not read y after the call."""
+        return gated_norm(y, z, self.weight, self.groups, self.eps)
 
 
 class Mamba2(nn.Module):
@@ -41,6 +39,8 @@ class Mamba2(nn.Module):
     in_proj has the rows [z, x, B, C, dt]. `A` is stored as -exp(A_log); `A`, `D` and `dt_bias` are
     float32 in every bundle.
     """
+
+    reads_residual = True
 
     def __init__(self, config: Mamba2Config, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,22 +64,61 @@ class Mamba2(nn.Module):
         self.out_proj = Linear(inner, d_model, bias=bias, dtype=dtype)
 
     def forward(
-        self, x: torch.Tensor, state: dict[str, torch.Tensor]
+        self, x: torch.Tensor | Residual, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {conv [B, K-1, E + 2 G N], ssm float32 [B, H, N, P]}."""
-        config = self.config
-        groups, states, inner = config.n_groups, config.d_state, config.d_inner
-        z, u, dt = self.in_proj(x).split([inner, config.conv_channels, config.n_heads], dim=-1)
+        tokens = (x.x if isinstance(x, Residual) else x).shape[1]
+        if tokens > 1 and not torch.onnx.is_in_onnx_export():
+            return self._read_chunk(x.normed() if isinstance(x, Residual) else x, state)
+        z, u, dt, conv = project(
+            x, self.in_proj, self.conv_weight, self.conv_bias, state["conv"],
+            first=self.config.d_inner,
+        )  # fmt: skip
+        inputs, options = self._dual(u, dt, state["ssm"])
+        norm, out_proj = self.norm, self.out_proj
+        if norm is None or not out_proj.weight.is_floating_point():
+            y, ssm = ssd(*inputs, **options)
+            y = y.flatten(-2)
+            out = out_proj(swiglu(z, y) if norm is None else norm(y, z))
+        else:
+            out, ssm = ssd_norm_linear(
+                *inputs, z, norm.weight, out_proj.weight, out_proj.bias, eps=norm.eps, **options
+            )
+        return out, {"conv": conv, "ssm": ssm}
+
+    def _read_chunk(
+        self, x: torch.Tensor, state: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The same for many tokens, which need room: z is computed when the rest is gone."""
+        inner, channels = self.config.d_inner, self.config.conv_channels
+        u, dt = torch.split(
+            self.in_proj.part(x, slice(inner, None)), [channels, self.config.n_heads], dim=-1
+        )
+        # A view would keep the whole product.
+        dt = dt.contiguous()
         # As the tail will hold it, so that a cut changes nothing where the tail is narrower than u.
         u = u.to(state["conv"].dtype).to(u.dtype)
         u, conv = causal_conv(u, self.conv_weight, self.conv_bias, state["conv"], activation="silu")
-        u, B, C = torch.split(u, [inner, groups * states, groups * states], dim=-1)
-        rows = u.shape[:-1]
-        y, ssm = ssd(
-            u.view(*rows, config.n_heads, config.head_dim), dt, self.A,
-            B.view(*rows, groups, states), C.view(*rows, groups, states),
-            D=self.D, dt_bias=self.dt_bias, dt_limit=config.dt_limit, state=state["ssm"],
-        )  # fmt: skip
+        inputs, options = self._dual(u, dt, state["ssm"])
+        y, ssm = ssd(*inputs, **options)
         y = y.flatten(-2)
+        del u, dt, inputs
+        z = self.in_proj.part(x, slice(inner))
         y = swiglu(z, y) if self.norm is None else self.norm(y, z)
         return self.out_proj(y), {"conv": conv, "ssm": ssm}
+
+    def _dual(
+        self, u: torch.Tensor, dt: torch.Tensor, state: torch.Tensor
+    ) -> tuple[DualInputs, dict[str, Any]]:
+        """What the dual takes, of x, B and C in u [B, L, E + 2 G N]."""
+        config, rows = self.config, u.shape[:-1]
+        groups, states = config.n_groups, config.d_state
+        x, B, C = torch.split(u, [config.d_inner, groups * states, groups * states], dim=-1)
+        inputs = (
+            x.view(*rows, config.n_heads, config.head_dim), dt, self.A,
+            B.view(*rows, groups, states), C.view(*rows, groups, states),
+        )  # fmt: skip
+        options = {
+            "D": self.D, "dt_bias": self.dt_bias, "dt_limit": config.dt_limit, "state": state
+        }  # fmt: skip
+        return inputs, options

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from longspan.kernels.moe import moe
+from longspan.kernels.moe import moe, moe_brought
+from longspan.kernels.moe.grouped import Bring
 from longspan.models.config import MoeConfig
 from longspan.models.linear import Linear
 
@@ -19,13 +20,19 @@ class Experts(nn.Module):
 
 
 class Moe(nn.Module):
-    """A router, and experts whose gate and up rows stand in one matrix, gate first."""
+    """A router, and experts whose gate and up rows stand in one matrix, gate first.
+
+    Attributes:
+        bring: brings experts that do not lie on the device, as `longspan.kernels.moe.moe_brought`
+            takes it; None where they do.
+    """
 
     def __init__(self, config: MoeConfig, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         experts, d_ff = config.n_experts, config.d_ff
-        self.router = Linear(d_model, experts, dtype=dtype)
+        self.bring: Bring | None = None
+        self.router = Linear(d_model, experts, dtype=dtype, exact=True)
         self.gate_up_proj = Experts(experts, d_model, 2 * d_ff, dtype=dtype)
         self.down_proj = Experts(experts, d_ff, d_model, dtype=dtype)
 
@@ -35,8 +42,12 @@ class Moe(nn.Module):
         """Map x [B, L, D] to [B, L, D]; the state is empty."""
         # In float32: rounded logits would send a token elsewhere where two experts are close.
         logits = self.router(x.to(torch.promote_types(x.dtype, torch.float32)))
+        top_k, renormalise = self.config.top_k, self.config.renormalise
+        if self.bring is not None:
+            y = moe_brought(x, logits, self.bring, top_k=top_k, renormalise=renormalise)
+            return y, state
         y = moe(
             x, logits, self.gate_up_proj.weight, self.down_proj.weight,
-            top_k=self.config.top_k, renormalise=self.config.renormalise,
+            top_k=top_k, renormalise=renormalise,
         )  # fmt: skip
         return y, state

@@ -19,10 +19,11 @@ class WindowAttention(Attention):
     def forward(
         self, x: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Read x [B, L, D] from state {k, v [B, W-1, G, P], position int64 [1]}."""
+        """Read x [B, L, D] from state {k, v [B, W-1, G, P], position int64 [1]}.
+
+        Keys and values in int8 have k_scale and v_scale [B, W-1, G] beside them.
+        """
         position = state["position"]
         q, k, v = self.project(x, position, state["k"].dtype)
-        y, past_k, past_v = window_attention(
-            q, k, v, state["k"], state["v"], position, window=self.window
-        )
-        return self.merge(y), {"k": past_k, "v": past_v, "position": position + x.shape[1]}
+        y, *past = window_attention(q, k, v, *self.past(state), position, window=self.window)
+        return self.merge(y), {**self.after(*past), "position": position + x.shape[1]}

@@ -131,8 +131,7 @@ class Decoding:
         if not (yield from self._say(token)):
             return
         started = time.perf_counter()
-        with closing(self.backend.steps(state)) as steps:
-            # They have a copy, and the plan has room for two.
+        with closing(self.backend.steps(state, donate=True)) as steps:
             del state
             self.seconds += time.perf_counter() - started
             while True:

@@ -7,8 +7,14 @@ It differs from card to card and from version to version, so it is measured, nev
 
 from __future__ import annotations
 
+import platform
+
 from longspan.engines import Device, Engine, device_of
+from longspan.runtime import machine_cache, nvidia
 from longspan.runtime.device_memory import memory_now
+from longspan.runtime.doctor import find_versions
+
+MEASURED_NOW = "measured in this process"
 
 
 def measure_baseline(engine: Engine) -> int:
@@ -30,6 +36,35 @@ def measure_baseline(engine: Engine) -> int:
 
         warm_up_onnx(device)
     return memory_now(device).bytes
+
+
+def known_baseline(engine: Engine) -> tuple[int, str]:
+    """What an engine holds before any model, for a plan that loads nothing, and its source.
+
+    On CUDA it is the same for every process of a machine, so that it is measured once for a device
+    and versions, and kept (`longspan.runtime.machine_cache`). On CPUs it is the resident set of
+    this very process.
+
+    Returns:
+        Bytes, and where they are from.
+    """
+    if device_of(engine) == "cpu":
+        return measure_baseline(engine), MEASURED_NOW
+    key = baseline_key(engine)
+    kept = machine_cache.recall(key)
+    if kept is not None:
+        return kept, "measured before on this machine with these versions"
+    found = measure_baseline(engine)
+    if not memory_now(device_of(engine)).shared:
+        machine_cache.remember(key, found)
+    return found, MEASURED_NOW
+
+
+def baseline_key(engine: Engine) -> str:
+    """What decides an engine's baseline: the device and its driver, and versions of libraries."""
+    versions = ", ".join(f"{name} {version}" for name, version in find_versions().items())
+    device = f"{nvidia.find_cuda().name}, CUDA driver {nvidia.driver_version()}"
+    return f"baseline {engine}: {device}, {platform.machine()}, {versions}"
 
 
 def _warm_up_torch(device: Device) -> None:

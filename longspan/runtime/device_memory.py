@@ -22,7 +22,9 @@ from typing import Any
 import psutil
 
 from longspan.engines import Device
+from longspan.errors import DoesNotFit
 from longspan.runtime import cgroup, nvidia
+from longspan.sizes import format_bytes
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -90,6 +92,33 @@ def total_bytes(device: Device) -> int:
     machine = int(psutil.virtual_memory().total)
     group = cgroup.total_bytes()
     return machine if group is None else min(machine, group)
+
+
+def cap_allocator(limit_bytes: int) -> None:
+    """Cap torch's CUDA allocator at what all else of this process leaves of a limit.
+
+    Args:
+        limit_bytes: what the whole process may hold on the device, on which torch has begun.
+
+    Raises:
+        DoesNotFit: the CUDA context and its libraries alone hold more.
+    """
+    torch = _torch_on_cuda()
+    assert torch is not None, "torch has not begun to use CUDA"
+    context = max(0, memory_now("cuda").bytes - torch.cuda.memory_reserved(0))
+    if context >= limit_bytes:
+        raise DoesNotFit(
+            f"The CUDA context alone holds {format_bytes(context)}, and the limit is "
+            f"{format_bytes(limit_bytes)}. Give a larger --budget, or choose --device cpu."
+        )
+    total = torch.cuda.mem_get_info(0)[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes - context) / total), 0)
+
+
+def torch_peak() -> int | None:
+    """The most bytes of tensors that torch's CUDA allocator held, or None where it is not used."""
+    torch = _torch_on_cuda()
+    return None if torch is None else int(torch.cuda.max_memory_allocated())
 
 
 class PeakWatch:

@@ -20,8 +20,9 @@ from longspan.runtime.recording import NO_TORCH, NO_TRITON
 from longspan.sizes import format_bytes
 
 OPS = (
-    "add_norm", "anchor_attention", "causal_conv", "conba", "full_attention", "gla", "linear",
-    "moe", "rms_norm", "rope", "selective_scan", "ssd", "swiglu", "window_attention",
+    "add_norm", "anchor_attention", "causal_conv", "conba", "dequantize", "full_attention", "gla",
+    "linear", "moe", "norm_linear_conv", "quantized_linear", "rms_norm", "rope", "selective_scan",
+    "ssd", "ssd_norm_linear", "swiglu", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
 _PACKAGES = (
@@ -34,7 +35,9 @@ _SSD_REASON = "ONNX Runtime's recurrent kernel: a decay a head is the shape that
 _CONBA_REASON = "ONNX Runtime has no operator for it: one token at a time"
 _MOE_REASON = "one expert at a time, for the tokens that were sent to it; of standard operations"
 _GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
+_QUANTIZED_REASON = "ONNX Runtime's own kernel: it reads 8 and 4 bits as the bundle holds them"
 _PLAIN_REASON = "standard operations; ONNX Runtime fuses them"
+_PARTS_REASON = "the nodes of the ops that it is made of"
 # What `longspan.export` writes into each graph.
 _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
     "cpu": {
@@ -42,10 +45,13 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
+        "dequantize": ("plain", _PLAIN_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
+        "norm_linear_conv": ("parts", _PARTS_REASON),
+        "quantized_linear": ("MatMulNBits", _QUANTIZED_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
@@ -53,6 +59,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
             "one token at a time in the cache; LinearAttention takes decays [L, E N] and is slower",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "ssd_norm_linear": ("parts", _PARTS_REASON),
         "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },
@@ -61,10 +68,13 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
         "conba": ("Scan", _CONBA_REASON),
+        "dequantize": ("plain", _PLAIN_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
         "moe": ("Scan", _MOE_REASON),
+        "norm_linear_conv": ("parts", _PARTS_REASON),
+        "quantized_linear": ("MatMulNBits", _QUANTIZED_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "rope": ("plain", _PLAIN_REASON),
         "selective_scan": (
@@ -72,6 +82,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
             "ONNX Runtime's recurrent kernel; a Scan would launch kernels for every token",
         ),
         "ssd": ("LinearAttention", _SSD_REASON),
+        "ssd_norm_linear": ("parts", _PARTS_REASON),
         "swiglu": ("plain", _PLAIN_REASON),
         "window_attention": ("plain", _PLAIN_REASON),
     },

@@ -28,7 +28,7 @@ from longspan.runtime.backends import Backend, State, Steps
 from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.memory import Memory, check_origin, load_memory
 from longspan.runtime.plan import Plan
-from longspan.runtime.plan_items import PlanItem
+from longspan.runtime.plan_items import STATE_COPIES, PlanItem
 from longspan.runtime.reading import feed
 from longspan.runtime.tokens import TextStream, Tokenizer, Tokens, last_place
 
@@ -121,15 +121,22 @@ def require_fixed_state(draft: Bundle) -> None:
 
 
 def draft_items(manifest: Manifest, draft: Bundle, plan: Plan) -> tuple[PlanItem, ...]:
-    """What a draft model takes beside the model of `manifest`, where `plan` is its own alone."""
+    """What a draft model takes beside the model of `manifest`, where `plan` is its own alone.
+
+    Both keep the state before a guess. The engines whose plan holds one state alone hold it beside.
+    """
     # The first is the interpreter or the context, which is there once.
     _, *rest = plan.items
     own = sum(item.bytes for item in rest)
     logits = (MAX_DRAFTED + 1) * manifest.config.vocab_size * LOGITS_BYTES
-    return (
-        PlanItem(name=f"draft model {draft.path.name}", bytes=own),
+    items = [
+        PlanItem(name=f"draft model {draft.path.name}", bytes=own, stage="loaded"),
         PlanItem(name="logits of drafted tokens", bytes=logits),
-    )
+    ]
+    if STATE_COPIES[plan.engine] == 1:
+        kept = manifest.state_bytes + draft.manifest.state_bytes
+        items.append(PlanItem(name="states before a guess", bytes=kept))
+    return tuple(items)
 
 
 class Drafter(ABC):
@@ -189,13 +196,16 @@ class Drafter(ABC):
     def _advance(self, tokens: Tokens) -> None:
         """Read tokens for good."""
         if len(tokens):
-            _, self._state = self._read(tokens, self._before())
+            _, self._state = self._read(tokens, donate=True)
 
-    def _read(self, tokens: Tokens, state: State) -> tuple[NDArray[np.float32], State]:
+    def _read(self, tokens: Tokens, *, donate: bool) -> tuple[NDArray[np.float32], State]:
+        """Read tokens after `_before`, whose state goes with `donate`."""
         self.forwards += -(-len(tokens) // self._chunk_tokens)
-        return feed(self._backend, lambda: state, tokens, self._chunk_tokens)
+        return feed(self._backend, self._before(), tokens, self._chunk_tokens, donate=donate)
 
-    def _greedy(self, logits: NDArray[np.float32], state: State, count: int) -> list[int]:
+    def _greedy(
+        self, logits: NDArray[np.float32], state: State, count: int, *, donate: bool
+    ) -> list[int]:
         """The draft model's own next tokens, fewer where it would end the answer."""
         drafted: list[int] = []
         with ExitStack() as stack:
@@ -204,7 +214,9 @@ class Drafter(ABC):
                 drafted.append(token)
                 if len(drafted) == count:
                     break
-                steps = steps or stack.enter_context(closing(self._backend.steps(state)))
+                if steps is None:
+                    begun = self._backend.steps(state, donate=donate)
+                    steps = stack.enter_context(closing(begun))
                 logits = steps.step(token)
                 self.forwards += 1
         return drafted
@@ -220,8 +232,8 @@ class TokenDrafter(Drafter):
         self._lost = self._lost or max(decided) >= self._own_vocab_size
         if self._lost:
             return []
-        logits, self._state = self._read(np.array(decided, np.int64), self._before())
-        return self._greedy(logits, self._state, min(tokens, limit))
+        logits, self._state = self._read(np.array(decided, np.int64), donate=True)
+        return self._greedy(logits, self._state, min(tokens, limit), donate=False)
 
 
 class TextDrafter(Drafter):
@@ -246,7 +258,7 @@ class TextDrafter(Drafter):
         read = own.encode(self._text, continues=True)
         if not len(read):
             return []
-        drafted = self._greedy(*self._read(read, self._before()), tokens)
+        drafted = self._greedy(*self._read(read, donate=False), tokens, donate=True)
         known, guessed = own.decode(read), own.decode([*read, *drafted])
         if not guessed.startswith(known):
             return []

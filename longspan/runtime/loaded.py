@@ -53,6 +53,7 @@ class Runtime(LoadedModel):
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = DEFAULT_SECONDS,
         on_notice: OnNotice = warnings.warn,
+        chunk_tokens: int | None = None,
     ) -> Memory:
         """Read a document of any length, in chunks.
 
@@ -64,17 +65,22 @@ class Runtime(LoadedModel):
                 behind; the next reading of the same text goes on from it, and removes it.
             checkpoint_seconds: time between two checkpoints.
             on_notice: told when a checkpoint is resumed, or not used and why.
+            chunk_tokens: tokens that go through the model together, 1 to the plan's; None for
+                these. The result is the same.
 
         Raises:
             BadDocument: the source is missing, empty, or not UTF-8 text.
-            BadInput: the bundle has no tokenizer, or the checkpoint cannot be written.
+            BadInput: the bundle has no tokenizer, the checkpoint cannot be written, or the chunk is
+                larger than planned.
             BadMemory: `memory` is another model's.
-            BudgetExceeded: the process holds more than the budget.
+            BudgetExceeded: the process holds more than the budget; what the reading held is freed,
+                and the runtime goes on.
             DoesNotFit: the caches have no room for the document.
         """
         document = open_document(source)
         keeper = self._keeper(checkpoint, checkpoint_seconds, memory) if checkpoint else None
-        after = self._read(document, self._reader(on_progress, memory, keeper), memory, on_notice)
+        reader = self._reader(on_progress, memory, keeper, chunk_tokens)
+        after = self._read(document, reader, memory, on_notice)
         if keeper is not None:
             keeper.remove()
         return after
@@ -86,13 +92,14 @@ class Runtime(LoadedModel):
         *,
         on_progress: OnProgress | None = None,
         on_notice: OnNotice = warnings.warn,
+        chunk_tokens: int | None = None,
     ) -> ReadReport:
         """Read a document and save the memory; interrupted, the same call goes on.
 
         Args:
             path: the `.span` file to write. ``PATH.partial`` holds the checkpoints meanwhile.
             source: as for `read`.
-            on_progress, on_notice: as for `read`.
+            on_progress, on_notice, chunk_tokens: as for `read`.
 
         Raises:
             BadInput: `path` cannot be written; and whatever `read` raises.
@@ -100,7 +107,7 @@ class Runtime(LoadedModel):
         path = Path(path)
         require_writable(path)
         keeper = self._keeper(partial_path(path), DEFAULT_SECONDS, None)
-        reader = self._reader(on_progress, None, keeper)
+        reader = self._reader(on_progress, None, keeper, chunk_tokens)
         memory = self._read(open_document(source), reader, None, on_notice)
         memory.save(path)
         keeper.remove()
@@ -112,6 +119,7 @@ class Runtime(LoadedModel):
         *,
         memory: Memory | None = None,
         on_progress: OnProgress | None = None,
+        chunk_tokens: int | None = None,
     ) -> Memory:
         """Read token ids, int64 [n] a piece, as `read` reads text.
 
@@ -123,10 +131,11 @@ class Runtime(LoadedModel):
             BudgetExceeded: the process holds more than the budget.
             DoesNotFit: the caches have no room for the next chunk.
         """
-        reader = self._reader(on_progress, memory)
+        reader = self._reader(on_progress, memory, None, chunk_tokens)
         ids = (check_tokens(piece, self._vocab_size) for piece in pieces)
         checked = token_pieces(ids, dtype=id_dtype(self.bundle.manifest))
-        result = reader.read_pieces(checked, self._start(memory))
+        with self._recovering():
+            result = reader.read_pieces(checked, self._start(memory))
         return self._remember(reader, result, memory, "tokens")
 
     def ask(
@@ -201,10 +210,20 @@ class Runtime(LoadedModel):
         return load_memory(path, self.bundle.manifest)
 
     def _reader(
-        self, on_progress: OnProgress | None, memory: Memory | None, keeper: Keeper | None = None
+        self,
+        on_progress: OnProgress | None,
+        memory: Memory | None,
+        keeper: Keeper | None,
+        chunk_tokens: int | None,
     ) -> Reader:
-        room, chunk_tokens = self._room(memory), self.plan.chunk_tokens
-        return Reader(self._backend, self._watch, room, chunk_tokens, on_progress, keeper)
+        room, most = self._room(memory), self.plan.chunk_tokens
+        chunk = most if chunk_tokens is None else chunk_tokens
+        if not 1 <= chunk <= most:
+            raise BadInput(
+                f"chunk_tokens is {chunk:,}, and the plan has room for chunks of 1 to {most:,} "
+                "tokens. For longer ones, load the bundle with them, or call set_budget."
+            )
+        return Reader(self._backend, self._watch, room, chunk, on_progress, keeper)
 
     def _keeper(self, path: str | Path, seconds: float, memory: Memory | None) -> Keeper:
         before = () if memory is None else memory.documents
@@ -214,14 +233,15 @@ class Runtime(LoadedModel):
         self, document: Document, reader: Reader, memory: Memory | None, on_notice: OnNotice
     ) -> Memory:
         manifest, keeper = self.bundle.manifest, reader.keeper
-        result = reader.read(
-            document,
-            self.tokenizer,
-            self._start(memory),
-            found=None if keeper is None else keeper.find(manifest, on_notice),
-            continues=memory is not None,
-            on_notice=on_notice,
-        )
+        with self._recovering():
+            result = reader.read(
+                document,
+                self.tokenizer,
+                self._start(memory),
+                found=None if keeper is None else keeper.find(manifest, on_notice),
+                continues=memory is not None,
+                on_notice=on_notice,
+            )
         return self._remember(reader, result, memory, document.name, document.parts())
 
     def _remember(
@@ -253,6 +273,8 @@ class Runtime(LoadedModel):
         start = self._start(memory)
         if not len(tokens):
             return memory.last_logits, start()
-        logits, state = feed(self._backend, start, tokens, self.plan.chunk_tokens)
-        self._watch.require()
+        with self._recovering():
+            chunk_tokens = self.plan.chunk_tokens
+            logits, state = feed(self._backend, start(), tokens, chunk_tokens, donate=True)
+            self._watch.require()
         return logits, state

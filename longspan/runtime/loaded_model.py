@@ -5,9 +5,10 @@ It knows no documents and no questions: those are `longspan.runtime.loaded`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from traceback import clear_frames
 from typing import Self
 
 import numpy as np
@@ -15,18 +16,20 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine
-from longspan.errors import BadInput
+from longspan.errors import BadInput, BudgetExceeded
 from longspan.runtime.asking import Decoding, Ending
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.drafting import Draft
+from longspan.runtime.int8_caches import held_in_int8
 from longspan.runtime.measured import BudgetWatch, Measured, Tally
 from longspan.runtime.memory import Memory, Origin, check_origin
-from longspan.runtime.plan import Plan
+from longspan.runtime.plan import Plan, replanned, require_fit
 from longspan.runtime.reading import check_tokens, every_logits
 from longspan.runtime.room import Room
 from longspan.runtime.sampling import Sampler
 from longspan.runtime.tokens import Tokenizer
+from longspan.sizes import parse_bytes
 
 
 class LoadedModel:
@@ -66,6 +69,44 @@ class LoadedModel:
     def close(self) -> None:
         """Free the model; it cannot be used after."""
         self._stack.close()
+
+    def set_budget(self, budget: str | int) -> Plan:
+        """Hold no more than `budget` from now on; the model stays, chunks become shorter or longer.
+
+        Caches keep their capacity, and memories that were read stay good.
+
+        Args:
+            budget: bytes of the whole process on its device, as ``"512MiB"``.
+
+        Returns:
+            The plan from now on.
+
+        Raises:
+            BadInput: it is no size.
+            DoesNotFit: not even the smallest chunk fits it; nothing changed.
+        """
+        plan = replanned(self.plan, self.bundle.manifest, parse_bytes(budget))
+        require_fit(plan)
+        self._backend.release(plan.budget_bytes)
+        self.plan, self._watch.budget_bytes = plan, plan.budget_bytes
+        return plan
+
+    @contextmanager
+    def _recovering(self) -> Iterator[None]:
+        """After a refusal, free what the refused call held, and say what to do.
+
+        Raises:
+            BudgetExceeded: as what was called, and what is held now.
+        """
+        try:
+            yield
+        except BudgetExceeded as error:
+            _clear(error)
+            self._backend.release(self.plan.budget_bytes)
+            raise BudgetExceeded(
+                f"{error} {self._watch.after_refusal()} Read in smaller chunks with chunk_tokens "
+                f"below {self.plan.chunk_tokens:,}, or give a larger budget."
+            ) from error
 
     @property
     def engine(self) -> Engine:
@@ -127,7 +168,10 @@ class LoadedModel:
 
     def _room(self, memory: Memory | None) -> Room:
         state = None if memory is None else memory.state
-        return Room.of(self.bundle.manifest, self.plan.capacity, state)
+        manifest = self.bundle.manifest
+        if self.plan.cache_dtype is not None:
+            manifest = held_in_int8(manifest, self.engine)
+        return Room.of(manifest, self.plan.capacity, state)
 
     def _decoding(
         self, sampler: Sampler, ending: Ending, rng: np.random.Generator, room: Room
@@ -137,3 +181,11 @@ class LoadedModel:
     def _count(self, decoding: Decoding) -> None:
         self._decode.add(decoding.steps, decoding.seconds)
         self._watch.peak()
+
+
+def _clear(error: BaseException) -> None:
+    """Drop the locals of the frames that an error went through: they hold a chunk's tensors."""
+    seen: BaseException | None = error
+    while seen is not None:
+        clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from longspan.engines import Device
 from longspan.errors import BudgetExceeded
-from longspan.runtime.device_memory import PeakWatch, memory_now
+from longspan.runtime.device_memory import PeakWatch, free_bytes, memory_now
 from longspan.runtime.plan import Plan
 from longspan.sizes import format_bytes
 
@@ -111,10 +111,23 @@ class BudgetWatch:
         if now.bytes > self.budget_bytes and not now.shared:
             raise BudgetExceeded(
                 f"The process holds {format_bytes(now.bytes)} ({now.source}), and the budget is "
-                f"{format_bytes(self.budget_bytes)}. Give a larger budget, or smaller chunks with "
-                "chunk_tokens."
+                f"{format_bytes(self.budget_bytes)}."
             )
         return now.bytes
+
+    def after_refusal(self) -> str:
+        """What is held now and what could be, in words, once what a refused call held is gone."""
+        now, free = memory_now(self._device), free_bytes(self._device)
+        text = (
+            f"It is given back: the process holds {format_bytes(now.bytes)} of "
+            f"{format_bytes(self.budget_bytes)} now ({now.source})."
+        )
+        if not now.shared and free < self.budget_bytes - now.bytes:
+            text += (
+                f" The device has {format_bytes(free)} left, less than the budget: others hold the "
+                "rest."
+            )
+        return text
 
     def peak(self) -> tuple[int, str]:
         """The most that was held since entering, and who counted it."""

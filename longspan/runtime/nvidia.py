@@ -72,6 +72,14 @@ def find_cuda() -> CudaFound:
     return CudaFound(name=name.value.decode(), looked_for=f"a device through {library}")
 
 
+def driver_version() -> int | None:
+    """The driver's version of CUDA, as 13000 for 13.0, or None without a driver."""
+    driver, version = _load(_driver_name()), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value
+
+
 def device_memory() -> tuple[int, int] | None:
     """Bytes of the first device, (total, free), or None where NVML cannot tell."""
     with _nvml_device() as (nvml, device):

@@ -18,12 +18,14 @@ require_fit(plan)         # or DoesNotFit, with the arithmetic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.errors import BadInput
 from longspan.models.config import CacheUse
+from longspan.runtime.int8_caches import CacheChoice, choose_caches, held_in_int8
+from longspan.runtime.plan_choices import Choice, capacity_choice, chunk_choice, step_choice
 from longspan.runtime.plan_items import (
     PlanItem,
     cache_items,
@@ -33,9 +35,10 @@ from longspan.runtime.plan_items import (
     sum_bytes,
 )
 from longspan.runtime.plan_result import RESERVE_ENTRIES, Plan, require_fit
+from longspan.runtime.plan_weights import PlacedWeights
 from longspan.sizes import format_bytes
 
-__all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "require_fit"]
+__all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "replanned", "require_fit"]
 
 MIN_CHUNK_TOKENS = 16
 # Measured on 2 cores with ONNX Runtime, Samba of 2.8M parameters: 1771 tokens/s with 64 tokens,
@@ -45,6 +48,23 @@ STEP_CHUNK_TOKENS = 512
 LEAST_CAPACITY = 4 * RESERVE_ENTRIES
 # Every call copies the caches: no larger ones than this unless a longer document is announced.
 MOST_CAPACITY = 2**17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What `make_plan` was asked, but for the model and its caches' dtype."""
+
+    engine: Engine
+    budget_bytes: int
+    baseline_bytes: int
+    tokens: int | None
+    cache_entries: int | None
+    chunk_tokens: int | None
+    tokenizer_file_bytes: int
+    beside: tuple[PlanItem, ...]
+    no_step_graph: str | None
+    baseline_source: str
+    weights: PlacedWeights | None
 
 
 def make_plan(
@@ -59,6 +79,9 @@ def make_plan(
     tokenizer_file_bytes: int = 0,
     beside: tuple[PlanItem, ...] = (),
     no_step_graph: str | None = None,
+    baseline_source: str = "measured in this process",
+    cache_dtype: CacheChoice | None = None,
+    weights: PlacedWeights | None = None,
 ) -> Plan:
     """Divide a budget.
 
@@ -71,54 +94,125 @@ def make_plan(
         tokens: length of the document, >= 1; chunks need not be longer. None for any length.
         cache_entries: entries that the document takes in each cache, >= 0, as `CacheUse` counts
             them; None for what any `tokens` take.
-        chunk_tokens: tokens of a chunk, >= 1; None for the largest power of two that fits.
+        chunk_tokens: tokens of a chunk, >= 1; None for the largest of `_chunk_sizes` that fits.
         tokenizer_file_bytes: size of the bundle's tokenizer file, 0 without one.
         beside: what else the process will hold on the device.
         no_step_graph: why a step cannot be recorded; None where it can.
+        baseline_source: where `baseline_bytes` are from, in words.
+        cache_dtype: "int8" for keys and values in int8, "auto" for that where nothing fits without
+            it; None for the manifest's dtype.
+        weights: where they lie, on torch-cuda; None for all of them on the device.
 
     Returns:
         The plan, which may not fit: then its chunk is the smallest.
 
     Raises:
-        BadInput: the bundle tells nothing about `engine`, or a number is out of its range.
+        BadInput: the bundle tells nothing about `engine`, a number is out of its range, or the
+            engine or the model cannot have caches in int8.
     """
-    _check(manifest, engine, tokens, cache_entries, chunk_tokens)
-    baseline, *own = fixed_items(manifest, engine, baseline_bytes, tokenizer_file_bytes)
+    request = _Request(
+        engine=engine,
+        budget_bytes=budget_bytes,
+        baseline_bytes=baseline_bytes,
+        tokens=tokens,
+        cache_entries=cache_entries,
+        chunk_tokens=chunk_tokens,
+        tokenizer_file_bytes=tokenizer_file_bytes,
+        beside=beside,
+        no_step_graph=no_step_graph,
+        baseline_source=baseline_source,
+        weights=weights,
+    )
+    _check(manifest, request)
+    return choose_caches(cache_dtype, manifest, engine, lambda held: _planned(held, request))
+
+
+def _planned(manifest: Manifest, request: _Request) -> Plan:
+    """The plan for a state as `manifest` has it."""
+    engine, weights = request.engine, request.weights
+    baseline, *own = fixed_items(
+        manifest,
+        engine,
+        request.baseline_bytes,
+        request.tokenizer_file_bytes,
+        request.baseline_source,
+        weights,
+    )
 
     def divided(*more: PlanItem) -> Plan:
-        fixed = (baseline, *beside, *own, *more)
-        return _divide(manifest, engine, budget_bytes, fixed, tokens, cache_entries, chunk_tokens)
+        return _divide(manifest, request, (baseline, *request.beside, *own, *more))
+
+    def launched(plan: Plan, reason: str) -> Plan:
+        choices = (*plan.choices, step_choice(recorded=False, why=reason))
+        return replace(plan, step_reason=reason, choices=choices)
 
     plain, steps = divided(), step_items(manifest, engine)
-    if not steps:
+    if not steps or (weights is not None and weights.pinned_bytes):
         return plain
-    if no_step_graph is not None:
-        return replace(plain, step_reason=no_step_graph)
+    if request.no_step_graph is not None:
+        return launched(plain, request.no_step_graph)
     recorded, size = divided(*steps), format_bytes(sum_bytes(steps))
-    least = chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
+    least = request.chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
     if not recorded.fits or recorded.chunk_tokens < least:
         reason = f"a recorded one takes {size}, which chunks of {least:,} tokens do not leave"
-        return replace(plain, step_reason=reason)
+        return launched(plain, reason)
+    reason = f"the budget holds its {size}"
     return replace(
         recorded,
         step_graph=True,
-        step_reason=f"the budget holds its {size}",
+        step_reason=reason,
+        choices=(*recorded.choices, step_choice(recorded=True, why=reason)),
         smallest_budget_bytes=plain.smallest_budget_bytes,
         longest_tokens=plain.longest_tokens,
         most_entries=plain.most_entries,
     )
 
 
-def _divide(
-    manifest: Manifest,
-    engine: Engine,
-    budget_bytes: int,
-    fixed: tuple[PlanItem, ...],
-    tokens: int | None,
-    cache_entries: int | None,
-    chunk_tokens: int | None,
-) -> Plan:
-    """The plan beside `fixed`; the rest is as for `make_plan`."""
+def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
+    """The plan of a model that is loaded under `plan`, for another budget: its chunk alone moves.
+
+    Args:
+        plan: under which it was loaded.
+        manifest: of its bundle.
+        budget_bytes: from now on.
+
+    Returns:
+        The plan, which may not fit: then its chunk is the smallest.
+    """
+    engine, capacity = plan.engine, plan.capacity
+    if plan.cache_dtype is not None:
+        manifest = held_in_int8(manifest, engine)
+    moving = chunk_items(manifest, engine, plan.chunk_tokens, capacity)
+    fixed = tuple(item for item in plan.items if item not in moving)
+
+    def over(size: int) -> int:
+        items = chunk_items(manifest, engine, size, capacity)
+        return sum_bytes((*fixed, *items)) - budget_bytes
+
+    sizes = _chunk_sizes(engine, plan.tokens)
+    chosen = next((size for size in sizes if over(size) <= 0), sizes[-1])
+    larger = next((size for size in reversed(sizes) if size > chosen), None)
+    choice = chunk_choice(
+        chosen,
+        asked=False,
+        larger=None if larger is None else (larger, over(larger)),
+        fits=over(chosen) <= 0,
+        whole_document=plan.tokens is not None and plan.tokens <= chosen,
+    )
+    return replace(
+        plan,
+        budget_bytes=budget_bytes,
+        chunk_tokens=chosen,
+        items=(*fixed, *chunk_items(manifest, engine, chosen, capacity)),
+        smallest_budget_bytes=over(sizes[-1]) + budget_bytes,
+        choices=(choice, *plan.choices[1:]),
+    )
+
+
+def _divide(manifest: Manifest, request: _Request, fixed: tuple[PlanItem, ...]) -> Plan:
+    """The plan beside `fixed`."""
+    engine, budget_bytes = request.engine, request.budget_bytes
+    tokens, chunk_tokens = request.tokens, request.chunk_tokens
 
     def items_at(chunk: int, capacity: int) -> tuple[PlanItem, ...]:
         caches = cache_items(manifest, engine, capacity)
@@ -132,39 +226,57 @@ def _divide(
         return _last(most, lambda capacity: total_at(chunk, capacity) <= budget_bytes)
 
     grows = manifest.cache_entry_bytes > 0
-    use, known = CacheUse.of(manifest.config), cache_entries
+    use, known = CacheUse.of(manifest.config), request.cache_entries
     if known is None and tokens is not None:
         known = use.entries_after(tokens)
     capacity = _capacity(known, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
-    fitting = (size for size in sizes if total_at(size, capacity) <= budget_bytes)
-    chosen, smallest = next(fitting, sizes[-1]), total_at(sizes[-1], capacity)
+    over = {size: total_at(size, capacity) - budget_bytes for size in sizes}
+    chosen, smallest = next((size for size in sizes if over[size] <= 0), sizes[-1]), over[sizes[-1]]
+    larger = [size for size in sizes if size > chosen]
+    choices = [
+        chunk_choice(
+            chosen,
+            asked=chunk_tokens is not None,
+            larger=None if not larger else (larger[-1], over[larger[-1]]),
+            fits=over[chosen] <= 0,
+            whole_document=tokens is not None and tokens <= chosen,
+        )
+    ]
     if grows and known is None:
         limit = MOST_CAPACITY if tokens is None else tokens + RESERVE_ENTRIES
         capacity = max(capacity, min(most_entries(chosen), limit, MOST_CAPACITY))
+    if grows:
+        choices.append(_capacity_choice(capacity, known, beside=chosen))
     most = max(0, most_entries(sizes[-1]) - RESERVE_ENTRIES) if grows else None
     return Plan(
         engine=engine,
         budget_bytes=budget_bytes,
         chunk_tokens=chosen,
         items=items_at(chosen, capacity),
-        smallest_budget_bytes=smallest,
+        smallest_budget_bytes=smallest + budget_bytes,
         longest_tokens=None if most is None else _longest(use, most),
         most_entries=most,
         capacity=capacity,
         cache_entry_bytes=manifest.cache_entry_bytes,
         anchors=bool(manifest.config.anchor_layers),
         tokens=tokens,
+        choices=tuple(choices),
     )
 
 
-def _check(
-    manifest: Manifest,
-    engine: Engine,
-    tokens: int | None,
-    cache_entries: int | None,
-    chunk_tokens: int | None,
-) -> None:
+def _capacity_choice(capacity: int, known: int | None, *, beside: int) -> Choice:
+    return capacity_choice(
+        capacity,
+        document=known,
+        reserve=RESERVE_ENTRIES,
+        beside=beside,
+        at_most=MOST_CAPACITY if capacity == MOST_CAPACITY else None,
+    )
+
+
+def _check(manifest: Manifest, request: _Request) -> None:
+    engine = request.engine
     if engine not in manifest.chunk_bytes:
         known = ", ".join(sorted(manifest.chunk_bytes)) or "none"
         raise BadInput(
@@ -172,9 +284,9 @@ def _check(
             "another --device or --backend, or export the checkpoint again."
         )
     for name, value, least in (
-        ("tokens", tokens, 1),
-        ("cache_entries", cache_entries, 0),
-        ("chunk_tokens", chunk_tokens, 1),
+        ("tokens", request.tokens, 1),
+        ("cache_entries", request.cache_entries, 0),
+        ("chunk_tokens", request.chunk_tokens, 1),
     ):
         if value is not None and value < least:
             raise BadInput(f"{name} is {value}; it must be {least} or more.")
@@ -205,11 +317,12 @@ def _last(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _chunk_sizes(engine: Engine, tokens: int | None) -> list[int]:
-    """Powers of two from the largest worth having down to the smallest."""
+    """Powers of two and the halves between them, from the largest worth having downwards."""
     size = MAX_CHUNK_TOKENS[device_of(engine)]
     while tokens is not None and size > MIN_CHUNK_TOKENS and size // 2 >= tokens:
         size //= 2
     sizes = [size]
-    while sizes[-1] > MIN_CHUNK_TOKENS:
-        sizes.append(sizes[-1] // 2)
+    while size > MIN_CHUNK_TOKENS:
+        sizes += [size * 3 // 4, size // 2]
+        size //= 2
     return sizes

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
+from longspan.runtime.plan_weights import PlacedWeights
+from longspan.runtime.quantized_weights import quantized_weight_bytes
 from longspan.tensors import DTYPE_BYTES
 
 MIB = 2**20
 FLOAT32_BYTES = 4
 # What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
-# host memory.
-STATE_COPIES = {"cpu": 4, "cuda": 3}
+# host memory. torch writes a layer's next state before it frees the one that the layer has read,
+# and has no second of the others; ONNX Runtime has two, and its arena keeps the room of both.
+STATE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 3, "torch-cuda": 1}
 # What a call reads and what it writes. On CPUs also the memory that is asked or saved, in host
 # memory; and ONNX Runtime's arena keeps the room of both while the state that is asked, made from
 # that memory, lies outside it.
@@ -29,8 +33,9 @@ LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
 # for 8 layers, 8.7 MiB for 16.
 SESSION_BYTES = 3 * MIB
 SESSION_BYTES_PER_LAYER = 35 * MIB // 100
-# Measured with torch 2.13 on the CPU, beyond all that: scratch of its threads and of oneDNN.
-TORCH_BYTES = 8 * MIB
+# Measured with torch 2.13 on the CPU, beyond all that: scratch of its threads and of oneDNN, and
+# blocks below the mmap threshold; it differs by 6 MiB from run to run of the same model.
+TORCH_BYTES = 14 * MIB
 # Measured with tokenizers 0.23: loading takes 5.3 MiB for a file of 0.25 MiB, 21.3 for one of 2.4;
 # reading takes up to 1.8 more for its cache of words, and pieces of text on their way 1 to 2.
 TOKENIZER_FACTOR = 8
@@ -38,19 +43,17 @@ TOKENIZER_BYTES = 9 * MIB
 # torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for those
 # below 10 MiB (c10/cuda/CUDACachingAllocator.cpp): one unfilled piece of each in two pools.
 ALLOCATOR_BYTES = 2 * (2 + 20) * MIB
-# On CPUs the resident set grows by more than the tensors of the largest layer: over eight models of
-# 2 to 16 layers and chunks of 64 to 256 tokens by 0.8 to 2.2 times as much. Memory freed by one
-# layer is part of it, but the ratio stays 1.4 to 1.9 where freed memory goes back at once. ONNX
-# Runtime's arena on CUDA grew by 2.3 times as much (H100, chunks of 512 to 2,048 tokens).
-BESIDE_PERCENT = {"cpu": 100, "cuda": 130}
-BESIDE_BYTES = 2 * MIB
-# Tensors as long as the caches are few and large. torch gives their memory back at once: 0.8 to 1.0
-# times their bytes (2 models, chunks of 16 to 256 tokens, 10,024 and 20,000 entries). ONNX Runtime
-# keeps them in one arena with the caches that a call reads and writes; the arena grows by powers of
-# two, and gives a freed piece whole to any tensor of half its size or more: 1.05 to 1.55 times the
-# bytes of all of these together (4 models, the same chunks, 2,048 to 20,000 entries).
-BESIDE_ENTRIES_PERCENT: dict[Engine, int] = {"onnx-cpu": 60, "torch-cpu": 10, "onnx-cuda": 130}
-ARENA_CACHES: dict[Engine, int] = {"onnx-cpu": 2, "torch-cpu": 0, "onnx-cuda": 0}
+# ONNX Runtime keeps activations in an arena, with the caches that a call reads and writes. It grows
+# by powers of two, and gives a freed piece whole to any tensor of half its size or more. On CPUs it
+# holds up to 1.6 times its tensors, and of those as long as the caches, which are few and large, up
+# to 1.3 times, beside 2 to 4 MiB that the first call leaves there (12 models, chunks of 16 to 1,024
+# tokens, caches of up to 20,000 entries); on CUDA 2.3 times (H100, chunks of 512 to 2,048 tokens).
+# torch on CPUs has no arena: with `set_mmap_threshold` what is freed goes back at once, and the
+# resident set grew by no more than the tensors of the largest layer.
+ARENA_PERCENT: dict[Engine, int] = {"onnx-cpu": 60, "onnx-cuda": 130}
+ARENA_ENTRIES_PERCENT: dict[Engine, int] = {"onnx-cpu": 30, "onnx-cuda": 130}
+ARENA_BYTES = 4 * MIB
+ARENA_CACHES: dict[Engine, int] = {"onnx-cpu": 2, "onnx-cuda": 0}
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
@@ -62,12 +65,24 @@ GRAPH_BYTES = 140 * MIB
 ONNX_GRAPH_BYTES = 144 * MIB
 
 
+Stage = Literal["before", "loaded", "working"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanItem:
-    """One thing that takes memory."""
+    """One thing that takes memory.
+
+    Attributes:
+        name: what it is.
+        bytes: that it takes at most.
+        source: "computed" from shapes and dtypes, or "measured" and where.
+        stage: from when on it is held: "before" the model, once it is "loaded", or "working".
+    """
 
     name: str
     bytes: int
+    source: str = "computed"
+    stage: Stage = "working"
 
 
 def sum_bytes(items: Iterable[PlanItem]) -> int:
@@ -81,15 +96,17 @@ def chunk_items(
     """What a chunk of `tokens` tokens takes, with caches of `capacity` entries."""
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
-    if engine == "torch-cuda":
+    if engine not in ARENA_PERCENT:
         return (activations,)
-    without_cache = manifest.chunk_peak_bytes(engine, tokens)
-    held = ARENA_CACHES[engine] * capacity * manifest.cache_entry_bytes
-    beside = (
-        without_cache * BESIDE_PERCENT[device_of(engine)]
-        + (live - without_cache + held) * BESIDE_ENTRIES_PERCENT[engine]
-    ) // 100 + BESIDE_BYTES
-    return activations, PlanItem(name="held beside them between layers", bytes=beside)
+    caches = ARENA_CACHES[engine] * capacity * manifest.cache_entry_bytes
+    short = manifest.chunk_peak_bytes(engine, tokens)
+    around = (
+        (short + caches) * ARENA_PERCENT[engine] + (live - short) * ARENA_ENTRIES_PERCENT[engine]
+    ) // 100 + ARENA_BYTES
+    source = "measured with onnxruntime 1.31 on many models"
+    return activations, PlanItem(
+        name="ONNX Runtime's arena around them", bytes=around, source=source
+    )
 
 
 def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
@@ -115,53 +132,119 @@ def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[Plan
 
 
 def fixed_items(
-    manifest: Manifest, engine: Engine, baseline_bytes: int, tokenizer_file_bytes: int
+    manifest: Manifest,
+    engine: Engine,
+    baseline_bytes: int,
+    tokenizer_file_bytes: int,
+    baseline_source: str = "measured in this process",
+    weights: PlacedWeights | None = None,
 ) -> tuple[PlanItem, ...]:
     """Everything that depends neither on the chunk nor on the length of the document."""
     device = device_of(engine)
     baseline = "interpreter and libraries" if device == "cpu" else "CUDA context and libraries"
     logits = manifest.config.vocab_size * LOGITS_BYTES_PER_TOKEN_ID[device]
     items = [
-        PlanItem(name=baseline, bytes=baseline_bytes),
-        *_weights(manifest, engine),
-        PlanItem(
-            name=f"state, {STATE_COPIES[device]} copies",
-            bytes=STATE_COPIES[device] * manifest.state_bytes,
-        ),
+        PlanItem(name=baseline, bytes=baseline_bytes, source=baseline_source, stage="before"),
+        *(_weights(manifest, engine) if weights is None else _placed(weights)),
+        _state(manifest, engine),
         PlanItem(name="logits and sampling", bytes=logits),
     ]
     if engine.startswith("onnx"):
         session = SESSION_BYTES + SESSION_BYTES_PER_LAYER * len(manifest.config.layers)
-        items.append(PlanItem(name="ONNX Runtime's session", bytes=session))
+        items.append(
+            PlanItem(
+                name="ONNX Runtime's session",
+                bytes=session,
+                source="measured with onnxruntime 1.31",
+                stage="loaded",
+            )
+        )
     if engine == "torch-cpu":
-        items.append(PlanItem(name="torch's threads and scratch", bytes=TORCH_BYTES))
+        items.append(
+            PlanItem(
+                name="torch's threads and scratch",
+                bytes=TORCH_BYTES,
+                source="measured with torch 2.13",
+                stage="loaded",
+            )
+        )
     if engine == "onnx-cuda":
-        items.append(PlanItem(name="ONNX Runtime's CUDA libraries", bytes=ONNX_CUDA_BYTES))
+        items.append(
+            PlanItem(
+                name="ONNX Runtime's CUDA libraries",
+                bytes=ONNX_CUDA_BYTES,
+                source="measured on an H100 with onnxruntime 1.31",
+                stage="loaded",
+            )
+        )
     if device == "cuda":
         items.append(PlanItem(name="allocator's unfilled pieces", bytes=ALLOCATOR_BYTES))
     if device == "cpu" and tokenizer_file_bytes:
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
-        items.append(PlanItem(name="tokenizer and text", bytes=tokenizer))
+        items.append(
+            PlanItem(
+                name="tokenizer and text",
+                bytes=tokenizer,
+                source="measured with tokenizers 0.23",
+                stage="loaded",
+            )
+        )
     return tuple(items)
+
+
+def _state(manifest: Manifest, engine: Engine) -> PlanItem:
+    """The states of fixed size that live at once, whether it is read or asked."""
+    copies = STATE_COPIES[engine]
+    name, taken = "state", copies * manifest.state_bytes
+    if copies > 1:
+        name += f", {copies} copies"
+    if engine.startswith("torch"):
+        return PlanItem(name=f"{name} and a layer's next", bytes=taken + _layer_state(manifest))
+    return PlanItem(name=name, bytes=taken)
+
+
+def _layer_state(manifest: Manifest) -> int:
+    """Bytes of the largest layer's state, of what does not grow."""
+    layers = (layer.state(manifest.dtype) for layer in manifest.config.layers)
+    return max((sum(spec.nbytes for spec in layer) for layer in layers), default=0)
 
 
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
     """The weights as the engine holds them: CPUs compute in float32."""
+    if manifest.quantization is not None:
+        return [
+            PlanItem(name=name, bytes=taken, stage="loaded")
+            for name, taken in quantized_weight_bytes(manifest, engine)
+        ]
     if device_of(engine) == "cuda" or manifest.dtype == "float32":
         where = "mapped from the file" if device_of(engine) == "cpu" else "on the device"
-        return [PlanItem(name=f"weights, {where}", bytes=manifest.weight_bytes)]
+        return [PlanItem(name=f"weights, {where}", bytes=manifest.weight_bytes, stage="loaded")]
     if engine == "onnx-cpu":
         # 75M parameters widened by constant folding took 3% more than their own bytes.
         widened = manifest.parameters * FLOAT32_BYTES * 26 // 25
         # Rows of the embedding are looked up in the file's own dtype.
         rows = manifest.config.vocab_size * manifest.config.d_model * DTYPE_BYTES[manifest.dtype]
         return [
-            PlanItem(name=f"weights, {manifest.dtype} widened to float32", bytes=widened),
-            PlanItem(name="embedding, mapped from the file", bytes=rows),
+            PlanItem(
+                name=f"weights, {manifest.dtype} widened to float32", bytes=widened, stage="loaded"
+            ),
+            PlanItem(name="embedding, mapped from the file", bytes=rows, stage="loaded"),
         ]
     head = manifest.config.vocab_size * manifest.config.d_model
     return [
-        PlanItem(name="weights, mapped from the file", bytes=manifest.weight_bytes),
+        PlanItem(name="weights, mapped from the file", bytes=manifest.weight_bytes, stage="loaded"),
         # A layer's widened weight is among its activations; the head comes after them.
         PlanItem(name="head widened to float32", bytes=head * FLOAT32_BYTES),
     ]
+
+
+def _placed(weights: PlacedWeights) -> list[PlanItem]:
+    """The weights as torch-cuda holds them."""
+    items = [PlanItem(name="weights, on the device", bytes=weights.resident_bytes, stage="loaded")]
+    if weights.layers:
+        name = "two slots for streamed weights"
+        items.append(PlanItem(name=name, bytes=weights.slots_bytes, stage="loaded"))
+    if weights.expert_slots:
+        name = f"{weights.expert_slots:,} slots for experts"
+        items.append(PlanItem(name=name, bytes=weights.expert_slots_bytes, stage="loaded"))
+    return items

@@ -8,13 +8,15 @@ require_fit(plan)         # or DoesNotFit, with the arithmetic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from longspan.engines import Engine, device_of
 from longspan.errors import DoesNotFit
+from longspan.runtime.plan_choices import Choice
 from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
 from longspan.sizes import format_bytes
+from longspan.tensors import CacheDType
 
 # Entries beyond the document, for a question and its answer.
 RESERVE_ENTRIES = 1024
@@ -42,6 +44,13 @@ class Plan:
         tokens: length of the document that was planned for, if it is known.
         step_graph: whether answers replay a step that was recorded once.
         step_reason: why, in words.
+        cache_dtype: what keys and values are kept in while the model runs; None for the manifest's
+            dtype.
+        cache_reason: why, in words; None where nothing else was asked for.
+        choices: what was chosen and why, in that order.
+        streamed_layers: whose weights wait in pinned host memory, and pass through two slots.
+        expert_slots: experts that the device holds at once; 0 where it holds them all.
+        pinned_host_bytes: of host memory, beside the budget of the device.
     """
 
     engine: Engine
@@ -57,6 +66,12 @@ class Plan:
     tokens: int | None = None
     step_graph: bool = False
     step_reason: str = "the engine has no recorded steps"
+    cache_dtype: CacheDType | None = None
+    cache_reason: str | None = None
+    choices: tuple[Choice, ...] = ()
+    streamed_layers: tuple[int, ...] = ()
+    expert_slots: int = 0
+    pinned_host_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -79,7 +94,13 @@ class Plan:
             "capacity": self.capacity,
             "step_graph": self.step_graph,
             "step_reason": self.step_reason,
-            "items": [{"name": item.name, "bytes": item.bytes} for item in self.items],
+            "cache_dtype": self.cache_dtype,
+            "cache_reason": self.cache_reason,
+            "choices": [asdict(choice) for choice in self.choices],
+            "streamed_layers": len(self.streamed_layers),
+            "expert_slots": self.expert_slots,
+            "pinned_host_bytes": self.pinned_host_bytes,
+            "items": [asdict(item) for item in self.items],
         }
         if fit:
             facts["smallest_budget_bytes"] = self.smallest_budget_bytes
@@ -98,16 +119,22 @@ class Plan:
             )
         ]
         if fit or not self.fits:
-            least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
-            if self.most_entries is None:
-                lines.append(f"{least}; it reads documents of any length.")
-            else:
-                given = f"the budget of {format_bytes(self.budget_bytes)}"
-                lines.append(f"{least}; {given} holds {self.longest}.")
+            lines.append(self.fit_text())
         if device_of(self.engine) == "cuda":
             how = "replay a recorded step" if self.step_graph else "launch every kernel of a step"
             lines.append(f"Answers {how}: {self.step_reason}.")
+        if self.cache_reason is not None:
+            kept = self.cache_dtype or "the dtype of the weights"
+            lines.append(f"Keys and values are kept in {kept}: {self.cache_reason}.")
         return "\n".join(lines)
+
+    def fit_text(self) -> str:
+        """The smallest budget and the longest document, in words."""
+        least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
+        if self.most_entries is None:
+            return f"{least}; it reads documents of any length."
+        given = f"the budget of {format_bytes(self.budget_bytes)}"
+        return f"{least}; {given} holds {self.longest}."
 
     @property
     def longest(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from longspan.errors import BadMemory
+from longspan.errors import BadMemory, BudgetExceeded
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.checkpoint import Checkpoint, Keeper, Reached, not_used
 from longspan.runtime.documents import Document
@@ -47,6 +47,7 @@ class Reader:
 
     Attributes:
         room: that the caches have before the document.
+        kept: how far the checkpoint is; None where there is none of this document.
         tokens: tokens that were computed; those before an interruption do not count.
         seconds: since the reading began.
     """
@@ -58,6 +59,7 @@ class Reader:
     on_progress: OnProgress | None
     keeper: Keeper | None = None
     bytes_total: int | None = None
+    kept: Reached | None = None
     tokens: int = 0
     _started: float = field(default_factory=time.perf_counter)
 
@@ -136,14 +138,19 @@ class Reader:
         """
         begun, before = (reached.begun, reached.tokens) if reached else (0, 0)
         chunks = cut_chunks(pieces, self.chunk_tokens, begun=begun)
-        return read_chunks(
-            self.backend,
-            start,
-            self.room.checked(chunks, before),
-            tokens_before=before,
-            after_chunk=self._after_chunk,
-            on_interrupt=self._save if self.keeper else None,
-        )
+        self.kept = reached
+        try:
+            return read_chunks(
+                self.backend,
+                start,
+                self.room.checked(chunks, before),
+                tokens_before=before,
+                after_chunk=self._after_chunk,
+                on_interrupt=self._save if self.keeper else None,
+            )
+        except BudgetExceeded as error:
+            error.args = (f"{error}{self._what_is_kept()}",)
+            raise
 
     def _after_chunk(self, state: State, tokens: int, chunk: Chunk) -> None:
         self.tokens += len(chunk.tokens)
@@ -167,6 +174,18 @@ class Reader:
     def _save(self, state: State, reached: Reached) -> None:
         if self.keeper is not None:
             self.keeper.save(self.backend.to_arrays(state), reached)
+            self.kept = reached
+
+    def _what_is_kept(self) -> str:
+        """For a person whose reading ended: a chunk that fails takes the state with it."""
+        if self.keeper is None:
+            return ""
+        if self.kept is None:
+            return " Nothing of the document is kept: no checkpoint was due yet."
+        return (
+            f" The first {self.kept.tokens:,} tokens of the document are kept in "
+            f"{self.keeper.path}: reading it again goes on from there."
+        )
 
 
 def resume(pieces: Iterator[TokenPiece], reached: Reached) -> Iterator[TokenPiece] | None:

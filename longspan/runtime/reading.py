@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from longspan.errors import BadDocument, BadInput
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.checkpoint import Reached
+from longspan.runtime.interrupts import interrupts_wait
 from longspan.runtime.tokens import Place, TokenPiece, Tokens
 
 
@@ -162,6 +163,9 @@ def read_chunks(
 ) -> ReadResult:
     """Feed chunks to a backend; only the last token's logits are computed.
 
+    Each chunk is given the state of the one before, so that there are never two. Ctrl-C waits until
+    a chunk is through; a second one ends the chunk, and the state with it.
+
     Args:
         backend: what computes.
         start: gives the state before the first chunk, which nobody else then holds.
@@ -169,14 +173,17 @@ def read_chunks(
         tokens_before: tokens of this document that are in that state.
         after_chunk: called with the state, the tokens read so far, and the chunk.
         on_interrupt: called with the state after the last whole chunk, if that was not the last
-            one, when anything is raised; what was raised goes on.
+            one, when anything is raised between two chunks; what was raised goes on.
     """
     state, tokens, chunk = start(), tokens_before, None
     try:
         for following in chunks:
             keep = [-1] if following.last else []
-            logits, state = backend.forward(following.tokens, state, keep=keep)
-            chunk, tokens = following, tokens + len(following.tokens)
+            with interrupts_wait():
+                # Until the call returns, there is no state to go on from.
+                chunk = None
+                logits, state = backend.forward(following.tokens, state, keep=keep, donate=True)
+                chunk, tokens = following, tokens + len(following.tokens)
             after_chunk(state, tokens, chunk)
     except BaseException:
         if on_interrupt is not None and chunk is not None and not chunk.last:
@@ -197,17 +204,17 @@ def reached_by(chunk: Chunk, tokens: int) -> Reached:
 
 
 def feed(
-    backend: Backend, start: Callable[[], State], tokens: Tokens, chunk_tokens: int
+    backend: Backend, state: State, tokens: Tokens, chunk_tokens: int, *, donate: bool
 ) -> tuple[NDArray[np.float32], State]:
     """Read `tokens` int64 [L], L >= 1, in chunks; the last one's logits float32 [V].
 
-    `start` gives the state before them, which nobody else then holds.
+    The state before them stays as it was unless it is given away (`donate`).
     """
-    state = start()
     for first in range(0, len(tokens), chunk_tokens):
         end = first + chunk_tokens
         keep = [-1] if end >= len(tokens) else []
-        logits, state = backend.forward(tokens[first:end], state, keep=keep)
+        own = donate or first > 0
+        logits, state = backend.forward(tokens[first:end], state, keep=keep, donate=own)
     return logits[-1], state
 
 
@@ -216,7 +223,7 @@ def every_logits(backend: Backend, tokens: Tokens, chunk_tokens: int) -> NDArray
     state, rows = backend.new_state(), []
     for start in range(0, len(tokens), chunk_tokens):
         chunk = tokens[start : start + chunk_tokens]
-        logits, state = backend.forward(chunk, state, keep=range(len(chunk)))
+        logits, state = backend.forward(chunk, state, keep=range(len(chunk)), donate=True)
         rows.append(logits)
     return np.concatenate(rows)
 

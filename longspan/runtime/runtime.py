@@ -1,6 +1,5 @@
-"""From a bundle and a budget to a plan, and to a loaded `Runtime`.
+"""From a bundle and a budget to a loaded `Runtime`.
 
-plan_bundle("bundle/", budget="2GiB").fits
 with load("bundle/", budget="2GiB") as runtime:
     memory = runtime.read("book.txt")
 """
@@ -14,55 +13,23 @@ from typing import Literal
 from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device
 from longspan.runtime.backends import Backend, open_backend
-from longspan.runtime.backends.choice import EngineChoice, choose_engine
-from longspan.runtime.baseline import measure_baseline
+from longspan.runtime.backends.choice import choose_engine
+from longspan.runtime.baseline import MEASURED_NOW, measure_baseline
 from longspan.runtime.budget import Budget
 from longspan.runtime.byte_tokens import bundle_tokenizer
+from longspan.runtime.device_memory import free_bytes
 from longspan.runtime.documents import Source, open_document
-from longspan.runtime.drafting import CHUNK_TOKENS as DRAFT_CHUNK_TOKENS
-from longspan.runtime.drafting import Draft, draft_items, require_fixed_state
+from longspan.runtime.drafting import Draft
+from longspan.runtime.int8_caches import CacheChoice
 from longspan.runtime.loaded import Runtime
 from longspan.runtime.measured import BudgetWatch
 from longspan.runtime.memory import entries_of
-from longspan.runtime.plan import Plan, make_plan, require_fit
-from longspan.runtime.plan_items import PlanItem
-from longspan.runtime.recording import why_not_recorded
+from longspan.runtime.plan import Plan, require_fit
+from longspan.runtime.plan_streaming import require_host_memory
+from longspan.runtime.planning import Wanted, as_bundle, make_plans, plan_bundle, require_room
 from longspan.runtime.room import Room
 
-__all__ = ["Runtime", "load", "plan_bundle"]
-
-
-def plan_bundle(
-    bundle: str | Path | Bundle,
-    *,
-    budget: str | int | Budget | None = None,
-    tokens: int | None = None,
-    cache_entries: int | None = None,
-    device: Literal["auto"] | Device = "auto",
-    backend: Literal["auto"] | BackendName = "auto",
-    chunk_tokens: int | None = None,
-    draft: str | Path | Bundle | None = None,
-) -> Plan:
-    """Divide the budget, loading nothing.
-
-    Args:
-        bundle: its folder.
-        budget: bytes that the whole process may hold; None for nine tenths of what is free.
-        tokens: length of the document; None for any.
-        cache_entries: entries that it takes in each cache; None for what any `tokens` take.
-        device: where to run.
-        backend: what runs it.
-        chunk_tokens: tokens of a chunk; None for the most that fits.
-        draft: the folder of a bundle that is to be loaded beside it.
-
-    Raises:
-        BadBundle: there is no bundle.
-        BadInput: a value is out of its range, or the device is not there.
-    """
-    choice = choose_engine(device=device, backend=backend)
-    small = None if draft is None else _opened(draft)
-    plan, _ = _plans(_opened(bundle), small, choice, budget, chunk_tokens, tokens, cache_entries)
-    return plan
+__all__ = ["Runtime", "load", "load_for", "plan_bundle"]
 
 
 def load(
@@ -76,6 +43,7 @@ def load(
     chunk_tokens: int | None = None,
     threads: int | None = None,
     draft: str | Path | Bundle | None = None,
+    cache_dtype: CacheChoice | None = None,
 ) -> Runtime:
     """Load a bundle, if its plan fits the budget.
 
@@ -95,37 +63,55 @@ def load(
         draft: the folder of a smaller bundle that drafts answers for this one to accept or reject
             (`longspan.runtime.speculative`): the same answers in fewer passes. It runs beside it,
             and its plan comes off the budget first.
+        cache_dtype: what keys and values are kept in while the model runs: "int8", which halves
+            what they take of 16-bit ones, on torch's engines; "auto" for that where nothing fits
+            without it; None for the dtype of the weights. `.span` files have that in any case.
 
     Raises:
         BadBundle: there is no bundle, or it cannot be loaded.
-        BadInput: a value is out of its range, or the device is not there.
-        DoesNotFit: the plan is larger than the budget; nothing was loaded.
+        BadInput: a value is out of its range, or the device is not there, or the engine or the
+            model cannot have caches in int8.
+        DoesNotFit: the plan is larger than the budget, or than what the device has left; nothing
+            was loaded.
         MissingExtra: the backend needs a package that is not installed.
     """
-    found, small = _opened(bundle), None if draft is None else _opened(draft)
     choice = choose_engine(device=device, backend=backend)
-    plan, draft_plan = _plans(found, small, choice, budget, chunk_tokens, tokens, cache_entries)
+    wanted = Wanted(
+        budget=budget,
+        tokens=tokens,
+        cache_entries=cache_entries,
+        chunk_tokens=chunk_tokens,
+        cache_dtype=cache_dtype,
+    )
+    found, small = as_bundle(bundle), None if draft is None else as_bundle(draft)
+    baseline = measure_baseline(choice.engine), MEASURED_NOW
+    plan, draft_plan = make_plans(found, small, choice, wanted, baseline)
     require_fit(plan)
+    require_room(plan, choice.device)
+    require_host_memory(plan, free_bytes("cpu"))
     with ExitStack() as stack:
         watch = stack.enter_context(BudgetWatch(choice.device, plan.budget_bytes))
 
-        def opened(model: Bundle, limit_bytes: int, capacity: int, step_graph: bool) -> Backend:
+        def opened(model: Bundle, its_plan: Plan, limit_bytes: int) -> Backend:
             opened_backend = open_backend(
                 model,
-                engine=plan.engine,
+                engine=its_plan.engine,
                 memory_limit_bytes=limit_bytes,
                 threads=threads,
-                capacity=capacity,
-                step_graph=step_graph,
+                capacity=its_plan.capacity,
+                step_graph=its_plan.step_graph,
+                cache_dtype=its_plan.cache_dtype,
+                streamed_layers=its_plan.streamed_layers,
+                expert_slots=its_plan.expert_slots,
             )
             stack.callback(opened_backend.close)
             return opened_backend
 
         helper = None
         if small is not None and draft_plan is not None:
-            drafting = opened(small, draft_plan.total_bytes, 0, draft_plan.step_graph)
+            drafting = opened(small, draft_plan, draft_plan.total_bytes)
             helper = Draft(bundle=small, plan=draft_plan, backend=drafting)
-        answering = opened(found, plan.budget_bytes, plan.capacity, plan.step_graph)
+        answering = opened(found, plan, plan.budget_bytes)
         return Runtime(found, plan, answering, watch, stack.pop_all(), helper)
 
 
@@ -139,6 +125,7 @@ def load_for(
     budget: str | None = None,
     device: Literal["auto"] | Device = "auto",
     backend: Literal["auto"] | BackendName = "auto",
+    cache_dtype: CacheChoice | None = None,
 ) -> Runtime:
     """Load a bundle with caches for what is known to come; others need no such knowledge.
 
@@ -147,7 +134,7 @@ def load_for(
         document: will be read; if it can be read again, its tokens are counted.
         memory: a `.span` file that will be asked.
         answer_tokens: most tokens of an answer.
-        draft, budget, device, backend: as for `load`.
+        draft, budget, device, backend, cache_dtype: as for `load`.
 
     Raises:
         BadDocument: the document cannot be read.
@@ -171,63 +158,5 @@ def load_for(
         device=device,
         backend=backend,
         draft=draft,
-    )
-
-
-def _opened(bundle: str | Path | Bundle) -> Bundle:
-    return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-
-
-def _plans(
-    bundle: Bundle,
-    draft: Bundle | None,
-    choice: EngineChoice,
-    budget: str | int | Budget | None,
-    chunk_tokens: int | None,
-    tokens: int | None,
-    cache_entries: int | None,
-) -> tuple[Plan, Plan | None]:
-    """The plan with all that will be loaded, and the draft model's own."""
-    if budget is None:
-        budget = Budget.default(choice.device)
-    elif not isinstance(budget, Budget):
-        budget = Budget(budget)
-    if draft is None:
-        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries), None
-    require_fixed_state(draft)
-
-    def beside(no_step_graph: str | None) -> tuple[Plan, Plan]:
-        small = _plan(draft, choice, budget, DRAFT_CHUNK_TOKENS, no_step_graph=no_step_graph)
-        items = draft_items(bundle.manifest, draft, small)
-        return _plan(bundle, choice, budget, chunk_tokens, tokens, cache_entries, items), small
-
-    found = beside(None)
-    return (
-        found if found[0].fits else beside("the larger model would not fit beside a recorded one")
-    )
-
-
-def _plan(
-    bundle: Bundle,
-    choice: EngineChoice,
-    budget: Budget,
-    chunk_tokens: int | None,
-    tokens: int | None = None,
-    cache_entries: int | None = None,
-    beside: tuple[PlanItem, ...] = (),
-    *,
-    no_step_graph: str | None = None,
-) -> Plan:
-    tokenizer = bundle.tokenizer_path
-    return make_plan(
-        bundle.manifest,
-        engine=choice.engine,
-        budget_bytes=budget.bytes,
-        baseline_bytes=measure_baseline(choice.engine),
-        tokens=tokens,
-        cache_entries=cache_entries,
-        chunk_tokens=chunk_tokens,
-        tokenizer_file_bytes=0 if tokenizer is None else tokenizer.stat().st_size,
-        beside=beside,
-        no_step_graph=no_step_graph or why_not_recorded(bundle.manifest, choice.engine),
+        cache_dtype=cache_dtype,
     )

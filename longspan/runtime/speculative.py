@@ -98,10 +98,10 @@ class SpeculativeDecoding(Decoding):
         if agreed == len(drafted):
             self._waiting.clear()
             return [*drafted, own], after
-        del after  # before the next one is made: the plan has room for two
+        del after  # before another one is made: the plan has room for two
         self._waiting += drafted[:agreed]
         if len(self._waiting) > self._most_waiting:
-            _, state = self._read(self._waiting, state, keep=0)
+            _, state = self._read(self._waiting, state, keep=0, donate=True)
             self._waiting.clear()
         return [*drafted[:agreed], own], state
 
@@ -130,12 +130,13 @@ class SpeculativeDecoding(Decoding):
         return len(drafted), self.sampler.pick(rows[-1], self.rng)
 
     def _read(
-        self, tokens: Sequence[int], state: State, *, keep: int
+        self, tokens: Sequence[int], state: State, *, keep: int, donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """Logits float32 [keep, V] of the last tokens, and the state after all; one pass."""
         self.forwards += 1
         wanted = range(len(tokens) - keep, len(tokens))
-        return self.backend.forward(np.array(tokens, np.int64), state, keep=wanted)
+        ids = np.array(tokens, np.int64)
+        return self.backend.forward(ids, state, keep=wanted, donate=donate)
 
 
 def with_drafts(

@@ -111,6 +111,18 @@ def test_plan() -> None:
     assert "smallest_budget_bytes" not in found
 
 
+def test_plan_for_people() -> None:
+    options = ["plan", "builtin", "--budget", "512MiB", "--device", "cpu"]
+    shown = command(*options, "--explain").stdout
+    assert "of the budget" in shown
+    assert "█" in shown
+    assert "the largest that is used: a longer one is no faster" in shown
+    assert "measured in this process" in shown
+    least = command(*options, "--fit").stdout
+    assert least.startswith("The smallest budget that would do is ")
+    assert len(least.splitlines()) == 1
+
+
 def test_plan_that_does_not_fit() -> None:
     found = facts("plan", "builtin", "--budget", "64MiB", "--device", "cpu", "--fit", status=3)
     assert not found["fits"]
@@ -130,13 +142,22 @@ def test_read_that_does_not_fit_is_refused_with_the_arithmetic(document: Path) -
 def test_measure_with_plot(tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     found = facts(
-        "measure", "builtin", "--budget", "512MiB", "--tokens", "256,512", "--device", "cpu",
-        "--plot", plot,
+        "measure", "builtin", "--budget", "256MiB,512MiB", "--tokens", "256,512",
+        "--device", "cpu", "--plot", plot,
     )  # fmt: skip
     assert {"device", "budget_bytes", "runs"} <= found.keys()
-    assert [run["tokens"] for run in found["runs"]] == [256, 512]
+    assert [(run["budget_bytes"] // 2**20, run["tokens"]) for run in found["runs"]] == [
+        (256, 256), (256, 512), (512, 256), (512, 512),
+    ]  # fmt: skip
     keys = {"tokens", "peak_bytes", "planned_bytes", "prefill_seconds", "decode_tokens_per_second"}
-    assert keys <= found["runs"][0].keys()
+    planned = facts("plan", "builtin", "--budget", "256MiB", "--device", "cpu")
+    for run in found["runs"]:
+        assert keys <= run.keys()
+        assert run["plan"].keys() == planned.keys()
+        assert [part["stage"] for part in run["parts"]] == ["before", "loaded", "working"]
+        assert sum(part["planned_bytes"] for part in run["parts"]) == run["planned_bytes"]
+        assert sum(part["measured_bytes"] for part in run["parts"]) == run["peak_bytes"]
+        assert run["peak_bytes"] <= run["planned_bytes"] <= 1.1 * run["peak_bytes"], run
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -219,14 +219,9 @@ def test_a_bundle_that_fails_its_checks_is_not_written(
 
 
 OTHER_WEIGHTS = {
-    "int8": (
-        "weights='int8' was asked for; this version of longspan writes float32, float16, "
-        "bfloat16. Quantised weights come in a later version. Export with weights='bfloat16' "
-        "(--weights bfloat16) for the smallest bundle."
-    ),
     "fp16": (
-        "weights='fp16' was asked for; it must be one of float32, float16, bfloat16, or left out "
-        "to keep the checkpoint's."
+        "weights='fp16' was asked for; it must be one of float32, float16, bfloat16, int8, "
+        "int4, or left out to keep the checkpoint's."
     ),
 }
 

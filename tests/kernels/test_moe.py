@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from longspan.kernels import choose, override
-from longspan.kernels.moe import moe
+from longspan.kernels.moe import moe, moe_brought
 from longspan.kernels.moe.reference import moe as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
 from tests.tolerances import assert_close
@@ -202,3 +203,30 @@ def test_what_is_chosen() -> None:
 def test_what_does_not_fit(change: Arguments, message: str) -> None:
     with pytest.raises(ValueError, match=f"^moe: {message}$"):
         moe(**{**_arguments(2, 3, 5, 3, 4, 2), **change})
+
+
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_experts_that_are_brought(device: str, dtype: torch.dtype, renormalise: bool) -> None:
+    """Only those that tokens go to are asked for, with how many each has."""
+    arguments = _arguments(2, 9, 24, 16, 5, 2, device=device, dtype=dtype)
+    arguments["renormalise"] = renormalise
+    arguments["logits"][..., 3] = -100.0
+    gate_up, down = arguments["gate_up"], arguments["down"]
+    asked = {}
+
+    def bring(tokens: Mapping[int, int]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        asked.update(tokens)
+        for expert in tokens:
+            yield expert, gate_up[expert], down[expert]
+
+    y = moe_brought(arguments["x"], arguments["logits"], bring, top_k=2, renormalise=renormalise)
+    assert sum(asked.values()) == 2 * 9 * 2
+    assert 3 not in asked
+    assert_close("moe", y, _expected(arguments))
+
+
+def test_what_does_not_fit_experts_that_are_brought() -> None:
+    arguments = _arguments(1, 4, 8, 4, 3, 4)
+    with pytest.raises(ValueError, match="top_k is 4; it must be from 1 to the 3 experts"):
+        moe_brought(arguments["x"], arguments["logits"], lambda _: [], top_k=4)

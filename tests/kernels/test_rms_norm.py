@@ -124,3 +124,20 @@ def test_too_wide(device: str) -> None:
 def test_what_does_not_fit(weight: tuple[int, ...], gate: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"^rms_norm: {message}$"):
         rms_norm(torch.zeros(2, 4), torch.zeros(weight), eps=1e-5, gate=torch.zeros(gate))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("width", [1, 40, 700, 5120])
+def test_the_result_may_take_the_place_of_x(device: str, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(37, 2, width, generator=generator).to(device)
+    gate, weight = torch.randn_like(x), torch.randn(width, device=device)
+    with override("rms_norm", "triton"):
+        expected = rms_norm(x, weight, eps=1e-5, gate=gate, gate_first=True)
+        other = rms_norm(
+            x, weight, eps=1e-5, gate=gate, gate_first=True, dtype=torch.float64, overwrite=True
+        )
+        assert other.data_ptr() != x.data_ptr()
+        y = rms_norm(x, weight, eps=1e-5, gate=gate, gate_first=True, overwrite=True)
+    assert y.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)

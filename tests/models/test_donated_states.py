@@ -109,6 +109,30 @@ def test_steps_are_the_same_to_the_bit(kind: str, device: str, dtype: torch.dtyp
             assert torch.equal(each, in_use(layer, before)[name]), name
 
 
+@pytest.mark.parametrize(("device", "dtype"), [DEVICE_DTYPES[0], *DEVICE_DTYPES[2:]])
+@pytest.mark.parametrize(
+    ("kind", "length"), [*((kind, 20) for kind in LAYERS), ("conba, no gain", 150), ("mamba", 150)]
+)
+def test_chunks_are_the_same_to_the_bit(
+    kind: str, length: int, device: str, dtype: torch.dtype
+) -> None:
+    layer, _ = LAYERS[kind]
+    config = ModelConfig(family="none", vocab_size=20, d_model=24, layers=(layer,))
+    decoder = random_decoder(config, dtype_name(str(dtype).removeprefix("torch."))).to(device)
+    tokens = torch.randint(20, (1, READ + length), device=device)
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    with torch.inference_mode(), in_triton():
+        _, read = decoder(tokens[:, :READ], nothing, decoder.new_state(capacity=READ + length))
+        given = {name: each.clone() for name, each in read.items()}
+        expected, kept = decoder(tokens[:, READ:], None, read)
+        with states_donated():
+            found, after = decoder(tokens[:, READ:], None, given, donate=True)
+        assert given == {}
+        assert torch.equal(found, expected)
+        for name, each in in_use(layer, after).items():
+            assert torch.equal(each, in_use(layer, kept)[name]), name
+
+
 def test_every_kind_with_a_state_is_among_them() -> None:
     tested = {type(layer) for layer, _ in LAYERS.values()}
     assert {kind for kind in LAYER_KINDS.values() if kind.tiny().state("float32")} == tested

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers_ import byte_level, save
 
 from longspan.bundle import TOKENIZER, WEIGHTS, Bundle, Manifest, Prompt, file_sha256
+from longspan.errors import BudgetExceeded
 from longspan.models.config import ModelConfig
 from longspan.runtime.backends import Backend, State
 from longspan.runtime.backends.fake import FakeBackend
@@ -112,24 +114,38 @@ class Recorder(FakeBackend):
     Attributes:
         lengths: tokens of each call.
         kept: positions that each call wanted.
-        stop_at: raise KeyboardInterrupt instead of this call, counted from 0.
+        stop_at: the call in which Ctrl-C comes, counted from 1.
+        stops: how often it comes.
+        fail_at: the call that has no memory, counted from 1: its state is lost.
     """
 
-    def __init__(self, vocab_size: int = VOCABULARY, stop_at: int | None = None) -> None:
+    def __init__(
+        self,
+        vocab_size: int = VOCABULARY,
+        *,
+        stop_at: int | None = None,
+        stops: int = 1,
+        fail_at: int | None = None,
+    ) -> None:
         super().__init__(vocab_size)
         self.lengths: list[int] = []
         self.kept: list[list[int]] = []
-        self.stop_at = stop_at
+        self.stop_at, self.stops, self.fail_at = stop_at, stops, fail_at
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """As `FakeBackend` does."""
-        if len(self.lengths) == self.stop_at:
-            raise KeyboardInterrupt
         self.lengths.append(len(tokens))
         self.kept.append(list(keep))
-        return super().forward(tokens, state, keep=keep)
+        if len(self.lengths) == self.fail_at:
+            if donate:
+                state.clear()
+            raise BudgetExceeded("The chunk has no room.")
+        if len(self.lengths) == self.stop_at:
+            for _ in range(self.stops):
+                signal.raise_signal(signal.SIGINT)
+        return super().forward(tokens, state, keep=keep, donate=donate)
 
 
 def same_state(one: Mapping[str, NDArray[Any]], two: Mapping[str, NDArray[Any]]) -> None:

@@ -58,7 +58,7 @@ class Recurrent:
         return {"h": np.zeros(WIDTH, np.float32)}
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """See `longspan.runtime.backends.Backend.forward`."""
         self.passes.append(len(tokens))
@@ -67,11 +67,13 @@ class Recurrent:
             h = np.tanh(self.kept @ h + self.embedding[token]).astype(np.float32)
             rows.append(h)
         logits = [self.head @ rows[index] for index in keep]
+        if donate:
+            state.clear()
         return np.array(logits, np.float32).reshape(len(logits), len(self.head)), {"h": h}
 
-    def steps(self, state: State) -> Steps:
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
         """See `longspan.runtime.backends.Backend.steps`."""
-        return ForwardSteps(self, state)
+        return ForwardSteps(self, state, donate=donate)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies."""
@@ -80,6 +82,9 @@ class Recurrent:
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
         """Copies."""
         return {name: np.array(value) for name, value in arrays.items()}
+
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""
@@ -109,16 +114,16 @@ class RandomDecoder:
 
     @torch.inference_mode()
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """See `longspan.runtime.backends.Backend.forward`."""
         kept = torch.tensor(list(keep), dtype=torch.int64)
-        logits, after = self.decoder(torch.tensor(tokens)[None], kept, dict(state))
+        logits, after = self.decoder(torch.tensor(tokens)[None], kept, state, donate=donate)
         return logits[0].numpy(), after
 
-    def steps(self, state: State) -> Steps:
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
         """See `longspan.runtime.backends.Backend.steps`."""
-        return ForwardSteps(self, state)
+        return ForwardSteps(self, state, donate=donate)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies."""
@@ -127,6 +132,9 @@ class RandomDecoder:
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
         """Copies."""
         return {name: torch.tensor(array) for name, array in arrays.items()}
+
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""

@@ -30,10 +30,10 @@ class Counting(FakeBackend):
         self.start = start
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """The token whose turn it is."""
-        _, state = super().forward(tokens, state, keep=[])
+        _, state = super().forward(tokens, state, keep=[], donate=donate)
         at = int(state["position"][0]) - self.start
         logits = np.zeros((len(keep), VOCABULARY), np.float32)
         logits[:, self.says[at % len(self.says)]] = 1

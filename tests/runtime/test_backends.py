@@ -387,7 +387,7 @@ def test_running_out_of_memory_is_said(
 ) -> None:
     backend: Any = opened(bundles["float32"], engine)
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         if engine == "torch-cpu":
             raise torch.OutOfMemoryError("no room")
         from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException

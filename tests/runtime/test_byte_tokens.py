@@ -41,10 +41,10 @@ class Saying(FakeBackend):
         self.says, self.after = says, after
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """The byte whose turn it is."""
-        _, state = super().forward(tokens, state, keep=[])
+        _, state = super().forward(tokens, state, keep=[], donate=donate)
         logits = np.zeros((len(keep), 256), np.float32)
         logits[:, self.says[(int(state["position"][0]) - self.after) % len(self.says)]] = 1
         return logits, state

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from longspan.bundle import WEIGHTS, Bundle
 from longspan.errors import BadDocument, BadInput, BadMemory, BudgetExceeded
 from longspan.runtime import measured
 from longspan.runtime.device_memory import Reading
+from longspan.runtime.interrupts import interrupts_wait
 from longspan.runtime.memory import Memory, describe
 from longspan.runtime.reader import token_pieces
 from longspan.runtime.reading import Progress, cut_chunks
@@ -176,19 +179,91 @@ def test_interrupted_again_and_again_with_other_chunks(
     same_state(memory.state, read(bundle, book).state)
 
 
-def test_an_interruption_inside_the_model_keeps_the_last_whole_chunk(
+def test_an_interruption_inside_a_chunk_waits_until_it_is_through(
     bundle: Bundle, book: Path, tmp_path: Path
 ) -> None:
-    checkpoint = tmp_path / "c"
+    checkpoint, handler = tmp_path / "c", signal.getsignal(signal.SIGINT)
     with (
         fake_runtime(bundle, backend=Recorder(stop_at=9)) as runtime,
         pytest.raises(KeyboardInterrupt),
     ):
         runtime.read(book, checkpoint=checkpoint)
+    assert signal.getsignal(signal.SIGINT) is handler
     notices: list[str] = []
     with fake_runtime(bundle) as runtime:
         runtime.read(book, checkpoint=checkpoint, on_notice=notices.append)
     assert notices == [f"Reading goes on after {64 * 9:,} tokens."]
+
+
+def test_a_second_interruption_ends_the_chunk_and_its_state(
+    bundle: Bundle, book: Path, tmp_path: Path
+) -> None:
+    checkpoint, handler = tmp_path / "c", signal.getsignal(signal.SIGINT)
+    backend = Recorder(stop_at=9, stops=2)
+    with fake_runtime(bundle, backend=backend) as runtime, pytest.raises(KeyboardInterrupt):
+        runtime.read(book, checkpoint=checkpoint)
+    assert len(backend.lengths) == 9
+    assert not checkpoint.exists()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_other_threads_have_no_interruptions_to_hold_back(bundle: Bundle, book: Path) -> None:
+    with fake_runtime(bundle) as runtime, ThreadPoolExecutor(1) as pool:
+        memory = pool.submit(runtime.read, book).result()
+    same_state(memory.state, read(bundle, book).state)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_what_is_held_back_is_handled_once(ignored: bool) -> None:
+    came: list[int] = []
+    before = signal.signal(
+        signal.SIGINT, signal.SIG_IGN if ignored else lambda number, _: came.append(number)
+    )
+    try:
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            assert came == []
+        assert came == ([] if ignored else [signal.SIGINT])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_a_chunk_without_room_leaves_the_last_checkpoint(
+    bundle: Bundle, book: Path, tmp_path: Path, seconds: float
+) -> None:
+    """Its state was given away; the memory that reading went on from stays as it was."""
+    checkpoint, notices = tmp_path / "c", list[str]()
+    with fake_runtime(bundle) as runtime:
+        before = runtime.read("Something else was read before.\n")
+    kept = {name: array.copy() for name, array in before.state.items()}
+    with (
+        fake_runtime(bundle, backend=Recorder(fail_at=6)) as runtime,
+        pytest.raises(BudgetExceeded) as refusal,
+    ):
+        runtime.read(book, memory=before, checkpoint=checkpoint, checkpoint_seconds=seconds)
+    same_state(before.state, kept)
+    tells = (
+        f"The first 320 tokens of the document are kept in {checkpoint}: reading it again goes on "
+        "from there."
+        if seconds == 0.0
+        else "Nothing of the document is kept: no checkpoint was due yet."
+    )
+    assert str(refusal.value) == f"The chunk has no room. {tells}"
+    assert checkpoint.exists() == (seconds == 0.0)
+    with fake_runtime(bundle) as runtime:
+        memory = runtime.read(book, memory=before, checkpoint=checkpoint, on_notice=notices.append)
+        whole = runtime.read(book, memory=before)
+    same_state(memory.state, whole.state)
+    assert notices == (["Reading goes on after 320 tokens."] if seconds == 0.0 else [])
+
+
+def test_without_a_checkpoint_the_refusal_stays_as_it_is(bundle: Bundle, book: Path) -> None:
+    with (
+        fake_runtime(bundle, backend=Recorder(fail_at=6)) as runtime,
+        pytest.raises(BudgetExceeded, match=r"^The chunk has no room\.$"),
+    ):
+        runtime.read(book)
 
 
 def test_checkpoints_are_written_as_time_goes_by(
@@ -315,7 +390,7 @@ def test_a_checkpoint_is_no_memory(bundle: Bundle, book: Path, tmp_path: Path) -
 def test_over_the_budget_stops_and_keeps_the_state(
     bundle: Bundle, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = iter([2**29, 2**29, 2**30 + 2**20])
+    held = iter([2**29, 2**29, 2**30 + 2**20, 2**29])
     with monkeypatch.context() as patch:
         patch.setattr(
             measured, "memory_now", lambda device: Reading(bytes=next(held), source="a test")
@@ -326,8 +401,9 @@ def test_over_the_budget_stops_and_keeps_the_state(
         ):
             runtime.read(book, checkpoint=tmp_path / "c")
     assert str(refusal.value) == (
-        "The process holds 1.0 GiB (a test), and the budget is 1.0 GiB. Give a larger budget, or "
-        "smaller chunks with chunk_tokens."
+        "The process holds 1.0 GiB (a test), and the budget is 1.0 GiB. It is given back: the "
+        "process holds 512.0 MiB of 1.0 GiB now (a test). Read in smaller chunks with chunk_tokens "
+        "below 64, or give a larger budget."
     )
     notices: list[str] = []
     with fake_runtime(bundle) as runtime:

@@ -41,7 +41,7 @@ class Recording(Recorder):
 
     def __init__(self, capacity: int) -> None:
         FakeBackend.__init__(self, VOCABULARY, capacity=capacity)
-        self.lengths, self.kept, self.stop_at = [], [], None
+        self.lengths, self.kept, self.stop_at, self.fail_at = [], [], None, None
 
 
 def test_a_document_that_just_fits_is_read(bundle: Bundle, book: Path) -> None:

@@ -132,9 +132,10 @@ class Watched(FakeBackend):
         super().__init__(vocab_size)
         self.begun, self.open = 0, 0
 
-    def steps(self, state: State) -> Steps:
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
         """As `FakeBackend` does."""
-        steps, close = super().steps(state), super().steps(state).close
+        steps = super().steps(state, donate=donate)
+        close = steps.close
         self.begun, self.open = self.begun + 1, self.open + 1
 
         def closed() -> None:
@@ -193,7 +194,7 @@ def test_buffers_hold_what_each_familys_passes_give(checkpoint: Path) -> None:
     state: State = decoder.new_state(capacity=8)
     buffers = StepBuffers(decoder, state)
     buffers.fill_(state)
-    steps = TorchSteps(buffers, buffers.advance_, lambda: None)
+    steps = TorchSteps(buffers, buffers.advance_no_sync_, lambda: None)
     for token in (3, 1, 2, 2, 5):
         expected, state = one_token(decoder, token, state)
         np.testing.assert_array_equal(steps.step(token), expected)

@@ -43,7 +43,7 @@ class Script(FakeBackend):
         return {"read": np.zeros(0, np.int64), "next": np.zeros(0, np.int64)}
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """The next token of the text, or token 0 after its end."""
         self.passes.append(len(tokens))
@@ -58,6 +58,8 @@ class Script(FakeBackend):
                 row[following[0] if len(following) else 0] = 1
                 rows.append(row)
         logits = np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
+        if donate:
+            state.clear()
         return logits, {"read": read, "next": following}
 
     def _rest(self, read: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -30,6 +30,7 @@ from longspan.export.activations.gla import gla
 from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
+from longspan.export.activations.quantized import scratch_bytes, with_scratch
 from longspan.models.config import (
     AnchorAttentionConfig,
     ConbaConfig,
@@ -69,6 +70,8 @@ def chunk_bytes(config: ModelConfig, dtype: DType) -> dict[Engine, tuple[ChunkBy
     """
     engines: tuple[Engine, ...] = ("onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda")
     layers = [FORMULAS[type(layer)](layer, config.d_model, dtype) for layer in config.layers]
+    if config.quantization is not None:
+        layers = with_scratch(layers, config, dtype)
     return {
         engine: (*(layer[engine] for layer in layers), _rest(config, engine, dtype))
         for engine in engines
@@ -78,14 +81,17 @@ def chunk_bytes(config: ModelConfig, dtype: DType) -> dict[Engine, tuple[ChunkBy
 def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
     """The float32 residual, a layer's output that is to be added to it, and the token ids.
 
-    On torch-cuda the sum takes the residual's place, elsewhere one of its own.
+    On torch-cuda the sum takes the residual's place, elsewhere one of its own. There the norm that
+    a layer reads lives as long as the layer computes; its output is counted by the layer.
     """
     D, b = config.d_model, DTYPE_BYTES[dtype]
     per_token = {
         "onnx-cpu": F32 * D + I64,
         "onnx-cuda": (2 * F32 + b) * D + I64,
         "torch-cpu": 3 * F32 * D + I64,
-        "torch-cuda": (F32 + 2 * b) * D + I64,
+        "torch-cuda": (F32 + b) * D + I64,
     }[engine]
     head = widened(config.vocab_size * D, dtype) if engine == "torch-cpu" else 0
+    if head and config.quantization is not None and config.quantization.head:
+        head = scratch_bytes(config.quantization, config.vocab_size, D, engine, dtype)
     return ChunkBytes(fixed=head, per_token=per_token)

@@ -8,7 +8,7 @@ from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
 from longspan.kernels.selective_scan.scratch import MAX_CHUNKS
-from longspan.kernels.ssd.scratch import CHUNK_TOKENS, PROGRAMS
+from longspan.kernels.ssd.scratch import CHUNK_TOKENS, PROGRAMS, STACKED_PROGRAMS, Sizes
 from longspan.models.config import Mamba2Config, MambaConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
@@ -38,10 +38,18 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
     """A Mamba-2 mixer, by engine."""
     H, E, D, b = layer.n_heads, layer.d_inner, width, DTYPE_BYTES[dtype]
     channels = layer.conv_channels
+    gated = 2 * E if layer.norm_eps is not None else 3 * E
     rows = E + channels + H
     state = F32 * H * (layer.d_state * layer.head_dim + 1)
+    scan = Sizes(
+        heads=H,
+        groups=layer.n_groups,
+        head_width=layer.head_dim,
+        d_state=layer.d_state,
+        dtype=dtype,
+    )
     # Of the segments and, beyond a slice, two between the slices.
-    segments = max(1, PROGRAMS // H) + 2
+    segments = max(1, (STACKED_PROGRAMS if scan.stacked_heads else PROGRAMS) // H) + 2
     chunk = CHUNK_TOKENS
     scanned = F32 * 2 * H + b * layer.n_groups * chunk + -(-F32 * H // chunk)
     return {
@@ -52,12 +60,15 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
         ),
         "torch-cpu": ChunkBytes(
             fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
-            per_token=F32 * (rows + 6 * channels + D),
+            per_token=F32 * (rows + 5 * channels + D),
         ),
-        # Every tensor once, though some take each other's room; of a slice two numbers a head, the
-        # products of B and C within chunks, and the chunks' decays; states of the segments.
+        # The most of: what the convolution reads and writes; what the scan does, of a slice two
+        # numbers a head, the products of B and C within chunks, the chunks' decays, and states of
+        # the segments; y and the gate; the result. Each is freed when the next one has read it.
         "torch-cuda": ChunkBytes(
             fixed=segments * state + chunk * scanned,
-            per_token=b * (rows + channels + 2 * E + 2 * D) + scanned,
+            per_token=max(
+                b * (2 * channels + 2 * H), b * (channels + E + H) + scanned, b * gated, b * (E + D)
+            ),
         ),
     }

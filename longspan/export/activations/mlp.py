@@ -27,11 +27,13 @@ def moe(layer: MoeConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     F, D, b = layer.d_ff, width, DTYPE_BYTES[dtype]
     # The router's probabilities, their order, and a token's pairs.
     routing = 32 * layer.n_experts + (layer.n_experts + 24) * layer.top_k
+    # Pairs of token and expert in Triton; or experts that stream, all tokens to the same one.
+    pairs, alone = b * layer.top_k * (F + D) + F32 * D, 4 * b * F + 3 * F32 * D
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * (5 * F + 7 * D) + routing),
         "onnx-cuda": ChunkBytes(per_token=b * (7 * F + 3 * D) + F32 * 6 * D + routing),
         "torch-cpu": ChunkBytes(
             fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + 6 * D) + routing
         ),
-        "torch-cuda": ChunkBytes(per_token=b * (2 * D + layer.top_k * (F + D)) + F32 * D + routing),
+        "torch-cuda": ChunkBytes(per_token=b * 2 * D + max(pairs, alone) + routing),
     }

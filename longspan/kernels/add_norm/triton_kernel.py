@@ -92,7 +92,7 @@ def add_norm(
     added = None if y is None else as_rows(y)
     normed = torch.empty(x.shape, dtype=dtype, device=x.device)
     block = row_block(width, neighbours=4)
-    _add_norm[(triton.cdiv(total.shape[0], block["ROWS"]),)](
+    _add_norm[(-(-total.shape[0] // block["ROWS"]),)](
         total,
         added,
         weight.contiguous(),

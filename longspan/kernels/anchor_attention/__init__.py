@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.attention.int8_rows import SomeRows, require_rows, values_of
 from longspan.kernels.checks import require_dtype, require_shape
 from longspan.kernels.choice import implementation
 
 __all__ = ["anchor_attention"]
-
-Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def anchor_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: SomeRows,
+    past_v: SomeRows,
     anchors: torch.Tensor,
     entries: torch.Tensor,
     is_anchor: torch.Tensor,
-) -> Result:
+) -> tuple[torch.Tensor, SomeRows, SomeRows, torch.Tensor, torch.Tensor]:
     """Attend to the own segment and the anchors before it, and drop every segment that closes.
 
     An anchor ends its segment. A token sees its segment up to itself and every earlier anchor; an
@@ -37,9 +36,9 @@ def anchor_attention(
         q: float [B, L, H, P], after RoPE, L >= 1.
         k: dtype of `q` [B, L, G, P], after RoPE; G divides H.
         v: dtype of `q` [B, L, G, P].
-        past_k: float [B, C, G, P]; it is not changed, nor is `past_v`, unless they were given away
-            (`longspan.kernels.donation`).
-        past_v: dtype of `past_k` [B, C, G, P].
+        past_k: float or `Int8Rows` [B, C, G, P]; it is not changed, nor is `past_v`, unless they
+            were given away (`longspan.kernels.donation`).
+        past_v: as `past_k`, of its dtype.
         anchors: int64 [1], entries of the cache that are anchors.
         entries: int64 [1], entries of the cache in use; what lies beyond them has no meaning.
         is_anchor: bool [L], which tokens are anchors, in every row of the batch.
@@ -54,23 +53,22 @@ def anchor_attention(
     """
     op = "anchor_attention"
     batch, length, heads, width = q.shape
-    groups, capacity = k.shape[2], past_k.shape[1]
+    groups, capacity = k.shape[2], values_of(past_k).shape[1]
     if heads % groups:
         raise ValueError(f"{op}: {heads} query heads are no multiple of {groups} key heads")
     for name, tensor, shape in (
         ("k", k, (batch, length, groups, width)),
         ("v", v, (batch, length, groups, width)),
-        ("past_k", past_k, (batch, capacity, groups, width)),
-        ("past_v", past_v, (batch, capacity, groups, width)),
         ("anchors", anchors, (1,)),
         ("entries", entries, (1,)),
         ("is_anchor", is_anchor, (length,)),
     ):
         require_shape(op, name, tensor, shape)
+    require_rows(op, past_k, past_v, (batch, capacity, groups, width))
     for name, tensor, dtype in (
         ("k", k, q.dtype),
         ("v", v, q.dtype),
-        ("past_v", past_v, past_k.dtype),
+        ("past_v", values_of(past_v), values_of(past_k).dtype),
         ("anchors", anchors, torch.int64),
         ("entries", entries, torch.int64),
         ("is_anchor", is_anchor, torch.bool),
@@ -78,7 +76,9 @@ def anchor_attention(
         require_dtype(op, name, tensor, dtype)
     if q.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
         _require_room(op, capacity, int(anchors), int(entries), is_anchor)
-    result: Result = implementation(op, q)(q, k, v, past_k, past_v, anchors, entries, is_anchor)
+    result: tuple[torch.Tensor, SomeRows, SomeRows, torch.Tensor, torch.Tensor] = implementation(
+        op, q
+    )(q, k, v, past_k, past_v, anchors, entries, is_anchor)
     return result
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.attention.int8_rows import Rows, as_float, joined, kept_like
 from longspan.kernels.attention.reference import masked_attention
 
 
@@ -20,31 +21,36 @@ def anchor_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: Rows,
+    past_v: Rows,
     anchors: torch.Tensor,
     entries: torch.Tensor,
     is_anchor: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Rows, Rows, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.anchor_attention.anchor_attention`."""
     cached = int(entries)
-    keys = torch.cat([past_k[:, :cached], k.to(past_k.dtype)], dim=1)
-    values = torch.cat([past_v[:, :cached], v.to(past_v.dtype)], dim=1)
 
-    column = torch.arange(keys.shape[1], device=q.device)
+    def columns(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.cat([past[:, :cached], new.to(past.dtype)], dim=1)
+
+    keys = joined(columns, past_k, kept_like(past_k, k))
+    values = joined(columns, past_v, kept_like(past_v, v))
+
+    column = torch.arange(cached + k.shape[1], device=q.device)
     anchor = torch.cat([column[:cached] < anchors, is_anchor])
     segment = anchor.cumsum(0) - anchor.to(torch.int64)
     row = column[cached:, None]
     same_segment = segment == segment[row]
     seen = (column <= row) & (same_segment | (anchor & ~anchor[row]))
-    y = masked_attention(q, keys, values, seen)
+    y = masked_attention(q, as_float(keys, q.dtype), as_float(values, q.dtype), seen)
 
     total = anchor.sum(0, keepdim=True)
     kept = anchor | (segment == total)
     new_entries = kept.sum(0, keepdim=True)
-    new_k, new_v = (
-        torch.empty(past.shape, dtype=past.dtype, device=q.device) for past in (past_k, past_v)
-    )
-    new_k[:, : int(new_entries)] = keys[:, kept]
-    new_v[:, : int(new_entries)] = values[:, kept]
-    return y, new_k, new_v, total, new_entries
+
+    def cut(past: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        cache = torch.empty(past.shape, dtype=past.dtype, device=q.device)
+        cache[:, : int(new_entries)] = found[:, kept]
+        return cache
+
+    return y, joined(cut, past_k, keys), joined(cut, past_v, values), total, new_entries

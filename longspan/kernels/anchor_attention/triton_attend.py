@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.attention.blocks import choose_blocks
+from longspan.kernels.attention.int8_rows import Int8Rows, Rows, values_of
 from longspan.kernels.attention.scratch import count_splits
+from longspan.kernels.attention.triton_int8 import scales_of
 from longspan.kernels.attention.triton_math import (
     LOG2_E,
     fold_rows,
@@ -26,7 +28,7 @@ from longspan.kernels.attention.triton_math import (
 from longspan.kernels.device import shared_memory_bytes
 
 
-@triton.jit(do_not_specialize=["length", "splits"])
+@triton.jit(do_not_specialize=["length", "capacity", "splits"])
 def _attend(
     q_ptr,
     k_ptr,
@@ -35,6 +37,10 @@ def _attend(
     past_v_ptr,
     new_k_ptr,
     new_v_ptr,
+    past_k_scale_ptr,
+    past_v_scale_ptr,
+    new_k_scale_ptr,
+    new_v_scale_ptr,
     is_anchor_ptr,
     before_ptr,
     ends_ptr,
@@ -44,6 +50,7 @@ def _attend(
     sum_ptr,
     max_ptr,
     length,
+    capacity,
     splits,
     scale,
     stride_q_batch,
@@ -72,6 +79,7 @@ def _attend(
     KEYS: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     # The last rows see most anchors: they start first.
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
@@ -108,6 +116,8 @@ def _attend(
     row_sum = tl.zeros([ROWS], dtype=tl.float32)
     total = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     new_base = batch * stride_new_batch + group * stride_new_head
+    groups: tl.constexpr = HEADS // REPEATS
+    scales = batch * capacity * groups + group
     total, row_sum, row_max = fold_rows(
         total,
         row_sum,
@@ -117,8 +127,11 @@ def _attend(
         anchors + before,
         new_k_ptr + new_base,
         new_v_ptr + new_base,
+        new_k_scale_ptr + scales,
+        new_v_scale_ptr + scales,
         stride_new,
         stride_new,
+        groups,
         anchors_first,
         anchors_last,
         0,
@@ -128,6 +141,7 @@ def _attend(
         WIDTH,
         KEYS,
         PRECISION,
+        INT8,
     )
     # Anchors see no anchor. To leave out what they folded lets other rows do without a mask.
     total = tl.where(is_anchor[:, None], 0.0, total)
@@ -142,8 +156,11 @@ def _attend(
         open_end,
         past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head,
         past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
+        past_k_scale_ptr + scales,
+        past_v_scale_ptr + scales,
         stride_past_k,
         stride_past_v,
+        groups,
         open_first,
         open_last,
         0,
@@ -153,6 +170,7 @@ def _attend(
         WIDTH,
         KEYS,
         PRECISION,
+        INT8,
     )
     total, row_sum, row_max = fold_rows(
         total,
@@ -163,8 +181,11 @@ def _attend(
         query + 1,
         k_ptr + batch * stride_k_batch + group * stride_k_head,
         v_ptr + batch * stride_v_batch + group * stride_v_head,
+        None,
+        None,
         stride_k,
         stride_v,
+        0,
         tl.min(segment_start, axis=0),
         end,
         tl.max(segment_start, axis=0),
@@ -174,6 +195,7 @@ def _attend(
         WIDTH,
         KEYS,
         PRECISION,
+        False,
     )
     store_rows(
         y_ptr,
@@ -196,8 +218,8 @@ def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past: tuple[torch.Tensor, torch.Tensor],
-    cache: tuple[torch.Tensor, torch.Tensor],
+    past: tuple[Rows, Rows],
+    cache: tuple[Rows, Rows],
     is_anchor: torch.Tensor,
     counts: tuple[torch.Tensor, torch.Tensor],
     counters: tuple[torch.Tensor, torch.Tensor],
@@ -209,7 +231,8 @@ def attend(
         k: float [B, L, G, P].
         v: float [B, L, G, P].
         past: keys and values [B, C, G, P] before the call.
-        cache: keys and values [B, C, G, P] that start with all anchors before a query, in order.
+        cache: keys and values [B, C, G, P], contiguous, that start with all anchors before a
+            query, in order.
         is_anchor: bool [L].
         counts: int32 [L] twice: the anchors before each token, and the token of each anchor.
         counters: int64 [1] twice: anchors and entries of the past.
@@ -217,7 +240,7 @@ def attend(
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     repeats = heads // groups
-    (past_k, past_v), (new_k, new_v) = past, cache
+    past_k, past_v, new_k, new_v = (values_of(rows) for rows in (*past, *cache))
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     padded = max(16, triton.next_power_of_2(width))
     blocks = choose_blocks(q.dtype, length * repeats, padded, shared_memory_bytes(q.device))
@@ -232,11 +255,13 @@ def attend(
         past_v,
         new_k,
         new_v,
+        *scales_of(*past, *cache),
         is_anchor,
         *counts,
         *counters,
         *parts,
         length,
+        past_k.shape[1],
         splits,
         LOG2_E / width**0.5,
         *q.stride()[:3],
@@ -253,6 +278,7 @@ def attend(
         KEYS=blocks.keys,
         SPLIT=splits > 1,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        INT8=isinstance(past[0], Int8Rows),
         num_warps=blocks.warps,
         num_stages=blocks.stages,
         maxnreg=blocks.registers,

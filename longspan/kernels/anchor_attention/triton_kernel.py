@@ -20,8 +20,10 @@ import triton
 
 from longspan.kernels.anchor_attention.triton_attend import attend
 from longspan.kernels.anchor_attention.triton_cache import count_anchors, keep_entries
+from longspan.kernels.attention.int8_rows import Int8Rows, Rows, tensors_of
+from longspan.kernels.attention.triton_int8 import new_rows, planes, rows_like
 from longspan.kernels.attention.triton_math import contiguous_rows
-from longspan.kernels.donation import is_donated, new_like
+from longspan.kernels.donation import is_donated
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 COUNT_TOKENS = 2048  # flags that `count_anchors` loads at once,
@@ -49,30 +51,36 @@ def _count(counters: Pair, is_anchor: torch.Tensor) -> tuple[Pair, Pair]:
 
 
 def _keep(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    past: Pair,
-    cache: Pair,
     ends: torch.Tensor,
     counters: Pair,
     new_counters: Pair,
+    in_place: bool,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    past_k: torch.Tensor,
+    past_v: torch.Tensor,
+    cache_k: torch.Tensor,
+    cache_v: torch.Tensor,
 ) -> None:
-    """Fill the new cache, which is the past itself where that was given away."""
+    """Fill the new caches [B, C, G, P]; in place they are the past itself."""
     batch, length, groups, width = k.shape
-    capacity, in_place = past[0].shape[1], cache[0] is past[0]
+    capacity = past_k.shape[1]
+    k, v, past_k, past_v = (contiguous_rows(each) for each in (k, v, past_k, past_v))
     keep_entries[(triton.cdiv(length if in_place else capacity, KEEP_ROWS), groups, batch)](
         k,
         v,
-        *past,
-        *cache,
+        past_k,
+        past_v,
+        cache_k,
+        cache_v,
         ends,
         *counters,
         *new_counters,
         capacity,
         *k.stride()[:3],
         *v.stride()[:3],
-        *past[0].stride()[:3],
-        *past[1].stride()[:3],
+        *past_k.stride()[:3],
+        *past_v.stride()[:3],
         G=groups,
         P=width,
         WIDTH=triton.next_power_of_2(width),
@@ -85,28 +93,43 @@ def anchor_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: Rows,
+    past_v: Rows,
     anchors: torch.Tensor,
     entries: torch.Tensor,
     is_anchor: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, Rows, Rows, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.anchor_attention.anchor_attention`."""
-    k, v, is_anchor = k.to(past_k.dtype), v.to(past_v.dtype), is_anchor.contiguous()
-    q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
-    past, counters = (past_k, past_v), (anchors, entries)
+    is_anchor = is_anchor.contiguous()
+    past = _contiguous_rows(past_k), _contiguous_rows(past_v)
+    q, k, v = contiguous_rows(q), _narrowed(k, past_k), _narrowed(v, past_v)
+    new_k, new_v = new_rows(k, v, *past)
+    counters = (anchors, entries)
     counts, new_counters = _count(counters, is_anchor)
-    in_place = q.shape[1] == 1 and is_donated(*past)
-    cache = new_like(past_k, in_place=in_place), new_like(past_v, in_place=in_place)
+    in_place = q.shape[1] == 1 and is_donated(*tensors_of(*past))
+    cache = rows_like(past[0], in_place=in_place), rows_like(past[1], in_place=in_place)
 
     def keep() -> None:
-        _keep(k, v, past, cache, counts[1], counters, new_counters)
+        rows = (new_k.kept, new_v.kept, *past, *cache)
+        for tensors in zip(*(planes(each) for each in rows), strict=True):
+            _keep(counts[1], counters, new_counters, in_place, *tensors)
 
     # Queries read the call's anchors from the new cache, and a segment that they close from the
     # old. One token reads old anchors alone: its entry may come after, over that segment.
     if not in_place:
         keep()
-    y = attend(q, k, v, past, cache, is_anchor, counts, counters)
+    y = attend(q, new_k.used, new_v.used, past, cache, is_anchor, counts, counters)
     if in_place:
         keep()
     return y, *cache, *new_counters
+
+
+def _contiguous_rows(rows: Rows) -> Rows:
+    if isinstance(rows, Int8Rows):
+        return Int8Rows(contiguous_rows(rows.values), rows.scale)
+    return contiguous_rows(rows)
+
+
+def _narrowed(new: torch.Tensor, past: Rows) -> torch.Tensor:
+    """New rows in the dtype of a float cache; those of one in int8 are quantized later."""
+    return contiguous_rows(new if isinstance(past, Int8Rows) else new.to(past.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.attention.int8_rows import SomeRows, require_rows
 from longspan.kernels.checks import require_dtype, require_shape
 from longspan.kernels.choice import implementation
 
@@ -14,22 +15,24 @@ def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: SomeRows,
+    past_v: SomeRows,
     position: torch.Tensor,
     *,
     window: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, SomeRows, SomeRows]:
     """Attend from each token to itself and the ``window - 1`` tokens before it.
 
-    Scores are scaled by 1/sqrt(P); query head h reads key head ``h // (H // G)``.
+    Scores are scaled by 1/sqrt(P); query head h reads key head ``h // (H // G)``. With a past in
+    int8 (`longspan.kernels.attention.int8_rows`) new keys and values are quantized before their
+    first use, so that any cut of the tokens into calls gives the same output and the same past.
 
     Args:
         q: float [B, L, H, P], after RoPE.
         k: dtype of `q` [B, L, G, P], after RoPE; G divides H.
         v: dtype of `q` [B, L, G, P].
-        past_k: float [B, window-1, G, P], keys of the tokens before, oldest first.
-        past_v: float [B, window-1, G, P].
+        past_k: float or `Int8Rows` [B, window-1, G, P], keys of the tokens before, oldest first.
+        past_v: as `past_k`.
         position: int64 [1], tokens read before this call: only the last
             ``min(position, window - 1)`` entries of the past are looked at.
         window: tokens that a token sees, itself among them; >= 1.
@@ -50,13 +53,12 @@ def window_attention(
     for name, tensor, shape in (
         ("k", k, (batch, length, groups, width)),
         ("v", v, (batch, length, groups, width)),
-        ("past_k", past_k, (batch, window - 1, groups, width)),
-        ("past_v", past_v, (batch, window - 1, groups, width)),
         ("position", position, (1,)),
     ):
         require_shape(op, name, tensor, shape)
+    require_rows(op, past_k, past_v, (batch, window - 1, groups, width))
     require_dtype(op, "position", position, torch.int64)
-    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = implementation(op, q)(
+    result: tuple[torch.Tensor, SomeRows, SomeRows] = implementation(op, q)(
         q, k, v, past_k, past_v, position, window=window
     )
     return result

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.attention.int8_rows import Rows, as_float, joined, kept_like
+
 
 def masked_attention(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor
@@ -28,24 +30,28 @@ def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: Rows,
+    past_v: Rows,
     position: torch.Tensor,
     *,
     window: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Rows, Rows]:
     """See `longspan.kernels.attention.window_attention`."""
     length = q.shape[1]
-    keys = torch.cat([past_k.to(k.dtype), k], dim=1)
-    values = torch.cat([past_v.to(v.dtype), v], dim=1)
+    new_k, new_v = kept_like(past_k, k), kept_like(past_v, v)
+    keys = torch.cat([as_float(past_k, k.dtype), as_float(new_k, k.dtype)], dim=1)
+    values = torch.cat([as_float(past_v, v.dtype), as_float(new_v, v.dtype)], dim=1)
 
     row = torch.arange(length, device=q.device)[:, None]
     column = torch.arange(length + window - 1, device=q.device)[None, :]
     seen = (column >= row) & (column < row + window) & (column >= window - 1 - position)
 
-    return (
-        masked_attention(q, keys, values, seen),
-        # Copies: views would keep the keys and values of the whole call alive.
-        keys[:, length:].to(past_k.dtype, copy=True),
-        values[:, length:].to(past_v.dtype, copy=True),
-    )
+    y = masked_attention(q, keys, values, seen)
+    return y, joined(_moved, past_k, new_k), joined(_moved, past_v, new_v)
+
+
+def _moved(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The newest of the old and the new entries, as many as there were."""
+    length, entries = new.shape[1], past.shape[1]
+    newest = new[:, max(0, length - entries) :].to(past.dtype)
+    return torch.cat([past[:, length:], newest], dim=1)

@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.attention.blocks import choose_blocks
+from longspan.kernels.attention.int8_rows import Int8Rows, Rows, values_of
 from longspan.kernels.attention.scratch import count_splits
+from longspan.kernels.attention.triton_int8 import scales_of
 from longspan.kernels.attention.triton_math import (
     LOG2_E,
     contiguous_rows,
@@ -35,6 +37,8 @@ def _attend(
     v_ptr,
     past_k_ptr,
     past_v_ptr,
+    past_k_scale_ptr,
+    past_v_scale_ptr,
     position_ptr,
     y_ptr,
     sum_ptr,
@@ -67,6 +71,7 @@ def _attend(
     WINDOWED: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     # The last rows see most keys: they start first.
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
@@ -105,6 +110,8 @@ def _attend(
     row_max = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros([ROWS], dtype=tl.float32)
     total = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
+    groups: tl.constexpr = HEADS // REPEATS
+    past_scales = batch * entries * groups + group
     total, row_sum, row_max = fold_rows(
         total,
         row_sum,
@@ -114,8 +121,11 @@ def _attend(
         none + last,
         past_k_ptr + batch * stride_past_k_batch + group * stride_past_k_head,
         past_v_ptr + batch * stride_past_v_batch + group * stride_past_v_head,
+        past_k_scale_ptr + past_scales,
+        past_v_scale_ptr + past_scales,
         stride_past_k,
         stride_past_v,
+        groups,
         first,
         last,
         all_past,
@@ -125,6 +135,7 @@ def _attend(
         WIDTH,
         KEYS,
         PRECISION,
+        INT8,
     )
     total, row_sum, row_max = fold_rows(
         total,
@@ -135,8 +146,11 @@ def _attend(
         query + 1,
         k_ptr + batch * stride_k_batch + group * stride_k_head,
         v_ptr + batch * stride_v_batch + group * stride_v_head,
+        None,
+        None,
         stride_k,
         stride_v,
+        0,
         start,
         end,
         all_first,
@@ -146,6 +160,7 @@ def _attend(
         WIDTH,
         KEYS,
         PRECISION,
+        False,
     )
     store_rows(
         y_ptr,
@@ -168,8 +183,8 @@ def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: Rows,
+    past_v: Rows,
     position: torch.Tensor,
     *,
     windowed: bool,
@@ -180,16 +195,17 @@ def attend(
         q: float [B, L, H, P].
         k: dtype of `q` [B, L, G, P].
         v: dtype of `q` [B, L, G, P].
-        past_k: float [B, C, G, P]; of a window the last `position` entries are in use, oldest
+        past_k: rows [B, C, G, P]; of a window the last `position` entries are in use, oldest
             first, and a token sees C before it; otherwise the first `position`, which all see.
-        past_v: float [B, C, G, P].
+        past_v: rows [B, C, G, P], in int8 if `past_k` is.
         position: int64 [1].
         windowed: whether the past is a window's.
     """
     batch, length, heads, width = q.shape
-    groups, entries = past_k.shape[2], past_k.shape[1]
+    k_values, v_values = contiguous_rows(values_of(past_k)), contiguous_rows(values_of(past_v))
+    groups, entries = k_values.shape[2], k_values.shape[1]
     repeats = heads // groups
-    q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
+    q, k, v = (contiguous_rows(each) for each in (q, k, v))
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     padded = max(16, triton.next_power_of_2(width))
     blocks = choose_blocks(q.dtype, length * repeats, padded, shared_memory_bytes(q.device))
@@ -200,8 +216,9 @@ def attend(
         q,
         k,
         v,
-        past_k,
-        past_v,
+        k_values,
+        v_values,
+        *scales_of(past_k, past_v),
         position,
         *parts,
         length,
@@ -211,8 +228,8 @@ def attend(
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
-        *past_k.stride()[:3],
-        *past_v.stride()[:3],
+        *k_values.stride()[:3],
+        *v_values.stride()[:3],
         HEADS=heads,
         REPEATS=repeats,
         P=width,
@@ -222,6 +239,7 @@ def attend(
         WINDOWED=windowed,
         SPLIT=splits > 1,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        INT8=isinstance(past_k, Int8Rows),
         num_warps=blocks.warps,
         num_stages=blocks.stages,
         maxnreg=blocks.registers,

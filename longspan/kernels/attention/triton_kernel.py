@@ -8,9 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.attention.int8_rows import Rows
 from longspan.kernels.attention.triton_attend import attend
+from longspan.kernels.attention.triton_int8 import new_rows, planes, rows_like
 from longspan.kernels.attention.triton_math import contiguous_rows
-from longspan.kernels.donation import new_like
 
 MOVE_ENTRIES = 1024  # that a program of `_move_window` reads before it writes
 MOVE_COLUMNS = 16  # 32 bytes of bfloat16, the least that memory gives at once
@@ -109,13 +110,15 @@ def _move_window(
 
 
 def _move(
-    past_k: torch.Tensor, past_v: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The windows after the new tokens."""
+    past_k: torch.Tensor,
+    past_v: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    moved_k: torch.Tensor,
+    moved_v: torch.Tensor,
+) -> None:
+    """Fill the windows [B, W-1, G, P] after the new tokens."""
     batch, entries, groups, width = past_k.shape
-    moved_k, moved_v = (new_like(past, in_place=True) for past in (past_k, past_v))
-    if entries == 0:
-        return moved_k, moved_v
     past_k, past_v, k, v = (contiguous_rows(each) for each in (past_k, past_v, k, v))
     _move_window[(2 * triton.cdiv(width, MOVE_COLUMNS), groups, batch)](
         past_k,
@@ -137,19 +140,25 @@ def _move(
         num_warps=8,
         num_stages=1,  # No entry may be fetched ahead of the stores before it.
     )
-    return moved_k, moved_v
 
 
 def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: Rows,
+    past_v: Rows,
     position: torch.Tensor,
     *,
     window: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `longspan.kernels.attention.window_attention`; `past_k` and `past_v` tell the window."""
-    y = attend(q, k, v, past_k, past_v, position, windowed=True)
-    return y, *_move(past_k, past_v, k, v)
+) -> tuple[torch.Tensor, Rows, Rows]:
+    """See `longspan.kernels.attention.window_attention`."""
+    new_k, new_v = new_rows(contiguous_rows(k), contiguous_rows(v), past_k, past_v)
+    y = attend(q, new_k.used, new_v.used, past_k, past_v, position, windowed=True)
+    # The attention before has read the past.
+    moved_k, moved_v = (rows_like(past, in_place=True) for past in (past_k, past_v))
+    if window > 1:
+        rows = (past_k, past_v, new_k.kept, new_v.kept, moved_k, moved_v)
+        for tensors in zip(*(planes(each) for each in rows), strict=True):
+            _move(*tensors)
+    return y, moved_k, moved_v

@@ -2,6 +2,9 @@
 
 Maxima are kept as exponents of two, scaled: of a score s they hold s / sqrt(P) * log2(e), so that
 a weight is exp2 of one multiplication and subtraction, and queries stay as they were loaded.
+
+Rows in int8 (`int8_rows.py`) go into the products as the integers that they are, which every float
+dtype holds. A key's scale multiplies its column of scores, a value's its column of weights.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -12,7 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.attention.int8_rows import LEVELS
+
 LOG2_E = 1.4426950408889634
+STEP = tl.constexpr(1 / LEVELS)  # of an int8 row, as a part of its scale
 
 
 @triton.jit
@@ -30,6 +36,14 @@ def _load(ptr, real, inside, EDGE: tl.constexpr, NARROW: tl.constexpr):
 
 
 @triton.jit
+def _load_scales(ptr, stride, start, key, real, EDGE: tl.constexpr):
+    """The int8 rows' steps, float32 [KEYS]."""
+    scales = ptr + tl.cast(start, tl.int64) * stride + key * stride
+    loaded = tl.load(scales, mask=real, other=0.0) if EDGE else tl.load(scales)
+    return loaded.to(tl.float32) * STEP
+
+
+@triton.jit
 def _fold_block(
     total,
     row_sum,
@@ -39,8 +53,11 @@ def _fold_block(
     high,
     k_ptr,
     v_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
     stride_k,
     stride_v,
+    stride_scale,
     start,
     last,
     scale,
@@ -48,6 +65,7 @@ def _fold_block(
     WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
     EDGE: tl.constexpr,
 ):
     """Fold keys start .. start+KEYS-1 in; at an edge, those before `last` that a row sees."""
@@ -60,6 +78,8 @@ def _fold_block(
     k_tile = k_block + key[None, :] * stride_k + p[:, None]
     k = _load(k_tile, real[None, :], inside[:, None], EDGE, P < WIDTH)
     scores = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
+    if INT8:
+        scores *= _load_scales(k_scale_ptr, stride_scale, start, key, real, EDGE)[None, :]
     if EDGE:
         seen = (start + key >= low[:, None]) & (start + key < high[:, None])
         scores = tl.where(seen, scores, float("-inf"))
@@ -73,6 +93,8 @@ def _fold_block(
     v_tile = v_block + key[:, None] * stride_v + p[None, :]
     v = _load(v_tile, real[:, None], inside[None, :], EDGE, P < WIDTH)
     row_sum = row_sum * fade + tl.sum(weights, axis=1)
+    if INT8:
+        weights *= _load_scales(v_scale_ptr, stride_scale, start, key, real, EDGE)[None, :]
     total = total * fade[:, None]
     total = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc=total, input_precision=PRECISION)
     return total, row_sum, new_max
@@ -88,8 +110,11 @@ def fold_rows(
     high,
     k_ptr,
     v_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
     stride_k,
     stride_v,
+    stride_scale,
     first,
     last,
     all_first,
@@ -99,11 +124,13 @@ def fold_rows(
     WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     """Fold keys and values first .. last-1 of one buffer in; row i sees low[i] .. high[i]-1.
 
     Every row sees all_first .. all_last-1, where there are such keys: blocks that lie between are
-    folded without a mask, after those at both edges.
+    folded without a mask, after those at both edges. With INT8 the scales of the rows' entries lie
+    `stride_scale` apart; without it there are none.
     """
     high = tl.minimum(high, last)
     blocks = tl.cdiv(tl.maximum(last - first, 0), KEYS)
@@ -122,8 +149,11 @@ def fold_rows(
             high,
             k_ptr,
             v_ptr,
+            k_scale_ptr,
+            v_scale_ptr,
             stride_k,
             stride_v,
+            stride_scale,
             start,
             last,
             scale,
@@ -131,6 +161,7 @@ def fold_rows(
             WIDTH,
             KEYS,
             PRECISION,
+            INT8,
             EDGE=True,
         )
     for start in range(middle_first, middle_last, KEYS):
@@ -143,8 +174,11 @@ def fold_rows(
             high,
             k_ptr,
             v_ptr,
+            k_scale_ptr,
+            v_scale_ptr,
             stride_k,
             stride_v,
+            stride_scale,
             start,
             last,
             scale,
@@ -152,6 +186,7 @@ def fold_rows(
             WIDTH,
             KEYS,
             PRECISION,
+            INT8,
             EDGE=False,
         )
     return total, row_sum, row_max

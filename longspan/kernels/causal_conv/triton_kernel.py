@@ -156,7 +156,7 @@ def causal_conv(
     new_tail = new_like(tail, in_place=one)
     tokens, rows = (1, 1) if one else (BLOCK_TOKENS, BLOCK_ROWS)
     channels = ONE_TOKEN_CHANNELS if one else BLOCK_CHANNELS
-    _causal_conv[(triton.cdiv(length, tokens), triton.cdiv(width, channels), batch)](
+    _causal_conv[(-(-length // tokens), -(-width // channels), batch)](
         x,
         weight,
         None if bias is None else bias.contiguous(),

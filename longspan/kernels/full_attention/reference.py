@@ -8,6 +8,13 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.attention.int8_rows import (
+    Rows,
+    as_float,
+    entries,
+    joined,
+    kept_like,
+)
 from longspan.kernels.attention.reference import masked_attention
 
 
@@ -15,22 +22,26 @@ def full_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: Rows,
+    past_v: Rows,
     position: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Rows, Rows]:
     """See `longspan.kernels.full_attention.full_attention`."""
     length, used = q.shape[1], int(position)
-    keys = torch.cat([past_k[:, :used].to(k.dtype), k], dim=1)
-    values = torch.cat([past_v[:, :used].to(v.dtype), v], dim=1)
+    new_k, new_v = kept_like(past_k, k), kept_like(past_v, v)
+
+    def in_use(past: Rows, new: Rows) -> torch.Tensor:
+        old = entries(past, slice(used))
+        return torch.cat([as_float(old, q.dtype), as_float(new, q.dtype)], dim=1)
+
+    def appended(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """A copy of the cache with the new entries after those in use."""
+        cache = past.clone(memory_format=torch.contiguous_format)
+        cache[:, used : used + length] = new
+        return cache
+
     row = torch.arange(length, device=q.device)[:, None]
     column = torch.arange(used + length, device=q.device)[None, :]
-    y = masked_attention(q, keys, values, column <= used + row)
-    return y, _appended(past_k, k, used), _appended(past_v, v, used)
-
-
-def _appended(past: torch.Tensor, new: torch.Tensor, used: int) -> torch.Tensor:
-    """A copy of the cache with the new entries after those in use."""
-    cache = past.clone(memory_format=torch.contiguous_format)
-    cache[:, used : used + new.shape[1]] = new
-    return cache
+    seen = column <= used + row
+    y = masked_attention(q, in_use(past_k, new_k), in_use(past_v, new_v), seen)
+    return y, joined(appended, past_k, new_k), joined(appended, past_v, new_v)

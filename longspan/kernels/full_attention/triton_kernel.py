@@ -8,9 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.attention.int8_rows import Rows, tensors_of
 from longspan.kernels.attention.triton_attend import attend
+from longspan.kernels.attention.triton_int8 import new_rows, planes, rows_like
 from longspan.kernels.attention.triton_math import contiguous_rows
-from longspan.kernels.donation import is_donated, new_like
+from longspan.kernels.donation import is_donated
 
 COPY_VALUES = 4096
 
@@ -96,18 +98,19 @@ def _append(
     )
 
 
-def _appended(
+def _write_cache(
+    position: torch.Tensor,
     past_k: torch.Tensor,
     past_v: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    position: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The caches with the new entries, where the past lies if both were given away."""
+    cache_k: torch.Tensor,
+    cache_v: torch.Tensor,
+) -> None:
+    """Fill the next caches [B, C, G, P], which may be the past itself."""
     batch, capacity, groups, width = past_k.shape
-    # The attention before has read the past.
-    in_place = is_donated(past_k, past_v)
-    cache_k, cache_v = (new_like(past, in_place=in_place) for past in (past_k, past_v))
+    in_place = cache_k.data_ptr() == past_k.data_ptr()
+    past_k, past_v, k, v = (contiguous_rows(each) for each in (past_k, past_v, k, v))
     padded = triton.next_power_of_2(width)
     entries = max(1, COPY_VALUES // padded)
     written = k.shape[1] if in_place else capacity
@@ -132,18 +135,23 @@ def _appended(
         IN_PLACE=in_place,
         num_warps=4,
     )
-    return cache_k, cache_v
 
 
 def full_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    past_k: torch.Tensor,
-    past_v: torch.Tensor,
+    past_k: Rows,
+    past_v: Rows,
     position: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Rows, Rows]:
     """See `longspan.kernels.full_attention.full_attention`."""
-    q, k, v, past_k, past_v = (contiguous_rows(each) for each in (q, k, v, past_k, past_v))
-    y = attend(q, k, v, past_k, past_v, position, windowed=False)
-    return y, *_appended(past_k, past_v, k, v, position)
+    new_k, new_v = new_rows(contiguous_rows(k), contiguous_rows(v), past_k, past_v)
+    y = attend(q, new_k.used, new_v.used, past_k, past_v, position, windowed=False)
+    # The attention before has read the past.
+    in_place = is_donated(*tensors_of(past_k, past_v))
+    cache_k, cache_v = (rows_like(past, in_place=in_place) for past in (past_k, past_v))
+    rows = (past_k, past_v, new_k.kept, new_v.kept, cache_k, cache_v)
+    for tensors in zip(*(planes(each) for each in rows), strict=True):
+        _write_cache(position, *tensors)
+    return y, cache_k, cache_v

@@ -23,7 +23,8 @@ BLOCK_BYTES = 2048
 
 
 @triton.jit
-def _load_weights(rows_ptr, start, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def load_weights(rows_ptr, start, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of columns of some rows of a weight; beyond the last column zeros."""
     column = start + tl.arange(0, BLOCK)[None, :]
     # Read once a token; x, which all programs read, stays in the first cache.
     return tl.load(rows_ptr + column, mask=column < WIDTH, other=0.0, eviction_policy="evict_first")
@@ -54,7 +55,7 @@ def _linear(
     rows_ptr = weight_ptr + (tl.minimum(output, outputs - 1) * stride_weight)[:, None]
     ahead = ()
     for part in tl.static_range(DEPTH):
-        ahead = ahead + (_load_weights(rows_ptr, part * BLOCK, WIDTH, BLOCK),)
+        ahead = ahead + (load_weights(rows_ptr, part * BLOCK, WIDTH, BLOCK),)
     # Weights do not depend on the launch before, x does.
     wait_for_last_launch(OVERLAP)
 
@@ -63,7 +64,7 @@ def _linear(
         column = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + row * stride_x + column, mask=column < WIDTH, other=0.0)
         weights = ahead[0].to(x.dtype).to(tl.float32)
-        ahead = ahead[1:] + (_load_weights(rows_ptr, start + DEPTH * BLOCK, WIDTH, BLOCK),)
+        ahead = ahead[1:] + (load_weights(rows_ptr, start + DEPTH * BLOCK, WIDTH, BLOCK),)
         products = weights * x.to(tl.float32)[None, :]
         # What lies in one thread is added up at once, which saves registers.
         total += tl.sum(tl.reshape(products, [ROWS, BLOCK // NEIGHBOURS, NEIGHBOURS]), axis=2)

@@ -6,8 +6,10 @@ import torch
 
 from longspan.kernels.checks import require_dtype, require_shape
 from longspan.kernels.choice import implementation
+from longspan.kernels.moe.grouped import Bring
+from longspan.kernels.moe.grouped import moe_brought as _brought
 
-__all__ = ["moe"]
+__all__ = ["moe", "moe_brought"]
 
 
 def moe(
@@ -47,8 +49,7 @@ def moe(
     require_shape(op, "gate_up", gate_up, (experts, rows // 2 * 2, width))
     require_shape(op, "down", down, (experts, width, rows // 2))
     require_dtype(op, "logits", logits, torch.float32)
-    if not 1 <= top_k <= experts:
-        raise ValueError(f"moe: top_k is {top_k}; it must be from 1 to the {experts} experts")
+    _check_top_k(top_k, experts)
     y: torch.Tensor = implementation(op, x)(
         x.reshape(-1, width),
         logits.reshape(-1, experts),
@@ -58,3 +59,40 @@ def moe(
         renormalise=renormalise,
     )
     return y.reshape(x.shape)
+
+
+def moe_brought(
+    x: torch.Tensor,
+    logits: torch.Tensor,
+    bring: Bring,
+    *,
+    top_k: int,
+    renormalise: bool = False,
+) -> torch.Tensor:
+    """Compute `moe` with experts that are brought one at a time, and only if a token goes to them.
+
+    Args:
+        x: float [B, L, D].
+        logits: float32 [B, L, E], the router's.
+        bring: takes how many tokens each chosen expert has, by its number, and gives the number,
+            gate_up [2 F, D] and down [D, F] of each, in the same order, on the device of `x`; each
+            is used before the next one is asked for.
+        top_k: experts a token goes to, 1 to E.
+        renormalise: whether the chosen probabilities are divided by their sum.
+
+    Returns:
+        y as `moe` gives it, on every device by plain torch; the host waits for the router.
+
+    Raises:
+        ValueError: a shape, a dtype or `top_k` does not fit.
+    """
+    require_shape("moe", "logits", logits, (*x.shape[:2], None))
+    require_dtype("moe", "logits", logits, torch.float32)
+    _check_top_k(top_k, logits.shape[-1])
+    flat = (x.reshape(-1, x.shape[-1]), logits.reshape(-1, logits.shape[-1]))
+    return _brought(*flat, bring, top_k=top_k, renormalise=renormalise).reshape(x.shape)
+
+
+def _check_top_k(top_k: int, experts: int) -> None:
+    if not 1 <= top_k <= experts:
+        raise ValueError(f"moe: top_k is {top_k}; it must be from 1 to the {experts} experts")

@@ -1,14 +1,21 @@
 """A mixture of experts, plain torch, for CPUs: tokens sorted by expert, one product an expert.
 
-Only the chosen experts compute, and their weights are read once for all of their tokens.
+Only the chosen experts compute, and their weights are read once for all of their tokens. So they
+need not all be at hand: `moe_brought` asks for those that were chosen, one at a time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch.nn.functional import linear, silu
 
 from longspan.kernels.moe.routing import choose_experts
+
+# Takes how many tokens each chosen expert has, by its number, and gives number, gate_up [2 F, D]
+# and down [D, F] of each, in the same order; each is valid until the next one.
+Bring = Callable[[Mapping[int, int]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
 
 
 def moe(
@@ -21,16 +28,27 @@ def moe(
     renormalise: bool,
 ) -> torch.Tensor:
     """See `longspan.kernels.moe.moe`, over x [T, D] and logits [T, E]."""
+
+    def bring(tokens: Mapping[int, int]) -> Iterable[tuple[int, torch.Tensor, torch.Tensor]]:
+        return ((expert, gate_up[expert], down[expert]) for expert in tokens)
+
+    return moe_brought(x, logits, bring, top_k=top_k, renormalise=renormalise)
+
+
+def moe_brought(
+    x: torch.Tensor, logits: torch.Tensor, bring: Bring, *, top_k: int, renormalise: bool
+) -> torch.Tensor:
+    """The same with experts that `bring` gives; the host waits for the router."""
     weights, experts = choose_experts(logits, top_k=top_k, renormalise=renormalise)
-    pairs = experts.flatten().argsort(stable=True)
-    counts = experts.flatten().bincount(minlength=gate_up.shape[0]).tolist()
-    groups = torch.split(pairs, counts)
+    chosen = experts.flatten()
+    counts = chosen.bincount(minlength=logits.shape[1]).tolist()
+    groups = torch.split(chosen.argsort(stable=True), counts)
     y = torch.zeros(x.shape, dtype=logits.dtype, device=x.device)
-    for i, own in enumerate(groups):
-        if not len(own):
-            continue
+    tokens_of = {expert: count for expert, count in enumerate(counts) if count}
+    for expert, gate_up, down in bring(tokens_of):
+        own = groups[expert]
         tokens = own // top_k
-        gate, up = linear(x[tokens], gate_up[i].to(x.dtype)).chunk(2, dim=-1)
-        result = linear(silu(gate) * up, down[i].to(x.dtype))
+        gate, up = linear(x[tokens], gate_up.to(x.dtype)).chunk(2, dim=-1)
+        result = linear(silu(gate) * up, down.to(x.dtype))
         y[tokens] += weights.flatten()[own, None] * result
     return y.to(x.dtype)

@@ -18,6 +18,7 @@ def rms_norm(
     gate: torch.Tensor | None = None,
     gate_first: bool = False,
     dtype: torch.dtype | None = None,
+    overwrite: bool = False,
 ) -> torch.Tensor:
     """Compute ``x * rsqrt(mean(x^2) + eps) * weight`` over the last dimension.
 
@@ -32,6 +33,7 @@ def rms_norm(
         gate: float, shape of `x`, the gate before SiLU; None for no gate.
         gate_first: whether `x` is gated before it is normalised.
         dtype: dtype of the result; None keeps that of `x`.
+        overwrite: whether the result may take the place of `x` in memory: do not read `x` after.
 
     Returns:
         `dtype`, shape of `x`.
@@ -44,6 +46,12 @@ def rms_norm(
     if gate is not None:
         require_shape("rms_norm", "gate", gate, tuple(x.shape))
     result: torch.Tensor = implementation("rms_norm", x)(
-        x, weight, eps=eps, gate=gate, gate_first=gate_first, dtype=dtype or x.dtype
+        x,
+        weight,
+        eps=eps,
+        gate=gate,
+        gate_first=gate_first,
+        dtype=dtype or x.dtype,
+        overwrite=overwrite,
     )
     return result

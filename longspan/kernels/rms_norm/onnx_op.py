@@ -20,6 +20,7 @@ def rms_norm(
     gate: torch.Tensor | None,
     gate_first: bool,
     dtype: torch.dtype,
+    overwrite: bool = False,
 ) -> torch.Tensor:
     """See `longspan.kernels.rms_norm.rms_norm`."""
     if weight is None or weight.dim() == 1:

@@ -14,8 +14,10 @@ def rms_norm(
     gate: torch.Tensor | None,
     gate_first: bool,
     dtype: torch.dtype,
+    overwrite: bool = False,
 ) -> torch.Tensor:
-    """See `longspan.kernels.rms_norm.rms_norm`."""
+    """See `longspan.kernels.rms_norm.rms_norm`; it overwrites nothing."""
+    del overwrite
     wide = torch.promote_types(x.dtype, torch.float32)
     if gate is not None and gate_first:
         # In this order x is widened without a copy of its own.

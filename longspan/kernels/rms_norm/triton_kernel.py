@@ -86,6 +86,7 @@ def rms_norm(
     gate: torch.Tensor | None,
     gate_first: bool,
     dtype: torch.dtype,
+    overwrite: bool,
 ) -> torch.Tensor:
     """See `longspan.kernels.rms_norm.rms_norm`."""
     width = x.shape[-1]
@@ -93,10 +94,12 @@ def rms_norm(
     flat = _by_group(x)
     gates = None if gate is None else _by_group(gate)
     weight = None if weight is None else weight.contiguous()
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    # A program holds whole rows before it stores the first.
+    in_place = overwrite and dtype == x.dtype and x.is_contiguous()
+    y = x if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
     rows = flat.shape[0] * flat.shape[1]
     block = row_block(width, neighbours=16 // min(x.element_size(), 4))
-    _rms_norm[(triton.cdiv(rows, block["ROWS"]),)](
+    _rms_norm[(-(-rows // block["ROWS"]),)](
         flat,
         weight,
         gates,

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from longspan.kernels.checks import require_dtype, require_shape
+from longspan.kernels.checks import require_dtype, require_shapes
 from longspan.kernels.choice import implementation
 
 __all__ = ["ssd"]
@@ -49,13 +49,41 @@ def ssd(
     Raises:
         ValueError: a shape, a dtype or `dt_limit` does not fit.
     """
-    op = "ssd"
+    if state is None:
+        batch, _, heads, width = x.shape
+        state = A.new_zeros(batch, heads, B.shape[3], width)
+    check_dual("ssd", x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state)
+    result: tuple[torch.Tensor, torch.Tensor] = implementation("ssd", x)(
+        x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state
+    )
+    return result
+
+
+def check_dual(
+    op: str,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    *,
+    D: torch.Tensor | None,
+    dt_bias: torch.Tensor | None,
+    dt_limit: tuple[float, float],
+    state: torch.Tensor,
+) -> None:
+    """Raise unless these are arguments of the dual, for `ssd` and what is built upon it.
+
+    Raises:
+        ValueError: a shape, a dtype or `dt_limit` does not fit.
+    """
     batch, length, heads, width = x.shape
     groups, states = B.shape[-2:]
     require_dtype(op, "A", A, torch.float32)
     require_dtype(op, "B", B, x.dtype)
     require_dtype(op, "C", C, x.dtype)
-    for name, tensor, shape in (
+    require_shapes(
+        op,
         ("dt", dt, (batch, length, heads)),
         ("A", A, (heads,)),
         ("B", B, (batch, length, groups, states)),
@@ -63,17 +91,9 @@ def ssd(
         ("D", D, (heads,) if D is None or D.dim() == 1 else (heads, width)),
         ("dt_bias", dt_bias, (heads,)),
         ("state", state, (batch, heads, states, width)),
-    ):
-        if tensor is not None:
-            require_shape(op, name, tensor, shape)
-    if heads % groups != 0:
-        raise ValueError(f"ssd: B has {groups} groups for {heads} heads; groups must divide heads")
-    if not 0.0 <= dt_limit[0] <= dt_limit[1]:
-        raise ValueError(f"ssd: dt_limit is {dt_limit}; it must be (smallest, largest), from 0 up")
-    if state is None:
-        state = A.new_zeros(batch, heads, states, width)
-    require_dtype(op, "state", state, torch.float32)
-    result: tuple[torch.Tensor, torch.Tensor] = implementation(op, x)(
-        x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state
     )
-    return result
+    if heads % groups != 0:
+        raise ValueError(f"{op}: B has {groups} groups for {heads} heads; groups must divide heads")
+    if not 0.0 <= dt_limit[0] <= dt_limit[1]:
+        raise ValueError(f"{op}: dt_limit is {dt_limit}; it must be (smallest, largest), from 0 up")
+    require_dtype(op, "state", state, torch.float32)

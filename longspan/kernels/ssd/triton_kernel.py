@@ -35,6 +35,8 @@ def _scan_tokens(
     state_ptr,
     y_ptr,
     new_state_ptr,
+    z_ptr,
+    squares_ptr,
     low,
     high,
     length,
@@ -56,6 +58,8 @@ def _scan_tokens(
     stride_state_head,
     stride_state_n,
     stride_state,
+    stride_z_batch,
+    stride_z,
     H: tl.constexpr,
     REPEATS: tl.constexpr,
     N: tl.constexpr,
@@ -95,12 +99,89 @@ def _scan_tokens(
         C = tl.load(C_ptr + t * stride_C, mask=n < N, other=0.0).to(tl.float32)
         h = tl.exp2(step * A) * h + B[:, None] * (step * x)[None, :]
         y = tl.sum(h * C[:, None], axis=0) + D * x
-        target = y_ptr + ((batch * length + t) * H + head) * P + p
-        tl.store(target, y.to(y_ptr.dtype.element_ty), mask=p < P)
+        row = (batch * length + t) * H + head
+        if z_ptr is not None:
+            z_row = z_ptr + batch * stride_z_batch + t * stride_z + head * P
+            z = tl.load(z_row + p, mask=p < P, other=0.0).to(tl.float32)
+            # As it would be rounded on its way to the norm.
+            y = y.to(x_ptr.dtype.element_ty).to(tl.float32) * (z * tl.sigmoid(z))
+            square = squares_ptr + row * tl.num_programs(0) + tl.program_id(0)
+            tl.store(square, tl.sum(y * y))
+        tl.store(y_ptr + row * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)
     target = new_state_ptr + (batch * H + head) * (N * P) + n[:, None] * P + p[None, :]
     # The new state may lie where the old one does: no warp stores before all have loaded.
     tl.debug_barrier()
     tl.store(target, h, mask=real)
+
+
+def scan_few_tokens(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    *,
+    D: torch.Tensor | None,
+    dt_bias: torch.Tensor | None,
+    dt_limit: tuple[float, float],
+    state: torch.Tensor,
+    z: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Walk the tokens in one launch; the arguments are those of `longspan.kernels.ssd.ssd`.
+
+    Args:
+        x, dt, A, B, C, D, dt_bias, dt_limit, state: see there.
+        z: dtype of `x` [B, L, H P], a gate; None for none.
+
+    Returns:
+        y, dtype of `x` [B, L, H, P], or with a gate y silu(z) in float32, of a y that was rounded
+        first; then the squares of that product, summed up in parts of each head, float32
+        [B, L, H, parts], or None without a gate; then the state, float32 [B, H, N, P].
+    """
+    batch, length, H, P = x.shape
+    N = B.shape[3]
+    overlap = overlap_options(x, A, D, dt_bias, state)
+    x, B, C = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, B, C))
+    if z is not None and z.stride(-1) != 1:
+        z = z.contiguous()
+    D = D[:, None].expand(H, P) if D is not None and D.dim() == 1 else D
+    states = triton.next_power_of_2(N)
+    width = max(1, min(32, TOKEN_VALUES // states, triton.next_power_of_2(P)))
+    parts = triton.cdiv(P, width)
+    y = torch.empty(x.shape, dtype=x.dtype if z is None else torch.float32, device=x.device)
+    squares = None if z is None else y.new_empty(batch, length, H, parts)
+    new_state = new_like(state, in_place=True)
+    _scan_tokens[(parts, H, batch)](
+        x,
+        dt,
+        A.contiguous(),
+        B,
+        C,
+        D,
+        None if dt_bias is None else dt_bias.contiguous(),
+        state,
+        y,
+        new_state,
+        z,
+        squares,
+        *dt_limit,
+        length,
+        *x.stride()[:3],
+        *dt.stride(),
+        *B.stride()[:3],
+        *C.stride()[:3],
+        *((0, 0) if D is None else D.stride()),
+        *state.stride(),
+        *((0, 0) if z is None else z.stride()[:2]),
+        H=H,
+        REPEATS=H // B.shape[2],
+        N=N,
+        P=P,
+        STATES=states,
+        WIDTH=width,
+        **overlap,
+    )
+    return y, squares, new_state
 
 
 def ssd(
@@ -116,61 +197,28 @@ def ssd(
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.ssd.ssd`."""
-    batch, length, H, P = x.shape
-    overlap = overlap_options(x, A, D, dt_bias, state)
-    N = B.shape[3]
-    x, B, C = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, B, C))
-    A = A.contiguous()
-    D = D[:, None].expand(H, P) if D is not None and D.dim() == 1 else D
-    dt_bias = None if dt_bias is None else dt_bias.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    one_pass = length <= scratch.ONE_PASS_TOKENS
-    new_state = new_like(state, in_place=one_pass)
-    if not one_pass:
-        scan_in_slices(
-            Inputs(
-                x=x,
-                dt=dt,
-                A=A,
-                B=B,
-                C=C,
-                D=D,
-                dt_bias=dt_bias,
-                dt_limit=dt_limit,
-                state=state,
-                y=y,
-                new_state=new_state,
-            )
+    length, H, P = x.shape[1:]
+    if length <= scratch.ONE_PASS_TOKENS:
+        y, _, new_state = scan_few_tokens(
+            x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state
         )
         return y, new_state
-
-    states = triton.next_power_of_2(N)
-    width = max(1, min(32, TOKEN_VALUES // states, triton.next_power_of_2(P)))
-    _scan_tokens[(triton.cdiv(P, width), H, batch)](
-        x,
-        dt,
-        A,
-        B,
-        C,
-        D,
-        dt_bias,
-        state,
-        y,
-        new_state,
-        *dt_limit,
-        length,
-        *x.stride()[:3],
-        *dt.stride(),
-        *B.stride()[:3],
-        *C.stride()[:3],
-        *((0, 0) if D is None else D.stride()),
-        *state.stride(),
-        H=H,
-        REPEATS=H // B.shape[2],
-        N=N,
-        P=P,
-        STATES=states,
-        WIDTH=width,
-        **overlap,
+    x, B, C = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, B, C))
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_state = new_like(state, in_place=False)
+    scan_in_slices(
+        Inputs(
+            x=x,
+            dt=dt,
+            A=A.contiguous(),
+            B=B,
+            C=C,
+            D=D[:, None].expand(H, P) if D is not None and D.dim() == 1 else D,
+            dt_bias=None if dt_bias is None else dt_bias.contiguous(),
+            dt_limit=dt_limit,
+            state=state,
+            y=y,
+            new_state=new_state,
+        )
     )
     return y, new_state

@@ -7,6 +7,7 @@ In bfloat16, where it can, a slice takes the launches of `triton_stacked.py`, el
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -42,37 +43,76 @@ class Inputs:
     new_state: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What follows from shapes alone; calls with the same ones share it.
+
+    Attributes:
+        most: tokens of a slice.
+        cut: of a slice.
+        stacked: heads that one program takes at most; 0 for a launch by head.
+        sizes: arguments that all kernels have.
+        floats: float32 numbers of the scratch, part by part, those of tokens in two.
+        products: numbers of the chunks' products, in the dtype of x.
+    """
+
+    most: int
+    cut: scratch.Cut
+    stacked: int
+    sizes: dict[str, int]
+    floats: tuple[int, ...]
+    products: int
+
+
+@lru_cache(maxsize=64)
+def _layout(shape: tuple[int, ...], groups: int, d_state: int, dtype: torch.dtype) -> Layout:
+    batch, length, heads, width = shape
+    model = scratch.Sizes(
+        heads=heads,
+        groups=groups,
+        head_width=width,
+        d_state=d_state,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    most, chunk = min(length, scratch.SLICE_TOKENS), model.chunk_tokens
+    cut = scratch.cut_slice(batch, most, model)
+    by_token, *others = scratch.scratch_numbers(batch, cut, model)
+    return Layout(
+        most=most,
+        cut=cut,
+        stacked=model.stacked_heads,
+        sizes={
+            "H": heads,
+            "REPEATS": heads // groups,
+            "N": d_state,
+            "P": width,
+            "CHUNK": chunk,
+            "STATES": max(16, triton.next_power_of_2(d_state)),
+        },
+        floats=(by_token // 2, by_token // 2, *others),
+        products=batch * cut.chunks * groups * chunk**2 if model.stacked_heads else 0,
+    )
+
+
 class Slices:
     """The cut of a call's slices, and the scratch that they share."""
 
     def __init__(self, x: torch.Tensor, *, groups: int, d_state: int) -> None:
-        batch, length, heads, width = x.shape
-        model = scratch.Sizes(
-            heads=heads,
-            groups=groups,
-            head_width=width,
-            d_state=d_state,
-            dtype=str(x.dtype).removeprefix("torch."),
+        layout = _layout(x.shape, groups, d_state, x.dtype)
+        self.most, self.cut, self.stacked = layout.most, layout.cut, layout.stacked
+        self.sizes = layout.sizes
+        floats = torch.empty(sum(layout.floats), dtype=torch.float32, device=x.device)
+        *self.by_token, self.states, self.totals, self.decays = floats.split_with_sizes(
+            layout.floats
         )
-        self.most = min(length, scratch.SLICE_TOKENS)
-        self.cut = scratch.cut_slice(batch, self.most, model)
-        self.stacked = model.stacked_heads
-        chunk = model.chunk_tokens
-        self.sizes = {"H": heads, "REPEATS": heads // groups, "N": d_state, "P": width}
-        self.sizes |= {"CHUNK": chunk, "STATES": max(16, triton.next_power_of_2(d_state))}
-        numbers = scratch.scratch_numbers(batch, self.cut, model)
-        floats = torch.empty(sum(numbers), dtype=torch.float32, device=x.device)
-        by_token, self.states, self.totals, self.decays = torch.split(floats, list(numbers))
-        self.by_token = by_token.view(2, -1)
         if self.stacked:
-            count = batch * self.cut.chunks * groups * chunk**2
-            self.products = torch.empty(count, dtype=x.dtype, device=x.device)
+            self.products = torch.empty(layout.products, dtype=x.dtype, device=x.device)
 
     def scan(self, a: Inputs) -> None:
         """Fill `y` and `new_state` of one slice."""
         tokens = a.x.shape[1]
-        chunks = triton.cdiv(tokens, self.sizes["CHUNK"])
-        segments = triton.cdiv(chunks, self.cut.chunks_per_segment)
+        chunks = _cdiv(tokens, self.sizes["CHUNK"])
+        segments = _cdiv(chunks, self.cut.chunks_per_segment)
         even = tokens % self.sizes["CHUNK"] == 0 and self.sizes["STATES"] == self.sizes["N"]
         span = (tokens, chunks, self.cut.chunks_per_segment)
         if self.stacked:
@@ -87,7 +127,7 @@ class Slices:
         starts, ends = self.by_token
         stacked, walk_stages, state_stages = _stacking(a.x.device, self.stacked)
         x, B, C = a.x.stride()[:3], a.B.stride()[:3], a.C.stride()[:3]
-        chunk_factors[(chunks, triton.cdiv(heads, SUM_HEADS), batch)](
+        chunk_factors[(chunks, _cdiv(heads, SUM_HEADS), batch)](
             a.dt, a.A, a.dt_bias, starts, ends, self.decays, *a.dt_limit, tokens, *a.dt.stride(),
             H=heads, HEADS=SUM_HEADS, CHUNK=chunk,
         )  # fmt: skip
@@ -107,7 +147,7 @@ class Slices:
             a.y.stride(0), **sizes, HEADS=stacked, STAGES=walk_stages, EVEN=even,
             num_warps=_warps(stacked * sizes["P"]),
         )  # fmt: skip
-        add_within[(chunks, triton.cdiv(heads, WITHIN_HEADS), batch)](
+        add_within[(chunks, _cdiv(heads, WITHIN_HEADS), batch)](
             a.x, a.dt, a.A, a.dt_bias, self.products, self.decays, a.y, *a.dt_limit, tokens, *x,
             *a.dt.stride(), a.y.stride(0), H=heads, REPEATS=sizes["REPEATS"], P=sizes["P"],
             CHUNK=chunk, HEADS=WITHIN_HEADS,
@@ -119,9 +159,9 @@ class Slices:
         steps, sums = self.by_token
         tile = _tile(a.x)
         tile["EVEN"] = even and width % tile["WIDTH"] == 0
-        widths = triton.cdiv(width, tile["WIDTH"])
+        widths = _cdiv(width, tile["WIDTH"])
         x, B, C = a.x.stride()[:3], a.B.stride()[:3], a.C.stride()[:3]
-        chunk_sums[(chunks, triton.cdiv(heads, SUM_HEADS), batch)](
+        chunk_sums[(chunks, _cdiv(heads, SUM_HEADS), batch)](
             a.dt, a.A, a.dt_bias, steps, sums, *a.dt_limit, tokens, *a.dt.stride(),
             H=heads, HEADS=SUM_HEADS, CHUNK=self.sizes["CHUNK"],
         )  # fmt: skip
@@ -140,6 +180,9 @@ def scan_in_slices(a: Inputs) -> None:
     """Fill `y` and `new_state`, slice by slice over the same scratch."""
     length, state = a.x.shape[1], a.state
     slices = Slices(a.x, groups=a.B.shape[2], d_state=a.B.shape[3])
+    if slices.most == length:
+        slices.scan(a)
+        return
     for start in range(0, length, slices.most):
         part = slice(start, min(start + slices.most, length))
         # Not in place: a walk may end before another has read the state it starts from.
@@ -171,6 +214,12 @@ def _skip_strides(D: torch.Tensor | None) -> tuple[int, ...]:
     return (0, 0) if D is None else D.stride()
 
 
+def _cdiv(count: int, each: int) -> int:
+    """Triton's own would take longer than a launch's other arguments: it is for kernels, too."""
+    return -(-count // each)
+
+
+@cache
 def _stacking(device: torch.device, most: int) -> tuple[int, int, int]:
     """Heads that are stacked, at most `most`, stages of their walk, and of their states."""
     # Three stages of two heads of 64 take 184 KiB. Where that is too much, matrix products of

@@ -18,8 +18,11 @@ from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
 from longspan.models.config.model import LAYER_KINDS, LayerConfig, ModelConfig, Norm
+from longspan.models.config.quantization import BITS, BLOCKS, Quantization
 
 __all__ = [
+    "BITS",
+    "BLOCKS",
     "LAYER_KINDS",
     "AnchorAttentionConfig",
     "CacheUse",
@@ -35,6 +38,7 @@ __all__ = [
     "MoeConfig",
     "Norm",
     "Positions",
+    "Quantization",
     "WindowAttentionConfig",
     "with_anchors",
 ]

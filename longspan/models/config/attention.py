@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from longspan.tensors import DType, TensorSpec
@@ -38,6 +38,21 @@ class HeadsConfig:
     def qkv_rows(self) -> int:
         """Channels of queries, keys and values together: (H + 2 G) P."""
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+
+
+def in_int8(state: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """An attention mixer's state whose keys and values [1, C, G, P] are int8.
+
+    Each has its scales beside it, [1, C, G] in the dtype that it had.
+    """
+    specs: list[TensorSpec] = []
+    for spec in state:
+        if spec.name not in ("k", "v"):
+            specs.append(spec)
+            continue
+        scale = replace(spec, name=f"{spec.name}_scale", shape=spec.shape[:-1])
+        specs += [replace(spec, dtype="int8"), scale]
+    return tuple(specs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,16 @@ from typing import Any, Literal, get_args
 from longspan.models.config.attention import (
     AnchorAttentionConfig,
     FullAttentionConfig,
+    HeadsConfig,
     WindowAttentionConfig,
+    in_int8,
 )
 from longspan.models.config.conba import ConbaConfig
 from longspan.models.config.gla import GlaConfig
 from longspan.models.config.mamba import Mamba2Config, MambaConfig
 from longspan.models.config.mlp import MlpConfig, MoeConfig
-from longspan.tensors import DType, TensorSpec
+from longspan.models.config.quantization import Quantization
+from longspan.tensors import CacheDType, DType, TensorSpec
 
 Norm = Literal["rms", "layer"]
 LayerConfig = (
@@ -57,6 +60,7 @@ class ModelConfig:
         norm_eps: of the norms before each mixer and before the head.
         norm: what these are: "rms" for RMSNorm, "layer" for LayerNorm with a bias.
         tied: whether the head is the embedding.
+        quantization: how the matrices are stored in fewer bits; None where they are not.
     """
 
     family: str
@@ -66,15 +70,19 @@ class ModelConfig:
     norm_eps: float = 1e-5
     norm: Norm = "rms"
     tied: bool = True
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
-        """Check the kind of norm.
+        """Check the kind of norm, and that one matrix is quantised in one way.
 
         Raises:
-            ValueError: there is no such norm.
+            ValueError: there is no such norm, or a tied head differs from the embedding.
         """
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm {self.norm!r} is unknown; it is one of rms and layer")
+        stored = self.quantization
+        if stored is not None and self.tied and stored.embedding != stored.head:
+            raise ValueError("a tied head is the embedding, and quantised where that is")
 
     @property
     def has_cache(self) -> bool:
@@ -86,17 +94,34 @@ class ModelConfig:
         """The layers that keep anchors in place of the segments that they close."""
         return tuple(each for each in self.layers if isinstance(each, AnchorAttentionConfig))
 
-    def state_layout(self, dtype: DType, capacity: int = 0) -> tuple[TensorSpec, ...]:
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether a layer's state holds keys and values."""
+        return any(isinstance(layer, HeadsConfig) for layer in self.layers)
+
+    def layer_state(
+        self, index: int, dtype: DType, cache_dtype: CacheDType | None = None
+    ) -> tuple[TensorSpec, ...]:
+        """The state tensors of one layer; the arguments are as for `state_layout`."""
+        layer = self.layers[index]
+        state = layer.state(dtype)
+        return in_int8(state) if cache_dtype and isinstance(layer, HeadsConfig) else state
+
+    def state_layout(
+        self, dtype: DType, capacity: int = 0, cache_dtype: CacheDType | None = None
+    ) -> tuple[TensorSpec, ...]:
         """Every state tensor as ``layers.{i}.{name}``, for one sequence; tails in `dtype`.
 
         Args:
             dtype: of convolution tails, keys and values.
             capacity: entries of each cache.
+            cache_dtype: "int8" for keys and values as int8 with scales in `dtype`, which
+                ``{name}_scale`` are; None for `dtype`.
         """
         return tuple(
             _prefixed(spec, f"layers.{i}.").with_capacity(capacity)
-            for i, layer in enumerate(self.layers)
-            for spec in layer.state(dtype)
+            for i in range(len(self.layers))
+            for spec in self.layer_state(i, dtype, cache_dtype)
         )
 
     def layers_by_kind(self) -> dict[str, int]:
@@ -108,7 +133,7 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
+        plain = asdict(self)
         return plain | {"layers": [{"kind": x.kind} | asdict(x) for x in self.layers]}
 
     def identity(self) -> dict[str, Any]:
@@ -126,7 +151,12 @@ class ModelConfig:
         Raises:
             ValueError: a layer kind or a field is unknown.
         """
-        return cls(**{**data, "layers": tuple(_layer(item) for item in data["layers"])})
+        stored = data.get("quantization")
+        made = {
+            "layers": tuple(_layer(item) for item in data["layers"]),
+            "quantization": None if stored is None else Quantization(**stored),
+        }
+        return cls(**{**data, **made})
 
 
 def _changed(config: ModelConfig | LayerConfig) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The seam between the runtime and what computes: two small Protocols.
 
 A backend turns tokens and a state into logits and the next state. Its state is opaque to the
-rest of the runtime, never changed in place, and goes in and out as plain arrays, so a memory
-written on one backend continues on another. Token by token it goes through `Steps`, which keep the
-state to themselves, so that a device may overwrite it.
+rest of the runtime, and goes in and out as plain arrays, so a memory written on one backend
+continues on another. It is never changed, unless its owner gives it away (`donate`): then it is of
+no use after, even if the call fails, and a backend needs no memory for two. Token by token it goes
+through `Steps`, which keep the state to themselves, so that a device may overwrite it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine
+from longspan.tensors import CacheDType
 
 Arrays = dict[str, NDArray[Any]]
-State = Mapping[str, Any]
+State = dict[str, Any]
 
 
 class Steps(Protocol):
@@ -47,17 +49,22 @@ class Backend(Protocol):
         """The state before the first token."""
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """Read `tokens` int64 [L] from `state`, L >= 1.
 
+        Args:
+            tokens: ids.
+            state: where to begin; it stays as it was unless it is given away.
+            keep: positions, negative ones from the end.
+            donate: whether the state is given away.
+
         Returns:
-            Logits float32 [n, V] at the n positions of `keep` (negative ones from the end), and
-            the next state. The given state stays as it was.
+            Logits float32 [n, V] at the n positions of `keep`, and the next state.
         """
 
-    def steps(self, state: State) -> Steps:
-        """Begin to step from `state`, which stays as it was.
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
+        """Begin to step from `state`, which stays as it was unless it is given away.
 
         Several may be open at once: the first has the buffers that are fastest.
 
@@ -78,6 +85,18 @@ class Backend(Protocol):
             DoesNotFit: a cache has more entries in use than this backend has room for.
         """
 
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Give the device back what is neither weights nor a state that somebody holds.
+
+        It is for the time after a refusal, and when the budget changes; no steps are open then.
+
+        Args:
+            memory_limit_bytes: what the whole process may hold from now on, as for `open_backend`.
+
+        Raises:
+            DoesNotFit: what is held before any model passes the limit.
+        """
+
     def close(self) -> None:
         """Free the model; the backend cannot be used after."""
 
@@ -90,6 +109,9 @@ def open_backend(
     threads: int | None = None,
     capacity: int = 0,
     step_graph: bool = False,
+    cache_dtype: CacheDType | None = None,
+    streamed_layers: Sequence[int] = (),
+    expert_slots: int = 0,
 ) -> Backend:
     """Load the model of `bundle` on `engine`.
 
@@ -104,26 +126,41 @@ def open_backend(
             more tokens than there is room for.
         step_graph: CUDA: whether steps may be recorded once and replayed, which takes memory
             (`Plan.step_graph`).
+        cache_dtype: what the device keeps keys and values in, of torch's engines alone; None for
+            the manifest's dtype.
+        streamed_layers: torch-cuda: layers whose weights wait in pinned host memory
+            (`Plan.streamed_layers`).
+        expert_slots: torch-cuda: experts that the device holds at once; 0 for all
+            (`Plan.expert_slots`).
 
     Raises:
         BadBundle: weights or graph cannot be loaded.
+        BadInput: a graph was to keep keys and values in another dtype than it was exported with.
         DoesNotFit: the limit is smaller than what the libraries hold before any model.
         MissingExtra: the engine needs torch, and torch is not installed.
     """
-    backend: type[Backend]
     if engine in ("torch-cpu", "torch-cuda"):
         from longspan.runtime.backends.torch import TorchBackend
 
-        backend = TorchBackend
-    else:
-        from longspan.runtime.backends.onnx import OnnxBackend
+        return TorchBackend(
+            bundle,
+            engine=engine,
+            memory_limit_bytes=memory_limit_bytes,
+            threads=threads,
+            capacity=capacity,
+            step_graph=step_graph,
+            cache_dtype=cache_dtype,
+            streamed_layers=streamed_layers,
+            expert_slots=expert_slots,
+        )
+    from longspan.runtime.backends.onnx import OnnxBackend
 
-        backend = OnnxBackend
-    return backend(
+    return OnnxBackend(
         bundle,
         engine=engine,
         memory_limit_bytes=memory_limit_bytes,
         threads=threads,
         capacity=capacity,
         step_graph=step_graph,
+        cache_dtype=cache_dtype,
     )

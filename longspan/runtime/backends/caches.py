@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from longspan.errors import DoesNotFit
 from longspan.tensors import TensorSpec
 
+# Why ONNX Runtime has no caches of another dtype.
+FIXED_CACHES = "a graph of ONNX Runtime keeps them in the dtype that it was exported with"
+
 
 def padded(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]:
     """The array of `spec` among `arrays`, a cache with zeros up to its capacity.
@@ -23,8 +26,22 @@ def padded(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]
         DoesNotFit: it has more entries than that.
     """
     array = arrays[spec.name]
+    require_capacity(array, spec)
     if spec.counter is None or array.shape == spec.shape:
         return array
+    wide = np.zeros(spec.shape, array.dtype)
+    wide[:, : array.shape[1]] = array
+    return wide
+
+
+def require_capacity(array: NDArray[Any], spec: TensorSpec) -> None:
+    """Refuse more entries than the cache of `spec` has room for.
+
+    Raises:
+        DoesNotFit: there are more.
+    """
+    if spec.counter is None:
+        return
     used, capacity = array.shape[1], spec.shape[1]
     if used > capacity:
         raise DoesNotFit(
@@ -32,6 +49,3 @@ def padded(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]
             f"have room for {capacity:,}. Load the model with cache_entries={used} or more, and a "
             "budget that holds them."
         )
-    wide = np.zeros(spec.shape, array.dtype)
-    wide[:, :used] = array
-    return wide

@@ -48,6 +48,7 @@ class FakeBackend:
         self.engine = engine
         self.vocab_size = vocab_size
         self.closed = False
+        self.limit_bytes: int | None = None
         layers = () if capacity is None else (CACHED_LAYER,)
         self.config = ModelConfig(family="fake", vocab_size=vocab_size, d_model=1, layers=layers)
         self._caches = self.config.state_layout("float32", capacity or 0)
@@ -62,7 +63,7 @@ class FakeBackend:
         }
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """See `longspan.runtime.backends.Backend.forward`; the answer's logit is 1, the rest 0.
 
@@ -87,7 +88,10 @@ class FakeBackend:
             "follower": follower,
             "position": state["position"] + len(tokens),
         }
-        return logits, fixed | self._cached(tokens, state)
+        after = fixed | self._cached(tokens, state)
+        if donate:
+            state.clear()
+        return logits, after
 
     def _cached(self, tokens: NDArray[np.int64], state: State) -> Arrays:
         """The caches with the tokens after those in use, and the counter."""
@@ -101,9 +105,9 @@ class FakeBackend:
                 after[spec.name][:, used : used + len(tokens), 0, 0] = tokens
         return after
 
-    def steps(self, state: State) -> Steps:
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
         """See `longspan.runtime.backends.Backend.steps`."""
-        return ForwardSteps(self, state)
+        return ForwardSteps(self, state, donate=donate)
 
     def to_arrays(self, state: State) -> Arrays:
         """Copies; of caches, the entries in use."""
@@ -121,6 +125,10 @@ class FakeBackend:
         """
         caches = {spec.name: padded(arrays, spec) for spec in self._caches}
         return {name: np.array(value) for name, value in ({**arrays} | caches).items()}
+
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Remember the limit."""
+        self.limit_bytes = memory_limit_bytes
 
     def close(self) -> None:
         """Set `closed`."""

@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine, device_of
+from longspan.errors import BadInput
 from longspan.runtime.backends import Arrays, State, Steps
-from longspan.runtime.backends.caches import padded
+from longspan.runtime.backends.caches import FIXED_CACHES, padded
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_session import cpu_session, cuda_session, step_session
 from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
 from longspan.runtime.backends.onnx_values import NUMPY_DTYPES, run_bound, to_array, to_value
+from longspan.runtime.host_memory import trim
+from longspan.tensors import CacheDType
 
 # The matrices: nearly all of the bytes. The session loads the rest by itself.
-SHARED_WEIGHTS = ("_proj.weight", "embedding", "head")
+SHARED_WEIGHTS = ("_proj.weight", "_proj.scales", "embedding", "head", "_scales")
 
 
 class OnnxBackend:
@@ -36,10 +39,11 @@ class OnnxBackend:
         threads: CPU: threads of one operation; None for the physical cores.
         capacity: entries of each cache.
         step_graph: CUDA: whether steps are recorded, by a second session over the same weights.
+        cache_dtype: None; torch's backend has others.
 
     Raises:
         BadBundle: onnxruntime refuses the graph.
-        BadInput: onnxruntime cannot use CUDA here.
+        BadInput: onnxruntime cannot use CUDA here, or `cache_dtype` is not None.
         DoesNotFit: what is held before the model passes the limit.
     """
 
@@ -52,22 +56,32 @@ class OnnxBackend:
         threads: int | None,
         capacity: int,
         step_graph: bool = False,
+        cache_dtype: CacheDType | None = None,
     ) -> None:
+        if cache_dtype is not None:
+            raise BadInput(
+                f"Keys and values in {cache_dtype} were asked for with {engine}: "
+                f"{FIXED_CACHES}. Choose --backend torch, or the graph's own dtype."
+            )
         self.engine = engine
         self._device = device_of(engine)
         self._bundle, self._limit_bytes = bundle, memory_limit_bytes
         self._specs = bundle.manifest.state_at(capacity)
         # The session points to these values and does not own them: they live as long as it does.
         self._weights = _torch_weights(bundle) if self._device == "cuda" else None
-        self._session: Any = (
-            cuda_session(bundle, memory_limit_bytes=memory_limit_bytes, weights=self._weights)
-            if self._device == "cuda"
-            else cpu_session(bundle, threads=threads)
-        )
+        self._threads = threads
+        self._session: Any = self._open()
         self._step_graph = step_graph and self._device == "cuda"
         # Made by the first steps; steps that are open beside others have buffers of their own.
         self._recorded: StepBuffers | None = None
         self._recorded_in_use = False
+
+    def _open(self) -> Any:
+        if self._device == "cpu":
+            return cpu_session(self._bundle, threads=self._threads)
+        return cuda_session(
+            self._bundle, memory_limit_bytes=self._limit_bytes, weights=self._weights
+        )
 
     def new_state(self) -> State:
         """Zeros."""
@@ -76,9 +90,11 @@ class OnnxBackend:
         )
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """See `longspan.runtime.backends.Backend.forward`.
+
+        ONNX Runtime holds what a run reads until it ends, so there are two states meanwhile.
 
         Raises:
             BudgetExceeded: the device's allocator refused to pass its limit.
@@ -97,12 +113,15 @@ class OnnxBackend:
         logits, *after = binding.get_outputs()
         # The outputs keep the binding, and the binding would keep the state before.
         binding.clear_binding_inputs()
-        result: NDArray[np.float32] = logits.numpy()[0]
+        if donate:
+            state.clear()
+        # A copy: whoever keeps a view of an output keeps the session's whole arena.
+        result: NDArray[np.float32] = logits.numpy()[0].copy()
         names = (spec.name for spec in self._specs)
         return result, dict(zip(names, after, strict=True))
 
-    def steps(self, state: State) -> Steps:
-        """See `longspan.runtime.backends.Backend.steps`.
+    def steps(self, state: State, *, donate: bool = False) -> Steps:
+        """See `longspan.runtime.backends.Backend.steps`; the first step frees what it was given.
 
         Raises:
             BadBundle: onnxruntime refuses to record the graph.
@@ -149,11 +168,24 @@ class OnnxBackend:
         """
         return {spec.name: to_value(padded(arrays, spec), spec) for spec in self._specs}
 
+    def release(self, memory_limit_bytes: int | None) -> None:
+        """Open the sessions anew: an arena keeps what it took, and its limit is set but once.
+
+        Raises:
+            DoesNotFit: what is held before the model passes the limit.
+        """
+        self._recorded = self._session = None
+        self._limit_bytes = memory_limit_bytes
+        if self._device == "cpu":
+            trim()
+        self._session = self._open()
+
     def close(self) -> None:
         """Free the sessions and what they loaded."""
         self._recorded = None
         self._session = None
         self._weights = None
+        trim()
 
 
 def _torch_weights(bundle: Bundle) -> dict[str, Any] | None:

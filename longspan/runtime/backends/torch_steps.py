@@ -3,6 +3,8 @@
 A step is some ten kernels a layer. Launched one by one from Python they take longer than the GPU
 needs to read the weights, so a step is recorded once, as a CUDA graph, and replayed. A graph has
 its addresses in it: the token, the state and the logits lie in buffers that stay where they are.
+The token's way to the device and the logits' way back are in it, too: a step is one call to the
+driver and one wait.
 
     stepper = Stepper(decoder, graph=True, keep=True)
     steps = stepper.open(state)
@@ -26,35 +28,56 @@ from longspan.runtime.backends import State
 
 
 class StepBuffers:
-    """The token, the state and, in host memory, the logits of one sequence.
+    """The state of one sequence and, in host memory, its token and logits float32 [V].
 
     Args:
         decoder: computes.
-        state: as wide as the buffers, which begin as zeros.
+        state: as wide as the buffers.
+        donate: whether its tensors become the buffers, which begin as zeros otherwise.
     """
 
-    def __init__(self, decoder: Decoder, state: State) -> None:
+    def __init__(self, decoder: Decoder, state: State, *, donate: bool = False) -> None:
         device = decoder.embedding.device
         self._decoder = decoder
-        self.token = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        self.state = {name: torch.zeros_like(each) for name, each in state.items()}
-        # Pinned: otherwise the driver would copy them twice.
+        self.state = (
+            state if donate else {name: torch.zeros_like(each) for name, each in state.items()}
+        )
+        # Pinned: otherwise the driver would copy them twice, and no graph could.
         pinned = device.type == "cuda"
         vocab_size = decoder.config.vocab_size
+        self.token = torch.zeros(1, 1, dtype=torch.int64, pin_memory=pinned)
         self.logits = torch.empty(vocab_size, dtype=torch.float32, pin_memory=pinned)
 
     def fill_(self, state: State) -> None:
         """Take over the values of a state."""
         _copy_(list(self.state.values()), [state[name] for name in self.state])
 
-    def advance_(self) -> torch.Tensor:
-        """Read the token: logits float32 [V] on the device, and the next state in the buffers."""
-        with states_donated():
-            logits, after = self._decoder(self.token, None, self.state)
+    def advance_no_sync_(self) -> None:
+        """Read the token; its logits and the next state will be in the buffers."""
+        logits, after = self._read(self.state, donate=False)
         moved = [name for name, each in after.items() if each is not self.state[name]]
         _copy_([self.state[name] for name in moved], [after[name] for name in moved])
-        last: torch.Tensor = logits[0, 0]
-        return last
+        self.logits.copy_(logits, non_blocking=True)
+
+    def advance_no_sync(self) -> None:
+        """The same, where buffers may move: what a layer cannot overwrite is freed at once."""
+        logits, self.state = self._read(self.state, donate=True)
+        self.logits.copy_(logits, non_blocking=True)
+
+    def wait(self) -> NDArray[np.float32]:
+        """The logits, once they are there; the same memory each time."""
+        device = self._decoder.embedding.device
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        array: NDArray[np.float32] = self.logits.numpy()
+        return array
+
+    def _read(self, state: State, *, donate: bool) -> tuple[torch.Tensor, State]:
+        """Logits float32 [V] on the device, and the next state."""
+        token = self.token.to(self._decoder.embedding.device, non_blocking=True)
+        with states_donated():
+            logits, after = self._decoder(token, None, state, donate=donate)
+        return logits[0, 0], after
 
 
 class TorchSteps:
@@ -62,14 +85,14 @@ class TorchSteps:
 
     Args:
         buffers: hold the state to begin from.
-        run: reads their token, and gives logits float32 [V] on the device.
+        run: reads their token into their logits, without waiting for it.
         on_close: called once.
     """
 
     def __init__(
-        self, buffers: StepBuffers, run: Callable[[], torch.Tensor], on_close: Callable[[], None]
+        self, buffers: StepBuffers, run: Callable[[], None], on_close: Callable[[], None]
     ) -> None:
-        self._open: tuple[StepBuffers, Callable[[], torch.Tensor]] | None = buffers, run
+        self._open: tuple[StepBuffers, Callable[[], None]] | None = buffers, run
         self._on_close = on_close
 
     @torch.inference_mode()
@@ -83,14 +106,10 @@ class TorchSteps:
         buffers, run = self._open
         buffers.token.fill_(token)
         try:
-            logits = run()
+            run()
         except torch.OutOfMemoryError as error:
-            raise _exceeded("A step", error) from error
-        buffers.logits.copy_(logits, non_blocking=True)
-        if logits.is_cuda:
-            torch.cuda.current_stream(logits.device).synchronize()
-        array: NDArray[np.float32] = buffers.logits.numpy()
-        return array
+            raise exceeded("A step", error) from error
+        return buffers.wait()
 
     @torch.inference_mode()
     def state(self) -> State:
@@ -126,17 +145,16 @@ class StepGraph:
             side.wait_stream(here)
             try:
                 with torch.cuda.stream(side):
-                    self.buffers.advance_()
+                    self.buffers.advance_no_sync_()
             finally:
                 here.wait_stream(side)
             # The threads that watch memory may call the driver meanwhile.
             with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
-                self._logits = self.buffers.advance_()
+                self.buffers.advance_no_sync_()
 
-    def replay(self) -> torch.Tensor:
-        """Run the step; logits float32 [V] on the device, in the same memory each time."""
+    def replay_no_sync_(self) -> None:
+        """Run the step over the buffers."""
         self._graph.replay()
-        return self._logits
 
 
 class Stepper:
@@ -157,8 +175,8 @@ class Stepper:
         self._taken = False
 
     @torch.inference_mode()
-    def open(self, state: State) -> TorchSteps:
-        """Begin to step from `state`, which stays as it was.
+    def open(self, state: State, *, donate: bool = False) -> TorchSteps:
+        """Begin to step from `state`, which stays as it was unless it is given away.
 
         Raises:
             BudgetExceeded: torch's allocator refused to pass its cap, or the driver has no room;
@@ -166,21 +184,25 @@ class Stepper:
         """
         try:
             if self._recorded and not self._taken:
-                return self._open_graph(state)
-            buffers = StepBuffers(self._decoder, state)
-            buffers.fill_(state)
+                steps = self._open_graph(state)
+                if donate:
+                    state.clear()
+                return steps
+            buffers = StepBuffers(self._decoder, state, donate=donate)
+            if not donate:
+                buffers.fill_(state)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            raise _exceeded("Beginning to answer", error) from error
-        return TorchSteps(buffers, buffers.advance_, lambda: None)
+            raise exceeded("Beginning to answer", error) from error
+        return TorchSteps(buffers, buffers.advance_no_sync, lambda: None)
 
     def _open_graph(self, state: State) -> TorchSteps:
         if self._graph is None:
             self._graph = StepGraph(self._decoder, state)
         self._graph.buffers.fill_(state)
         self._taken = True
-        return TorchSteps(self._graph.buffers, self._graph.replay, self._on_close)
+        return TorchSteps(self._graph.buffers, self._graph.replay_no_sync_, self._on_close)
 
     def _on_close(self) -> None:
         self._taken = False
@@ -216,8 +238,11 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     )
 
 
-def _exceeded(what: str, error: BaseException) -> BudgetExceeded:
-    """The error for people; the frames of the one before it would keep what was allocated."""
+def exceeded(what: str, error: BaseException) -> BudgetExceeded:
+    """The error for people that `what` met.
+
+    The frames of the one before it would keep what was allocated.
+    """
     seen: BaseException | None = error
     while seen is not None:
         seen.__traceback__, seen = None, seen.__context__

@@ -1,0 +1,49 @@
+"""The residual's sum and norm, linear layer and convolution, as the ops that they are made of."""
+
+from __future__ import annotations
+
+import torch
+
+from longspan.kernels.add_norm import add_norm
+from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.linear import linear
+from longspan.kernels.norm_linear_conv import AddNorm
+
+
+def norm_linear_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    conv_weight: torch.Tensor,
+    conv_bias: torch.Tensor | None,
+    tail: torch.Tensor,
+    *,
+    first: int,
+    norm: AddNorm | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `longspan.kernels.norm_linear_conv.norm_linear_conv`."""
+    normed = x
+    if norm is not None:
+        x, normed = add_norm(x, norm.y, norm.weight, kind="rms", eps=norm.eps, dtype=norm.dtype)
+    projected = linear(normed, weight, bias)
+    return x, *conv_of_part(projected, conv_weight, conv_bias, tail, first=first)
+
+
+def conv_of_part(
+    projected: torch.Tensor,
+    conv_weight: torch.Tensor,
+    conv_bias: torch.Tensor | None,
+    tail: torch.Tensor,
+    *,
+    first: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The channels before, those convolved, those after, and the new tail."""
+    channels = conv_weight.shape[0]
+    sizes = (first, channels, projected.shape[2] - first - channels)
+    # Without the empty ones: a graph's Split gives no empty tensor.
+    parts = iter(torch.split(projected, [size for size in sizes if size], dim=-1))
+    before, u, after = (next(parts) if size else projected[..., :0] for size in sizes)
+    # As the tail will hold it, so that a cut changes nothing where the tail is narrower than u.
+    u = u.to(tail.dtype).to(u.dtype)
+    u, tail = causal_conv(u, conv_weight, conv_bias, tail, activation="silu")
+    return before, u, after, tail

@@ -1,0 +1,48 @@
+"""A linear layer whose weight is stored in 8 or 4 bits."""
+
+from __future__ import annotations
+
+import torch
+
+from longspan.kernels.checks import require_shape
+from longspan.kernels.choice import implementation
+from longspan.kernels.dequantize import check_quantized
+
+__all__ = ["quantized_linear"]
+
+
+def quantized_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    bits: int,
+) -> torch.Tensor:
+    """Compute ``x @ W.T + bias`` in the dtype of `x`, W as `longspan.kernels.dequantize` tells.
+
+    Args:
+        x: float [..., K].
+        weight: uint8 [N, blocks, bytes of a block].
+        scales: float [N, blocks].
+        zeros: uint8 [N, ceil(blocks bits / 8)]; None for half of the range.
+        bias: float [N], or None.
+        bits: of a number of W, 4 or 8.
+
+    Returns:
+        dtype of `x` [..., N].
+
+    Raises:
+        ValueError: the shapes do not match, or `bits` is neither 4 nor 8.
+    """
+    check_quantized("quantized_linear", weight, scales, zeros, bits=bits, width=x.shape[-1])
+    if bias is not None:
+        require_shape("quantized_linear", "bias", bias, (weight.shape[0],))
+    if not torch.onnx.is_in_onnx_export() and not x.numel():
+        # No row wants logits while a text is read: nothing to dequantise for.
+        return x.new_empty(*x.shape[:-1], weight.shape[0])
+    result: torch.Tensor = implementation("quantized_linear", x)(
+        x, weight, scales, zeros, bias, bits=bits
+    )
+    return result

@@ -1,0 +1,158 @@
+"""Linear layer of 8 or 4 bits: the Triton kernel and ONNX Runtime against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from longspan.kernels import choose, override
+from longspan.kernels.quantized_linear import quantized_linear, scratch, triton_kernel
+from longspan.kernels.quantized_linear.reference import quantized_linear as reference
+from tests.kernels.devices import DEVICE_DTYPES, DEVICES
+from tests.kernels.quantized import Stored, stored
+from tests.tolerances import assert_close
+
+CASES = [(8, 32, True), (8, 128, False), (4, 32, False), (4, 64, True)]
+
+
+def _check(
+    x: torch.Tensor, matrix: Stored, bias: torch.Tensor | None = None, op: str = "quantized_linear"
+) -> torch.Tensor:
+    """Compare with the reference in float64."""
+    wide = None if bias is None else bias.to(x.dtype).double()
+    expected = reference(x.double(), *matrix.tensors, wide, bits=matrix.bits)
+    with override("quantized_linear", "triton"):
+        y = quantized_linear(x, *matrix.tensors, bias, bits=matrix.bits)
+    assert (y.dtype, y.shape) == (x.dtype, expected.shape)
+    assert_close(op, y, expected)
+    return y
+
+
+@pytest.mark.parametrize(("outputs", "width"), [(1, 1), (7, 63), (9, 2049)])
+@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_one_row(
+    device: str,
+    dtype: torch.dtype,
+    bits: int,
+    block: int,
+    symmetric: bool,
+    outputs: int,
+    width: int,
+) -> None:
+    matrix = stored(
+        outputs, width, bits=bits, block=block, symmetric=symmetric, device=device, dtype=dtype
+    )
+    bias = torch.randn(outputs, device=device).to(dtype) if outputs > 1 else None
+    _check(torch.randn(1, 1, width, device=device).to(dtype), matrix, bias)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 9)], ids=str)
+@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_several_rows(
+    device: str, dtype: torch.dtype, bits: int, block: int, symmetric: bool, shape: tuple[int, ...]
+) -> None:
+    matrix = stored(21, 144, bits=bits, block=block, symmetric=symmetric, device=device)
+    bias = torch.randn(21, device=device)
+    rows = torch.Size(shape).numel()
+    op = "quantized_linear" if rows <= triton_kernel.STEP_ROWS else "quantized_linear of scratch"
+    _check(torch.randn(*shape, 144, device=device).to(dtype), matrix, bias, op)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_scratch_matrix_in_parts(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "SCRATCH_NUMBERS", 8 * 40 + 39)
+    assert scratch.scratch_numbers(21, 40) == 8 * 40
+    assert list(scratch.scratch_parts(21, 40)) == [slice(0, 8), slice(8, 16), slice(16, 21)]
+    matrix = stored(21, 40, bits=4, block=32, symmetric=False, device=device)
+    _check(torch.randn(2, 9, 40, device=device), matrix, op="quantized_linear of scratch")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [1, 5, 12])
+@pytest.mark.parametrize("view", ["half of a split", "strided", "rows of a wider one"])
+def test_views(device: str, view: str, rows: int) -> None:
+    x = torch.randn(2, rows, 140, device=device)
+    matrix = stored(30, 70, bits=4, block=32, symmetric=True, device=device)
+    views = {
+        "half of a split": x[:1, :, 70:],
+        "strided": x[:1, :, ::2],
+        "rows of a wider one": x[1:, :, 3:73],
+    }
+    _check(views[view], matrix, op="quantized_linear of scratch")
+
+
+@pytest.mark.parametrize("programs", [1, 10_000])
+@pytest.mark.parametrize("device", DEVICES)
+def test_outputs_of_a_program(device: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_kernel, "MIN_PROGRAMS", programs)
+    matrix = stored(21, 700, bits=4, block=32, symmetric=True, device=device)
+    _check(torch.randn(1, 700, device=device), matrix)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_large_values_of_x(device: str) -> None:
+    """A mean of x far from zero meets the zero points, and cancels."""
+    matrix = stored(9, 512, bits=8, block=32, symmetric=True, device=device)
+    _check(torch.randn(1, 512, device=device) + 50, matrix, op="quantized_linear of a large mean")
+
+
+def test_no_rows_dequantise_nothing() -> None:
+    matrix = stored(5, 64, bits=4, block=32, symmetric=True)
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("called")
+
+    with override("quantized_linear", never):
+        y = quantized_linear(torch.zeros(1, 0, 64), *matrix.tensors, bits=4)
+    assert y.shape == (1, 0, 5)
+
+
+@pytest.mark.parametrize("width", [96, 100])
+@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+def test_the_layout_is_that_of_onnxruntime(
+    bits: int, block: int, symmetric: bool, width: int
+) -> None:
+    matrix = stored(11, width, bits=bits, block=block, symmetric=symmetric)
+    x = torch.randn(3, width)
+    values = [each.numpy() for each in matrix.tensors if each is not None]
+    names = ["weight", "scales", "zeros"][: len(values)]
+    node = helper.make_node(
+        "MatMulNBits", ["x", *names], ["y"], domain="com.microsoft",
+        K=width, N=11, bits=bits, block_size=block,
+    )  # fmt: skip
+    kinds = {"weight": TensorProto.UINT8, "scales": TensorProto.FLOAT, "zeros": TensorProto.UINT8}
+    graph = helper.make_graph(
+        [node],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor(name, kinds[name], value.shape, value.tobytes(), raw=True)
+            for name, value in zip(names, values, strict=True)
+        ],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    expected = reference(x.double(), *matrix.tensors, None, bits=bits)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_choice() -> None:
+    for rows in (1, 4096):
+        chosen = choose("quantized_linear", device_type="cuda", exporting=False, rows=rows)
+        assert chosen.name == "triton"
+    assert choose("quantized_linear", device_type="cpu", exporting=False).name == "reference"
+    assert choose("quantized_linear", device_type="cuda", exporting=True).name == "onnx"
+
+
+def test_a_bias_that_does_not_fit() -> None:
+    matrix = stored(5, 64, bits=4, block=32, symmetric=True)
+    with pytest.raises(ValueError, match=r"^quantized_linear: bias has shape \[4\]; it must be"):
+        quantized_linear(torch.zeros(1, 64), *matrix.tensors, torch.zeros(4), bits=4)

@@ -1,0 +1,68 @@
+"""Numbers that were measured once: kept as a whole, ignored when damaged, used by plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longspan.runtime import baseline, machine_cache
+from longspan.runtime.device_memory import Reading
+from longspan.runtime.machine_cache import recall, remember
+
+
+def test_a_number_is_kept_beside_others(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "measured.json"
+    assert recall("one", file) is None
+    assert remember("one", 1, file)
+    assert remember("two", 2, file)
+    assert remember("one", 3, file)
+    assert (recall("one", file), recall("two", file)) == (3, 2)
+    assert [each.name for each in file.parent.iterdir()] == ["measured.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"one": "x"}', '{"one": -1}', "\xff"])
+def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "measured.json"
+    file.write_bytes(text.encode("latin-1"))
+    assert recall("one", file) is None
+    assert remember("one", 1, file)
+    assert recall("one", file) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert not remember("one", 1, tmp_path / "file" / "measured.json")
+
+
+def test_a_plan_on_cuda_takes_what_was_measured_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_cache, "cache_file", lambda: tmp_path / "measured.json")
+    calls: list[str] = []
+
+    def measured(engine: str) -> int:
+        calls.append(engine)
+        return 700
+
+    monkeypatch.setattr(baseline, "measure_baseline", measured)
+    held = Reading(bytes=700, source="a test")
+    monkeypatch.setattr(baseline, "memory_now", lambda device: held)
+    key = baseline.baseline_key("torch-cuda")
+    assert "torch-cuda" in key
+    assert "torch" in key
+    assert baseline.known_baseline("torch-cuda") == (700, "measured in this process")
+    assert baseline.known_baseline("torch-cuda") == (
+        700, "measured before on this machine with these versions",
+    )  # fmt: skip
+    assert calls == ["torch-cuda"]
+    # What all processes hold together says nothing of this one.
+    monkeypatch.setattr(
+        baseline, "memory_now", lambda device: Reading(bytes=700, source="a test", shared=True)
+    )
+    for _ in range(2):
+        assert baseline.known_baseline("onnx-cuda") == (700, "measured in this process")
+    calls.clear()
+    for _ in range(2):
+        assert baseline.known_baseline("onnx-cpu") == (700, "measured in this process")
+    assert calls == ["onnx-cpu", "onnx-cpu"]
