@@ -98,10 +98,13 @@ IMPLEMENTATIONS: Mapping[str, Name | Implementation] = MappingProxyType(
         "full_attention": full_attention,
         "linear": "reference",
         "moe": "reference",
+        # Made of the ops of this table.
+        "norm_linear_conv": "reference",
         "rms_norm": "reference",
         "rope": "reference",
         "selective_scan": selective_scan,
         "ssd": ssd,
+        "ssd_norm_linear": "reference",
         "swiglu": swiglu,
         "window_attention": window_attention,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from attention_blocks import seen_through_anchors
-from ops import differentiable
+from ops import IMPLEMENTATIONS, differentiable
 from published import read, write
 from saving import PIECE_BYTES
 from small import small, write_text
@@ -15,6 +15,7 @@ from start import new_model
 from systems import SENTENCES, SYSTEMS
 
 import longspan
+from longspan.kernels import recorded
 from longspan.models.checkpoint import empty_decoder, load_decoder
 from longspan.models.families import open_checkpoint
 
@@ -47,6 +48,16 @@ def test_the_checkpoint_is_what_was_trained(name: str, tmp_path: Path) -> None:
     read(system, other, tmp_path)
     for mine, given in zip(other.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, given)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_no_op_is_left_without_gradients(name: str) -> None:
+    system = small(name)
+    model = new_model(system.model, compute=torch.float32, device="cpu")
+    for tokens in (torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long)):
+        with torch.no_grad(), differentiable(), recorded() as names:
+            model(tokens, None, model.new_state(1, capacity=3))
+        assert names <= IMPLEMENTATIONS.keys()
 
 
 @pytest.mark.slow
