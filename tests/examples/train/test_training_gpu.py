@@ -89,6 +89,8 @@ def test_a_graph_is_its_plain_calls(name: str, tmp_path: Path) -> None:
         take(new_trainer(system, "cuda", torch.float32, graphs=graphs), batch, steps=3)
         for graphs in (False, True)
     )
-    for mine, want in zip(graph, plain, strict=True):
-        # AdamW divides by the root of what may be near zero: sums in another order show.
-        torch.testing.assert_close(mine, want, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(graph[0], plain[0], rtol=1e-3, atol=1e-3)
+    # AdamW moves a weight by the sign of what may be zero but for the order of its sums, so weights
+    # are compared together. They moved by about a hundredth.
+    moved = float((graph[1] - plain[1]).norm() / plain[1].norm())
+    assert moved < 3e-4
