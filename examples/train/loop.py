@@ -201,7 +201,7 @@ class Session:
         self.progress.tokens += batch.tokens.numel()
 
     def draw(self, stage: Stage, segments: int) -> Batch:
-        """Documents of so many segments; where there are several, facts stand in the first half."""
+        """Documents of so many segments; of several, the first fact stands in the first half."""
         length = segments * stage.length
         if not self.run.tasks:
             tokens = self.documents.filler_rows(stage.rows, length)

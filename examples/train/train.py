@@ -31,7 +31,7 @@ from start import new_model
 from step import new_optimizer
 from systems import SYSTEMS, System
 from tasks import Documents, Task
-from text import Text
+from text import Array, Text
 
 from longspan.version import __version__
 
@@ -86,23 +86,24 @@ def new_session(options: argparse.Namespace, system: System) -> Session:
 
 
 def evaluated(options: argparse.Namespace, system: System, session: Session) -> dict[str, Any]:
-    """What the model can do with text that it was not trained on."""
-    held_out = Documents(Text(options.data, system.tokens), "books", options.device)
-    cached = system.model.has_cache
-    anchor = system.anchor
-    length = SHORT[-1]
-    loss = loss_of_words(session.model, held_out, length=length, rows=16, anchor=anchor)
-    print(f"words of books: {loss:.4f} nats a token of {length:,}", flush=True)
-    found = report(
-        session.model,
-        held_out,
-        session.run.tasks,
-        lengths=SHORT if cached else (*SHORT, *LONG),
-        rows=options.keys,
-        anchor=anchor,
-        whole=cached,
-    )
-    return {"nats_a_token": loss, "exact": found}
+    """What the model can do with texts that it was not trained on, by the text's name."""
+    cached, anchor, found = system.model.has_cache, system.anchor, {}
+    for array in options.held_out:
+        documents = Documents(Text(options.data, system.tokens), array, options.device)
+        length = SHORT[-1]
+        loss = loss_of_words(session.model, documents, length=length, rows=16, anchor=anchor)
+        print(f"words of {array}: {loss:.4f} nats a token of {length:,}", flush=True)
+        exact = report(
+            session.model,
+            documents,
+            session.run.tasks,
+            lengths=SHORT if cached else (*SHORT, *LONG),
+            rows=options.keys,
+            anchor=anchor,
+            whole=cached,
+        )
+        found[array] = {"nats_a_token": loss, "exact": exact}
+    return {"held_out": found}
 
 
 def notes(options: argparse.Namespace, system: System, session: Session) -> dict[str, Any]:
@@ -154,6 +155,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--finish", action="store_true", help="let the learning rate fall to zero")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--keys", type=int, default=64, help="documents per evaluation; 0: none")
+    parser.add_argument(
+        "--held-out", nargs="+", default=["books"], choices=get_args(Array)[1:], help="evaluated"
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--compute", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs: slower")

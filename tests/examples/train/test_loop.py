@@ -135,3 +135,25 @@ def test_the_program_writes_a_checkpoint_and_its_cost(tmp_path: Path) -> None:
     assert notes["tasks"] == ["lm"]
     assert notes["cpu_minutes"] >= 0
     assert notes["gpu_minutes"] == 0
+
+
+def test_the_program_says_what_held_out_texts_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train as program
+
+    write_text(tmp_path / "data", "sentences")
+    monkeypatch.setattr(program, "SYSTEMS", {"anllm": small("anllm")})
+    monkeypatch.setattr(program, "SHORT", (128, 256))
+    arguments = (
+        f"--system anllm --tasks needles,mary,lm --data {tmp_path / 'data'} "
+        f"--out {tmp_path / 'out'} --minutes 0 --keys 3 --held-out books modules "
+        "--device cpu --compute float32"
+    )
+    train(parser().parse_args(arguments.split()))
+    held_out = json.loads((tmp_path / "out" / "training.json").read_text())["held_out"]
+    assert set(held_out) == {"books", "modules"}
+    assert set(held_out["books"]["exact"]) == {
+        f"{task} {length}" for task in ("needles", "mary") for length in (128, 256)
+    }
+    assert 7 < held_out["books"]["nats_a_token"] < 10, "log(4,097) is 8.3"
