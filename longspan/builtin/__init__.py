@@ -1,6 +1,6 @@
 """The model that ships in the package: a small Samba that recalls a pass key.
 
-`examples/train_recall.py` trained it. The folder `bundle` beside this file is an ordinary bundle.
+docs/builtin.md says how it was trained. The folder `bundle` beside this file is an ordinary bundle.
 """
 
 from __future__ import annotations

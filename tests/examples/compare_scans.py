@@ -2,7 +2,9 @@
 
 A script, as Triton reads `TRITON_INTERPRET` when it is imported:
 
-    PYTHONPATH=.:examples python tests/examples/compare_scans.py DEVICE ROWS TOKENS WIDTH STATES
+    PYTHONPATH=.:examples/train python tests/examples/compare_scans.py cuda 2 33 5 4
+
+The numbers are rows, tokens, width and states.
 """
 
 from __future__ import annotations

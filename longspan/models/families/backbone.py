@@ -92,7 +92,7 @@ def open_backbone(
         path,
         model,
         files,
-        _weights(model, called),
+        weights(model, called),
         optional={HEAD: (model.vocab_size, model.d_model)} if model.tied else {},
         copies=(HEAD, called.embedding) if model.tied else None,
         tokenizer=tokenizer_beside(folder),
@@ -110,7 +110,8 @@ def layer_norm_by_name(config: ModelConfig, files: TensorFiles, names: Names) ->
     return replace(config, norm="layer") if biased else config
 
 
-def _weights(config: ModelConfig, names: Names) -> Iterator[Weight]:
+def weights(config: ModelConfig, names: Names) -> Iterator[Weight]:
+    """How each parameter of a stack of Mamba layers is made."""
     width, vocabulary = config.d_model, config.vocab_size
     yield copied("embedding", names.embedding, vocabulary, width)
     blocks = _block_numbers(config.layers)

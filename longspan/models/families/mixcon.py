@@ -63,7 +63,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         path,
         model,
         open_tensors(path),
-        _weights(model),
+        weights(model),
         optional={HEAD: (model.vocab_size, model.d_model)} if model.tied else {},
         copies=(HEAD, EMBEDDING) if model.tied else None,
         tokenizer=tokenizer_beside(folder),
@@ -71,7 +71,8 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     )
 
 
-def _weights(config: ModelConfig) -> Iterator[Weight]:
+def weights(config: ModelConfig) -> Iterator[Weight]:
+    """How each parameter of a MixCon is made."""
     width, vocabulary = config.d_model, config.vocab_size
     yield copied("embedding", EMBEDDING, vocabulary, width)
     for i, layer in enumerate(config.layers):

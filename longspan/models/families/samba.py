@@ -91,7 +91,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         path,
         model,
         files,
-        _weights(model, blocks(values, files)),
+        weights(model, blocks(values, files)),
         optional={HEAD: shape} if model.tied else {},
         copies=(HEAD, EMBEDDING) if model.tied else None,
         tokenizer=tokenizer_beside(file.parent),
@@ -144,7 +144,8 @@ def _weights_file(path: Path) -> Path:
     return found[0]
 
 
-def _weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:
+def weights(config: ModelConfig, in_blocks: list[Block]) -> Iterator[Weight]:
+    """How each parameter is made, of the layers that stand in these blocks."""
     yield copied("embedding", EMBEDDING, config.vocab_size, config.d_model)
     numbered = (
         (i, mixer) for i, block in enumerate(in_blocks) for mixer in block

@@ -63,11 +63,12 @@ def _forward_kernel(
         tl.store(saved + (row * chunks + chunk) * E * N + en, h, mask=inside_en)
         for t in range(chunk * CHUNK, tl.minimum(L, chunk * CHUNK + CHUNK)):
             token = row * L + t
-            x_t = tl.load(x + token * E + e, mask=inside, other=0.0)
-            z_t = tl.load(z + token * E + e, mask=inside, other=0.0)
-            step = _softplus(tl.load(dt + token * E + e, mask=inside, other=0.0) + bias)
-            b_t = tl.load(B + token * N + n)
-            c_t = tl.load(C + token * N + n)
+            x_t = tl.load(x + token * E + e, mask=inside, other=0.0).to(tl.float32)
+            z_t = tl.load(z + token * E + e, mask=inside, other=0.0).to(tl.float32)
+            dt_t = tl.load(dt + token * E + e, mask=inside, other=0.0).to(tl.float32)
+            step = _softplus(dt_t + bias)
+            b_t = tl.load(B + token * N + n).to(tl.float32)
+            c_t = tl.load(C + token * N + n).to(tl.float32)
             h = tl.exp(step[:, None] * a) * h + (step * x_t)[:, None] * b_t[None, :]
             y_t = tl.sum(h * c_t[None, :], axis=1) + skip * x_t
             tl.store(y + token * E + e, y_t * z_t * _sigmoid(z_t), mask=inside)
@@ -106,22 +107,23 @@ def _backward_kernel(
         for i in range(length):
             tl.store(scratch + i * BLOCK * N + local, h)
             token = row * L + start + i
-            x_t = tl.load(x + token * E + e, mask=inside, other=0.0)
-            step = _softplus(tl.load(dt + token * E + e, mask=inside, other=0.0) + bias)
-            b_t = tl.load(B + token * N + n)
+            x_t = tl.load(x + token * E + e, mask=inside, other=0.0).to(tl.float32)
+            dt_t = tl.load(dt + token * E + e, mask=inside, other=0.0).to(tl.float32)
+            step = _softplus(dt_t + bias)
+            b_t = tl.load(B + token * N + n).to(tl.float32)
             h = tl.exp(step[:, None] * a) * h + (step * x_t)[:, None] * b_t[None, :]
         tl.debug_barrier()
         for j in range(length):
             i = length - 1 - j
             token = row * L + start + i
             before = tl.load(scratch + i * BLOCK * N + local)
-            x_t = tl.load(x + token * E + e, mask=inside, other=0.0)
-            z_t = tl.load(z + token * E + e, mask=inside, other=0.0)
-            raw = tl.load(dt + token * E + e, mask=inside, other=0.0) + bias
+            x_t = tl.load(x + token * E + e, mask=inside, other=0.0).to(tl.float32)
+            z_t = tl.load(z + token * E + e, mask=inside, other=0.0).to(tl.float32)
+            raw = tl.load(dt + token * E + e, mask=inside, other=0.0).to(tl.float32) + bias
             step = _softplus(raw)
-            b_t = tl.load(B + token * N + n)
-            c_t = tl.load(C + token * N + n)
-            grad = tl.load(dy + token * E + e, mask=inside, other=0.0)
+            b_t = tl.load(B + token * N + n).to(tl.float32)
+            c_t = tl.load(C + token * N + n).to(tl.float32)
+            grad = tl.load(dy + token * E + e, mask=inside, other=0.0).to(tl.float32)
 
             decay = tl.exp(step[:, None] * a)
             h = decay * before + (step * x_t)[:, None] * b_t[None, :]
@@ -149,7 +151,7 @@ def _backward_kernel(
 
 
 class _Scan(torch.autograd.Function):
-    """The two kernels, for contiguous float32 tensors."""
+    """The two kernels."""
 
     @staticmethod
     def forward(
@@ -169,7 +171,7 @@ class _Scan(torch.autograd.Function):
         inputs = tuple(tensor.contiguous() for tensor in (x, dt, A, B, C, D, z, dt_bias))
         state = state.contiguous()
         y, last = torch.empty_like(inputs[0]), torch.empty_like(state)
-        saved = x.new_empty(rows, triton.cdiv(length, CHUNK), width, states)
+        saved = state.new_empty(rows, triton.cdiv(length, CHUNK), width, states)
         _forward_kernel[(triton.cdiv(width, BLOCK), rows)](
             *inputs, state, y, last, saved, length, width,
             N=states, BLOCK=BLOCK, CHUNK=CHUNK, num_warps=1,
@@ -186,16 +188,17 @@ class _Scan(torch.autograd.Function):
         states = A.shape[1]
         blocks = triton.cdiv(width, BLOCK)
         dx, ddt, dz = torch.empty_like(x), torch.empty_like(dt), torch.empty_like(z)
-        dA, dD = x.new_empty(rows, width, states), x.new_empty(rows, width)
-        dB, dC = B.new_empty(blocks, *B.shape), C.new_empty(blocks, *C.shape)
-        scratch = x.new_empty(blocks, rows, CHUNK, BLOCK, states)
+        dA, dD = A.new_empty(rows, width, states), A.new_empty(rows, width)
+        dB, dC = A.new_empty(blocks, *B.shape), A.new_empty(blocks, *C.shape)
+        scratch = A.new_empty(blocks, rows, CHUNK, BLOCK, states)
         _backward_kernel[(blocks, rows)](
             *inputs, grads[0].contiguous(), saved, scratch,
             dx, ddt, dA, dB, dC, dD, dz, length, width, rows,
             N=states, BLOCK=BLOCK, CHUNK=CHUNK, num_warps=1,
         )  # fmt: skip
         return (
-            dx, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dz, ddt.sum((0, 1)), None,
+            dx, ddt, dA.sum(0), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dD.sum(0), dz,
+            ddt.sum((0, 1), dtype=torch.float32), None,
         )  # fmt: skip
 
 
@@ -214,18 +217,18 @@ def differentiable_scan(
     """Run the selective scan over a segment, with gradients for everything but `state`.
 
     Args:
-        x: float32 [B, L, E], the convolved input.
-        dt: float32 [B, L, E], before bias and softplus.
+        x: float [B, L, E], the convolved input.
+        dt: float [B, L, E], before bias and softplus.
         A: float32 [E, N], negative; N a power of two.
-        B: float32 [B, L, N].
-        C: float32 [B, L, N].
+        B: float [B, L, N].
+        C: float [B, L, N].
         D: float32 [E], the skip.
-        z: float32 [B, L, E], the gate before SiLU.
+        z: float [B, L, E], the gate before SiLU.
         dt_bias: float32 [E].
         state: float32 [B, E, N], h before the first token.
 
     Returns:
-        y, float32 [B, L, E], and h after the last token, float32 [B, E, N], detached.
+        y, dtype of x [B, L, E], and h after the last token, float32 [B, E, N], detached.
     """
     result: tuple[torch.Tensor, torch.Tensor] = _Scan.apply(x, dt, A, B, C, D, z, dt_bias, state)  # type: ignore[no-untyped-call]
     return result
