@@ -1,6 +1,6 @@
 """Whole models through the public API: reading, stepping, memory; into docs/measurements.md.
 
-    python benchmarks/end_to_end.py --shape mamba2-2.7b --tokens 256K --over-weights 0.6GiB
+    python benchmarks/end_to_end.py --shape mamba2-2.7b --over-weights 0.6GiB --chunk 8K
     python benchmarks/end_to_end.py --shape samba-1.7b,llama-1.6b --prompt 128K --generate 64K
 
 Weights are random, in a published shape: for memory and speed, not for words. Each shape runs in a
@@ -126,6 +126,14 @@ def beside_transformers(found: Mapping[str, Any] | str) -> list[str]:
     return [said, ""]
 
 
+def title(run: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    """What was measured, in a line."""
+    names = ", ".join(each.shape for each in runs)
+    over = run.get("over_weights")
+    within = "" if over is None else f", {format_bytes(over)} beyond context and weights"
+    return f"{names} on {run['device']}{within}"
+
+
 def text_of(run: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """The measurement as Markdown."""
     rate = run["copy_bytes_per_second"] / 1e12
@@ -134,7 +142,7 @@ def text_of(run: Mapping[str, Any], runs: Sequence[Run]) -> str:
         f"is weights and state over {rate:.3g} TB/s, the rate of a copy."
     )
     lines = [
-        f"### Whole models on {run['device']}: {', '.join(each.shape for each in runs)}",
+        f"### Whole models: {title(run, runs)}",
         "",
         f"`{run['command']}`",
         "",
@@ -170,6 +178,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64, help="of each of three rounds")
     parser.add_argument("--budget", help="of the whole process; default: nine tenths of the free")
     parser.add_argument("--over-weights", help="budget: so much beyond context and weights")
+    parser.add_argument("--chunk", help="tokens of a chunk; default: the plan's choice")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--transformers", metavar="TOKENS", help="also its Mamba-2, 8 layers")
     parser.add_argument("--json", action="store_true")
@@ -184,8 +193,7 @@ def main() -> None:
     text = text_of(run, runs)
     print(json.dumps(run) if options.json else text)
     if options.write is not None:
-        names = ", ".join(each.shape for each in runs)
-        write_section(options.write, f"Whole models: {names} on {run['device']}", text)
+        write_section(options.write, f"Whole models: {title(run, runs)}", text)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -200,6 +208,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             for context in options.contexts.split(",")
         ),
         steps=options.steps,
+        chunk_tokens=options.chunk and parse_tokens(options.chunk),
     )
     runs = []
     for shape in options.shape.split(","):
@@ -217,6 +226,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "device": report.device.name,
         "versions": report.versions,
         "weights": options.dtype,
+        "over_weights": wanted.over_weights,
         "copy_bytes_per_second": apart(copy_rate, options.device, options.dtype),
         "tokens": wanted.tokens,
         "generate": options.generate and parse_tokens(options.generate),

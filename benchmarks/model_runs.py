@@ -40,6 +40,7 @@ class Options:
         tokens: that are read.
         contexts: tokens before steps, in order; 0 stands for one token.
         steps: steps of a round, `STEP_ROUNDS` of which are timed.
+        chunk_tokens: of a chunk; None for what the plan chooses.
     """
 
     device: Device
@@ -48,6 +49,7 @@ class Options:
     tokens: int
     contexts: tuple[int, ...]
     steps: int
+    chunk_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,12 @@ def run_bundle(shape: str, bundle: Path, options: Options) -> Run:
     if options.over_weights is not None:
         budget = over
     with load(
-        bundle, budget=budget, tokens=most, device=options.device, backend="torch"
+        bundle,
+        budget=budget,
+        tokens=most,
+        device=options.device,
+        backend="torch",
+        chunk_tokens=options.chunk_tokens,
     ) as runtime:
         first = runtime.read_tokens([np.zeros(min(runtime.plan.chunk_tokens, most), np.int64)])
         runtime.decode_seconds(first, 2)
