@@ -157,7 +157,11 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     )
 
 
-RECORDED = PlanItem(name="recorded step", bytes=GRAPH_BYTES + MANIFEST.state_bytes)
+RECORDED = PlanItem(
+    name="recorded step",
+    bytes=GRAPH_BYTES + MANIFEST.state_bytes,
+    source="measured on an H100, beside the state's own buffers",
+)
 
 
 def on_cuda(budget_bytes: int, **options: Any) -> Plan:

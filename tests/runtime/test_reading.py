@@ -249,7 +249,7 @@ def test_a_chunk_without_room_leaves_the_last_checkpoint(
         if seconds == 0.0
         else "Nothing of the document is kept: no checkpoint was due yet."
     )
-    assert str(refusal.value) == f"The chunk has no room. {tells}"
+    assert str(refusal.value).startswith(f"The chunk has no room. {tells} It is given back: ")
     assert checkpoint.exists() == (seconds == 0.0)
     with fake_runtime(bundle) as runtime:
         memory = runtime.read(book, memory=before, checkpoint=checkpoint, on_notice=notices.append)
@@ -258,10 +258,10 @@ def test_a_chunk_without_room_leaves_the_last_checkpoint(
     assert notices == (["Reading goes on after 320 tokens."] if seconds == 0.0 else [])
 
 
-def test_without_a_checkpoint_the_refusal_stays_as_it_is(bundle: Bundle, book: Path) -> None:
+def test_without_a_checkpoint_the_refusal_tells_of_none(bundle: Bundle, book: Path) -> None:
     with (
         fake_runtime(bundle, backend=Recorder(fail_at=6)) as runtime,
-        pytest.raises(BudgetExceeded, match=r"^The chunk has no room\.$"),
+        pytest.raises(BudgetExceeded, match=r"^The chunk has no room\. It is given back: "),
     ):
         runtime.read(book)
 
@@ -401,9 +401,10 @@ def test_over_the_budget_stops_and_keeps_the_state(
         ):
             runtime.read(book, checkpoint=tmp_path / "c")
     assert str(refusal.value) == (
-        "The process holds 1.0 GiB (a test), and the budget is 1.0 GiB. It is given back: the "
-        "process holds 512.0 MiB of 1.0 GiB now (a test). Read in smaller chunks with chunk_tokens "
-        "below 64, or give a larger budget."
+        "The process holds 1.0 GiB (a test), and the budget is 1.0 GiB. The first 192 tokens of "
+        f"the document are kept in {tmp_path / 'c'}: reading it again goes on from there. It is "
+        "given back: the process holds 512.0 MiB of 1.0 GiB now (a test). Read in smaller chunks "
+        "with chunk_tokens below 64, or give a larger budget."
     )
     notices: list[str] = []
     with fake_runtime(bundle) as runtime:
