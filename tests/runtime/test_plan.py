@@ -180,7 +180,7 @@ def test_a_recorded_step_is_planned_where_there_is_room() -> None:
     assert plan.step_graph
     assert RECORDED in plan.items
     assert plan.summary().splitlines()[-1] == (
-        "Answers replay a recorded step: the budget holds its 140.0 MiB."
+        "Answers replay a recorded step: the budget holds its 80.0 MiB."
     )
     assert plan.to_json()["step_graph"] is True
     assert plan.to_json()["step_reason"] == plan.step_reason
@@ -193,7 +193,7 @@ def test_without_room_for_it_steps_are_launched() -> None:
     assert not plan.step_graph
     assert plan.items == tuple(item for item in enough.items if item != RECORDED)
     assert plan.summary().splitlines()[-1] == (
-        "Answers launch every kernel of a step: a recorded one takes 140.0 MiB, which chunks of "
+        "Answers launch every kernel of a step: a recorded one takes 80.0 MiB, which chunks of "
         "1,024 tokens do not leave."
     )
     assert on_cuda(enough.total_bytes, chunk_tokens=1024) == replace(
