@@ -35,7 +35,7 @@ from longspan.runtime.backends.onnx_session import available_threads
 from longspan.runtime.doctor import OPS, examine
 
 # Calls of other ops on a CPU and in a graph, which are measured one by one.
-COMPOSED = {"norm_linear_conv", "ssd_norm_linear"}
+COMPOSED = {"linear_conv", "ssd_norm_linear"}
 FOLDERS = {"window_attention": "attention"}
 TORCH, ONNX = "torch", "ONNX Runtime"
 

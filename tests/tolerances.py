@@ -51,14 +51,14 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("linear", _BF16): Tolerance(
         relative=5e-3, absolute=1e-5, reason="summed in float32, rounded once, to 2^-8"
     ),
-    ("norm_linear_conv", _F32): Tolerance(
-        relative=1e-5, absolute=2e-5, reason="as add_norm, linear and causal_conv, of each other"
+    ("linear_conv", _F32): Tolerance(
+        relative=1e-5, absolute=2e-5, reason="as linear and causal_conv, one of the other"
     ),
-    ("norm_linear_conv", _F16): Tolerance(
-        relative=2e-3, absolute=3e-3, reason="the norm, its product and the result: 2^-11 each"
+    ("linear_conv", _F16): Tolerance(
+        relative=2e-3, absolute=3e-3, reason="the product and the result: 2^-11 each"
     ),
-    ("norm_linear_conv", _BF16): Tolerance(
-        relative=1e-2, absolute=2e-2, reason="the norm, its product and the result: 2^-8 each"
+    ("linear_conv", _BF16): Tolerance(
+        relative=1e-2, absolute=2e-2, reason="the product and the result: 2^-8 each"
     ),
     ("ssd_norm_linear", _F32): Tolerance(
         relative=1e-4, absolute=2e-5, reason="as ssd, rms_norm and linear, of each other"

@@ -22,7 +22,6 @@ from longspan.models.config import LayerConfig, ModelConfig, Quantization
 from longspan.models.linear import Linear, quantized_parameters
 from longspan.models.mixers import make_mixer
 from longspan.models.norm import make_norm
-from longspan.models.residual import Residual
 from longspan.tensors import CacheDType, DType, dtype_name
 
 State = dict[str, torch.Tensor]
@@ -48,7 +47,7 @@ def _kept(
 class Layer(nn.Module):
     """One residual block: a norm and a mixer.
 
-    The mixer's output is added to the residual by the next layer: one reading of both.
+    The mixer's output is added to the residual by the norm of the next layer: one reading of both.
     """
 
     def __init__(self, config: LayerConfig, model: ModelConfig, *, dtype: torch.dtype) -> None:
@@ -56,14 +55,12 @@ class Layer(nn.Module):
         self.norm = make_norm(model, dtype)
         self.mixer = make_mixer(config, model.d_model, dtype)
 
-    def forward(self, residual: Residual, state: State, tokens: torch.Tensor) -> State:
-        """Read a residual made of tokens int64 [B, L], and leave there what is to be added."""
-        residual.norm = self.norm
-        reads_residual = getattr(self.mixer, "reads_residual", False)
-        x = residual if reads_residual else residual.normed()
+    def forward(
+        self, x: torch.Tensor, state: State, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, State]:
+        """What the mixer makes of x [B, L, D], normalised, made of tokens int64 [B, L]."""
         asked = (tokens,) if getattr(self.mixer, "reads_tokens", False) else ()
-        residual.y, after = self.mixer(x, state, *asked)
-        result: State = after
+        result: tuple[torch.Tensor, State] = self.mixer(x, state, *asked)
         return result
 
 
@@ -165,8 +162,9 @@ class Decoder(nn.Module):
         Returns:
             Logits float32 [B, n, V], and the state after the last token.
         """
-        # Held there alone, so that it is freed.
-        residual = Residual(self._embedded(tokens), self.norm, self.compute)
+        x = self._embedded(tokens)
+        # What is still to be added to x; then its norm, under the same name, so that it is freed.
+        y: torch.Tensor | None = None
         after: State = {}
         left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
@@ -174,11 +172,11 @@ class Decoder(nn.Module):
             kept = self.config.layer_state(i, self.state_dtype(), self.cache_dtype)
             names = [spec.name for spec in kept]
             past = {name: left.pop(prefix + name) for name in names}
-            new = layer(residual, past, tokens)
+            x, y = layer.norm(x, y, self.compute)
+            y, new = layer(y, past, tokens)
             after |= {prefix + name: new[name] for name in names}
-        assert residual.y is not None, "a model has at least one layer"
-        x, y = _kept(residual.x, residual.y, keep)
-        del residual
+        assert y is not None, "a model has at least one layer"
+        x, y = _kept(x, y, keep)
         _, y = self.norm(x, y, self.compute)
         logits = self._logits(y)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after

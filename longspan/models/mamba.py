@@ -9,7 +9,7 @@ from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.selective_scan import selective_scan
 from longspan.models.config import MambaConfig
 from longspan.models.linear import Linear
-from longspan.models.residual import Residual, project
+from longspan.models.project import project
 
 
 class Mamba(nn.Module):
@@ -17,8 +17,6 @@ class Mamba(nn.Module):
 
     `A` is stored as -exp(A_log); `A`, `D` and `dt_bias` are float32 in every checkpoint.
     """
-
-    reads_residual = True
 
     def __init__(self, config: MambaConfig, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -35,7 +33,7 @@ class Mamba(nn.Module):
         self.out_proj = Linear(inner, d_model, bias=config.proj_bias, dtype=dtype)
 
     def forward(
-        self, x: torch.Tensor | Residual, state: dict[str, torch.Tensor]
+        self, x: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {conv [B, K-1, E], ssm float32 [B, E, N]}."""
         config = self.config

@@ -14,7 +14,7 @@ from longspan.kernels.ssd_norm_linear.reference import gated_norm
 from longspan.kernels.swiglu import swiglu
 from longspan.models.config import Mamba2Config
 from longspan.models.linear import Linear
-from longspan.models.residual import Residual, project
+from longspan.models.project import project
 
 # x, dt, A, B and C.
 DualInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -40,8 +40,6 @@ class Mamba2(nn.Module):
     float32 in every bundle.
     """
 
-    reads_residual = True
-
     def __init__(self, config: Mamba2Config, d_model: int, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
@@ -64,12 +62,11 @@ class Mamba2(nn.Module):
         self.out_proj = Linear(inner, d_model, bias=bias, dtype=dtype)
 
     def forward(
-        self, x: torch.Tensor | Residual, state: dict[str, torch.Tensor]
+        self, x: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {conv [B, K-1, E + 2 G N], ssm float32 [B, H, N, P]}."""
-        tokens = (x.x if isinstance(x, Residual) else x).shape[1]
-        if tokens > 1 and not torch.onnx.is_in_onnx_export():
-            return self._read_chunk(x.normed() if isinstance(x, Residual) else x, state)
+        if x.shape[1] > 1 and not torch.onnx.is_in_onnx_export():
+            return self._read_chunk(x, state)
         z, u, dt, conv = project(
             x, self.in_proj, self.conv_weight, self.conv_bias, state["conv"],
             first=self.config.d_inner,

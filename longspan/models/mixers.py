@@ -31,8 +31,7 @@ from longspan.models.swiglu import SwiGlu
 from longspan.models.window_attention import WindowAttention
 
 # Each module takes (config, d_model, dtype=...), and (x [B, L, D], state) -> (y, state). One whose
-# class says `reads_tokens = True` takes (x, state, tokens int64 [B, L]); one whose class says
-# `reads_residual = True` takes a `Residual` for x, too.
+# class says `reads_tokens = True` takes (x, state, tokens int64 [B, L]).
 MIXERS: Mapping[type[LayerConfig], Any] = {
     MambaConfig: Mamba,
     Mamba2Config: Mamba2,

@@ -21,7 +21,7 @@ from longspan.sizes import format_bytes
 
 OPS = (
     "add_norm", "anchor_attention", "causal_conv", "conba", "dequantize", "full_attention", "gla",
-    "linear", "moe", "norm_linear_conv", "quantized_linear", "rms_norm", "rope", "selective_scan",
+    "linear", "linear_conv", "moe", "quantized_linear", "rms_norm", "rope", "selective_scan",
     "ssd", "ssd_norm_linear", "swiglu", "window_attention",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
@@ -49,8 +49,8 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "full_attention": ("plain", _PLAIN_REASON),
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
+        "linear_conv": ("parts", _PARTS_REASON),
         "moe": ("Scan", _MOE_REASON),
-        "norm_linear_conv": ("parts", _PARTS_REASON),
         "quantized_linear": ("MatMulNBits", _QUANTIZED_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "rope": ("plain", _PLAIN_REASON),
@@ -72,8 +72,8 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "full_attention": ("plain", _PLAIN_REASON),
         "gla": ("LinearAttention", _GLA_REASON),
         "linear": ("FusedMatMul", _LINEAR_REASON),
+        "linear_conv": ("parts", _PARTS_REASON),
         "moe": ("Scan", _MOE_REASON),
-        "norm_linear_conv": ("parts", _PARTS_REASON),
         "quantized_linear": ("MatMulNBits", _QUANTIZED_REASON),
         "rms_norm": ("plain", _PLAIN_REASON),
         "rope": ("plain", _PLAIN_REASON),

@@ -57,7 +57,7 @@ def test_a_checkpoint_of_bfloat16(tmp_path: Path) -> None:
             "add_norm": ALL,
             "causal_conv": ALL,
             "linear": ALL,
-            "norm_linear_conv": ALL,
+            "linear_conv": ALL,
             "selective_scan": ALL,
         },
     }

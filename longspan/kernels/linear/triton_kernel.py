@@ -86,7 +86,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     if weight.stride(1) != 1:
         weight = weight.contiguous()
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
-    block = row_block(outputs, width, weight.element_size())
+    block = row_block(outputs, width, weight.element_size(), depth=2)
     _linear[(triton.cdiv(outputs, block["ROWS"]) * rows,)](
         flat,
         weight,
@@ -103,8 +103,15 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     return y
 
 
-def row_block(outputs: int, width: int, element_bytes: int) -> dict[str, int]:
-    """Outputs of a program, columns of a block, neighbours in a thread, blocks ahead, warps."""
+def row_block(outputs: int, width: int, element_bytes: int, *, depth: int) -> dict[str, int]:
+    """Outputs of a program, columns of a block, neighbours in a thread, warps.
+
+    Args:
+        outputs: rows of the weight.
+        width: its columns.
+        element_bytes: of the weight.
+        depth: blocks that are loaded ahead.
+    """
     columns = min(BLOCK_BYTES // element_bytes, max(16, triton.next_power_of_2(width)))
     rows = 4
     while rows > 1 and triton.cdiv(outputs, rows) < MIN_PROGRAMS:
@@ -113,6 +120,6 @@ def row_block(outputs: int, width: int, element_bytes: int) -> dict[str, int]:
         "ROWS": rows,
         "BLOCK": columns,
         "NEIGHBOURS": 16 // element_bytes,
-        "DEPTH": 2,
+        "DEPTH": depth,
         "num_warps": 4,
     }

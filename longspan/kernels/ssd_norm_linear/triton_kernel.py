@@ -108,7 +108,7 @@ def ssd_norm_linear(
     y = torch.empty(*x.shape[:2], outputs, dtype=x.dtype, device=x.device)
     groups = B.shape[2]
     parts = squares.numel() // groups
-    block = row_block(outputs, width, weight.element_size())
+    block = row_block(outputs, width, weight.element_size(), depth=1)
     _norm_linear[(triton.cdiv(outputs, block["ROWS"]),)](
         gated,
         squares,

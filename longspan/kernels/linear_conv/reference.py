@@ -1,16 +1,14 @@
-"""The residual's sum and norm, linear layer and convolution, as the ops that they are made of."""
+"""The linear layer and the convolution, as the ops that they are made of."""
 
 from __future__ import annotations
 
 import torch
 
-from longspan.kernels.add_norm import add_norm
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.linear import linear
-from longspan.kernels.norm_linear_conv import AddNorm
 
 
-def norm_linear_conv(
+def linear_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -19,14 +17,9 @@ def norm_linear_conv(
     tail: torch.Tensor,
     *,
     first: int,
-    norm: AddNorm | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `longspan.kernels.norm_linear_conv.norm_linear_conv`."""
-    normed = x
-    if norm is not None:
-        x, normed = add_norm(x, norm.y, norm.weight, kind="rms", eps=norm.eps, dtype=norm.dtype)
-    projected = linear(normed, weight, bias)
-    return x, *conv_of_part(projected, conv_weight, conv_bias, tail, first=first)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `longspan.kernels.linear_conv.linear_conv`."""
+    return conv_of_part(linear(x, weight, bias), conv_weight, conv_bias, tail, first=first)
 
 
 def conv_of_part(

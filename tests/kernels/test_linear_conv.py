@@ -1,4 +1,4 @@
-"""Sum, norm, linear layer and convolution of one token: the fused launch against its parts."""
+"""Linear layer and convolution of one token: the fused launch against its parts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from longspan.kernels import override
 from longspan.kernels.donation import states_donated
-from longspan.kernels.norm_linear_conv import AddNorm, norm_linear_conv, triton_kernel
-from longspan.kernels.norm_linear_conv.reference import norm_linear_conv as reference
+from longspan.kernels.linear_conv import linear_conv
+from longspan.kernels.linear_conv.reference import linear_conv as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
 from tests.tolerances import assert_close
 
-OP = "norm_linear_conv"
+OP = "linear_conv"
 D, F, E, LAST, K = 70, 9, 26, 5, 4
 Tensors = tuple[torch.Tensor, ...]
 
@@ -29,62 +29,44 @@ def arguments(
     taps: int = K,
     length: int = 1,
     biased: bool = True,
-    added: bool = True,
-    normed: bool = True,
     stored: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Arguments as a layer has them: a float32 residual, everything else in the dtype given."""
+    """Arguments as a layer has them: the weights in the dtype given, or as they are stored."""
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=device).to(stored or dtype)
 
     outputs = first + E + last
-    x = torch.randn(1, length, width, device=device)
-    y = torch.randn(1, length, width, device=device).to(dtype) if added else None
-    norm = AddNorm(y=y, weight=random(width), eps=1e-5, dtype=dtype) if normed else None
     return {
-        "x": x if normed else x.to(dtype),
+        "x": torch.randn(1, length, width, device=device).to(dtype),
         "weight": (torch.randn(outputs, width, device=device) * width**-0.5).to(stored or dtype),
         "bias": random(outputs) if biased else None,
         "conv_weight": random(E, 1, taps),
         "conv_bias": random(E) if biased else None,
         "tail": random(1, taps - 1, E),
         "first": first,
-        "norm": norm,
     }
 
 
 def in_float64(given: dict[str, Any]) -> Tensors:
-    """The reference in float64, rounding where one token's path does: the norm, and p."""
-    norm = given["norm"]
-    dtype = given["x"].dtype if norm is None else norm.dtype
+    """The reference in float64."""
     wide = {name: widen(each) if torch.is_tensor(each) else each for name, each in given.items()}
-    wide["weight"] = given["weight"].to(dtype).double()
-    if norm is not None:
-        wide["norm"] = AddNorm(
-            y=widen(norm.y), weight=norm.weight.double(), eps=norm.eps, dtype=torch.float64
-        )
     return reference(**wide)
 
 
 def check(given: dict[str, Any]) -> Tensors:
     """Compare the kernel with the reference, each result by itself."""
     expected = in_float64(given)
-    dtype = given["x"].dtype if given["norm"] is None else given["norm"].dtype
-    x = given["x"].clone()
     with override(OP, "triton"):
-        found = norm_linear_conv(**given)
-    total, before, u, after, tail = found
-    assert torch.equal(given["x"], x) or given["x"].shape[1] > 1
-    assert total.dtype == given["x"].dtype
-    torch.testing.assert_close(total.double(), expected[0], rtol=1e-6, atol=1e-6)
-    for part, wanted in zip((before, u, after), expected[1:4], strict=True):
-        assert part.dtype == dtype
+        found = linear_conv(**given)
+    for part, wanted in zip(found[:3], expected[:3], strict=True):
+        assert part.dtype == given["x"].dtype
         assert_close(OP, part, wanted)
+    tail = found[3]
     assert tail.is_contiguous()
     assert tail.dtype == given["tail"].dtype
     assert torch.equal(tail[:, :-1], given["tail"][:, 1:])
-    assert_close(OP, tail, expected[4])
+    assert_close(OP, tail, expected[3])
     return found
 
 
@@ -99,19 +81,13 @@ def test_kernel(device: str, dtype: torch.dtype, width: int) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_parts(device: str, first: int, last: int, taps: int) -> None:
     given = arguments(device, torch.float32, first=first, last=last, taps=taps)
-    _, before, u, after, _ = check(given)
+    before, u, after, _ = check(given)
     assert [each.shape[2] for each in (before, u, after)] == [first, E, last]
 
 
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize(("added", "normed"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
-def test_optional_arguments(
-    device: str, dtype: torch.dtype, added: bool, normed: bool, biased: bool
-) -> None:
-    given = arguments(device, dtype, added=added, normed=normed, biased=biased)
-    total = check(given)[0]
-    assert (total is given["x"]) == (not added)
+def test_no_bias(device: str, dtype: torch.dtype) -> None:
+    check(arguments(device, dtype, biased=False))
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16], ids=str)
@@ -122,8 +98,8 @@ def test_weights_narrower_than_what_is_computed(device: str, stored: torch.dtype
         pytest.skip("the interpreter truncates where CUDA rounds to bfloat16")
     given = arguments(device, torch.float32, stored=stored)
     with override(OP, "triton"):
-        _, _, _, _, tail = norm_linear_conv(**given)
-    expected = reference(**given)[4]
+        tail = linear_conv(**given)[3]
+    expected = reference(**given)[3]
     assert tail.dtype == stored
     assert_close(OP, tail, expected)
 
@@ -142,38 +118,22 @@ def test_views(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_of_several_tokens_it_is_the_ops_one_after_another(device: str) -> None:
-    check_all = arguments(device, torch.float32, length=5)
-    expected = in_float64(check_all)
+    given = arguments(device, torch.float32, length=5)
+    expected = in_float64(given)
     with override(OP, "triton"):
-        found = norm_linear_conv(**check_all)
+        found = linear_conv(**given)
     for each, wanted in zip(found, expected, strict=True):
         assert_close(OP, each, wanted)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_row_wider_than_registers_is_left_to_the_ops(
-    device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called = []
-    monkeypatch.setattr(triton_kernel, "MAX_WIDTH", D - 1)
-    monkeypatch.setattr(triton_kernel, "one_after_another", lambda *a, **k: called.append(a))
-    given = arguments(device, torch.float32)
-    with override(OP, "triton"):
-        norm_linear_conv(**given)
-        assert len(called) == 1
-        monkeypatch.setattr(triton_kernel, "MAX_WIDTH", D)
-        norm_linear_conv(**given)
-    assert len(called) == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_tail_that_was_given_away_is_overwritten(device: str) -> None:
     given = arguments(device, torch.float32)
     with override(OP, "triton"):
-        expected = norm_linear_conv(**given)
+        expected = linear_conv(**given)
         with states_donated():
-            found = norm_linear_conv(**given)
-    assert found[4] is given["tail"]
+            found = linear_conv(**given)
+    assert found[3] is given["tail"]
     for each, wanted in zip(found, expected, strict=True):
         assert torch.equal(each, wanted)
 
@@ -193,20 +153,8 @@ def test_a_tail_that_was_given_away_is_overwritten(device: str) -> None:
             {"first": 15},
             "first is 15; 26 channels of 40 are convolved, so it must be from 0 to 14",
         ),
-        (
-            {"norm": AddNorm(y=None, weight=torch.zeros(3), eps=1e-5, dtype=torch.float32)},
-            r"norm.weight has shape \[3\]; it must be \[70\]",
-        ),
-        (
-            {
-                "norm": AddNorm(
-                    y=torch.zeros(1, 2, D), weight=torch.zeros(D), eps=1e-5, dtype=torch.float32
-                )
-            },
-            r"norm.y has shape \[1, 2, 70\]; it must be \[1, 1, 70\]",
-        ),
     ],
 )
 def test_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^norm_linear_conv: {message}$"):
-        norm_linear_conv(**(arguments("cpu", torch.float32) | changes))
+    with pytest.raises(ValueError, match=f"^linear_conv: {message}$"):
+        linear_conv(**(arguments("cpu", torch.float32) | changes))

@@ -1,9 +1,8 @@
-"""The residual's sum and norm, linear layer and convolution of one token in one launch.
+"""A linear layer and the convolution of a part of it, for one token in one launch.
 
-A program owns a few outputs, as in `longspan.kernels.linear.triton_kernel`. It begins with the sum
-of the whole row and its norm, which all programs compute alike and the first keeps; and where its
-outputs are channels of the convolution, it has them in registers, and nobody else needs their tail.
-Of more tokens the ops run one after another.
+A program owns a few outputs, as in `longspan.kernels.linear.triton_kernel`; where they are channels
+of the convolution, it has them in registers, and nobody else needs their tail. Of more tokens the
+ops run one after another.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
@@ -17,41 +16,22 @@ import triton.language as tl
 from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.linear.triton_kernel import load_weights, row_block
-from longspan.kernels.norm_linear_conv import AddNorm
-from longspan.kernels.norm_linear_conv.reference import norm_linear_conv as one_after_another
-
-# Columns whose sum all programs begin with: wider, and the sum is better taken once.
-MAX_WIDTH = 8192
+from longspan.kernels.linear_conv.reference import linear_conv as one_after_another
 
 
 @triton.jit
-def _load_sum(x_ptr, y_ptr, start, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of x + y in the dtype of x; a second reading comes from the first cache."""
-    column = start + tl.arange(0, BLOCK)
-    s = tl.load(x_ptr + column, mask=column < WIDTH, other=0.0)
-    if y_ptr is not None:
-        y = tl.load(y_ptr + column, mask=column < WIDTH, other=0.0).to(s.dtype)
-        s = (s.to(tl.float32) + y.to(tl.float32)).to(s.dtype)
-    return s
-
-
-@triton.jit
-def _norm_linear_conv(
+def _linear_conv(
     x_ptr,
-    y_ptr,
-    norm_ptr,
     weight_ptr,
     bias_ptr,
     conv_weight_ptr,
     conv_bias_ptr,
     tail_ptr,
-    total_ptr,
     projected_ptr,
     new_tail_ptr,
     outputs,
     first,
     channels,
-    eps,
     stride_weight,
     stride_conv,
     stride_tap,
@@ -67,8 +47,7 @@ def _norm_linear_conv(
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
-    program = tl.program_id(0).to(tl.int64)
-    output = program * ROWS + tl.arange(0, ROWS)
+    output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rows_ptr = weight_ptr + (tl.minimum(output, outputs - 1) * stride_weight)[:, None]
     ahead = ()
     for part in tl.static_range(DEPTH):
@@ -87,31 +66,14 @@ def _norm_linear_conv(
         conv_bias += tl.load(conv_bias_ptr + channel + j, mask=once, other=0.0).to(tl.float32)
     wait_for_last_launch(OVERLAP)
 
-    root = 1.0
-    if norm_ptr is not None:
-        squares = tl.zeros([BLOCK], dtype=tl.float32)
-        # All of the row is on its way at once.
-        for part in tl.static_range((WIDTH + BLOCK - 1) // BLOCK):
-            s = _load_sum(x_ptr, y_ptr, part * BLOCK, WIDTH, BLOCK).to(tl.float32)
-            squares += s * s
-        root = 1.0 / tl.sqrt(tl.sum(squares) / WIDTH + eps)
     total = tl.zeros([ROWS, BLOCK // NEIGHBOURS], dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK):
-        x = _load_sum(x_ptr, y_ptr, start, WIDTH, BLOCK)
-        if norm_ptr is not None:
-            column = start + tl.arange(0, BLOCK)
-            scale = tl.load(norm_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-            x = (x.to(tl.float32) * root * scale).to(projected_ptr.dtype.element_ty)
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + column, mask=column < WIDTH, other=0.0)
         weights = ahead[0].to(x.dtype).to(tl.float32)
         ahead = ahead[1:] + (load_weights(rows_ptr, start + DEPTH * BLOCK, WIDTH, BLOCK),)
         products = weights * x.to(tl.float32)[None, :]
         total += tl.sum(tl.reshape(products, [ROWS, BLOCK // NEIGHBOURS, NEIGHBOURS]), axis=2)
-    if y_ptr is not None:
-        # By the first program alone.
-        for start in range(0, tl.where(program == 0, WIDTH, 0), BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            s = _load_sum(x_ptr, y_ptr, start, WIDTH, BLOCK)
-            tl.store(total_ptr + column, s, mask=column < WIDTH)
 
     p = tl.sum(total, axis=1)
     if bias_ptr is not None:
@@ -129,7 +91,7 @@ def _norm_linear_conv(
     tl.store(target, inputs, mask=convolved & (j > 0) & (j < K))
 
 
-def norm_linear_conv(
+def linear_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -138,41 +100,30 @@ def norm_linear_conv(
     tail: torch.Tensor,
     *,
     first: int,
-    norm: AddNorm | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `longspan.kernels.norm_linear_conv.norm_linear_conv`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `longspan.kernels.linear_conv.linear_conv`."""
+    if x.shape[:2].numel() != 1:
+        return one_after_another(x, weight, bias, conv_weight, conv_bias, tail, first=first)
     outputs, width = weight.shape
     channels, _, taps = conv_weight.shape
-    if x.shape[:2].numel() != 1 or width > MAX_WIDTH:
-        return one_after_another(
-            x, weight, bias, conv_weight, conv_bias, tail, first=first, norm=norm
-        )
     overlap = overlap_options(x, weight, conv_weight, conv_bias, tail)
     if weight.stride(1) != 1:
         weight = weight.contiguous()
-    x = x.contiguous()
-    y = None if norm is None or norm.y is None else norm.y.contiguous()
-    # Every program reads x: the sum has memory of its own.
-    total = x if y is None else torch.empty_like(x)
-    projected = x.new_empty(1, 1, outputs, dtype=x.dtype if norm is None else norm.dtype)
+    projected = x.new_empty(1, 1, outputs)
     new_tail = new_like(tail, in_place=True)
-    block = row_block(outputs, width, weight.element_size())
-    _norm_linear_conv[(triton.cdiv(outputs, block["ROWS"]),)](
-        x,
-        y,
-        None if norm is None else norm.weight.contiguous(),
+    block = row_block(outputs, width, weight.element_size(), depth=1)
+    _linear_conv[(triton.cdiv(outputs, block["ROWS"]),)](
+        x.contiguous(),
         weight,
         None if bias is None else bias.contiguous(),
         conv_weight,
         None if conv_bias is None else conv_bias.contiguous(),
         tail,
-        None if y is None else total,
         projected,
         new_tail,
         outputs,
         first,
         channels,
-        0.0 if norm is None else norm.eps,
         weight.stride(0),
         conv_weight.stride(0),
         conv_weight.stride(2),
@@ -186,4 +137,4 @@ def norm_linear_conv(
     )
     sizes = [first, channels, outputs - first - channels]
     before, u, after = torch.split(projected, sizes, dim=-1)
-    return total, before, u, after, new_tail
+    return before, u, after, new_tail

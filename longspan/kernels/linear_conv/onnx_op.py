@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from longspan.kernels.norm_linear_conv.reference import norm_linear_conv
+from longspan.kernels.linear_conv.reference import linear_conv
 
-__all__ = ["norm_linear_conv"]
+__all__ = ["linear_conv"]

@@ -1,0 +1,61 @@
+"""A linear layer, and the causal convolution of a part of what it gives."""
+
+from __future__ import annotations
+
+import torch
+
+from longspan.kernels.checks import require_shape
+from longspan.kernels.choice import implementation
+
+__all__ = ["linear_conv"]
+
+
+def linear_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    conv_weight: torch.Tensor,
+    conv_bias: torch.Tensor | None,
+    tail: torch.Tensor,
+    *,
+    first: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute ``p = x @ weight.T + bias``, and convolve E channels of p, with SiLU.
+
+    What goes into the convolution is rounded to the dtype of `tail`, so that a cut between tokens
+    changes nothing.
+
+    Args:
+        x: float [B, L, D].
+        weight: float [O, D]; cast to the dtype of `x` if it is stored in another.
+        bias: float [O], or None.
+        conv_weight: float [E, 1, K], see `causal_conv`.
+        conv_bias: float [E], or None.
+        tail: float [B, K-1, E], the last K-1 inputs of the convolution, oldest first.
+        first: channels of p before those that are convolved, F; F + E is at most O.
+
+    Returns:
+        Of p the channels before [B, L, F], those convolved [B, L, E] and those after
+        [B, L, O-F-E], in the dtype of `x`; and the new tail [B, K-1, E].
+
+    Raises:
+        ValueError: a shape does not match.
+    """
+    op = "linear_conv"
+    channels = conv_weight.shape[0]
+    require_shape(op, "weight", weight, (None, x.shape[2]))
+    if bias is not None:
+        require_shape(op, "bias", bias, (weight.shape[0],))
+    require_shape(op, "conv_weight", conv_weight, (channels, 1, None))
+    if conv_bias is not None:
+        require_shape(op, "conv_bias", conv_bias, (channels,))
+    require_shape(op, "tail", tail, (x.shape[0], conv_weight.shape[2] - 1, channels))
+    if not 0 <= first <= weight.shape[0] - channels:
+        raise ValueError(
+            f"{op}: first is {first}; {channels} channels of {weight.shape[0]} are convolved, so "
+            f"it must be from 0 to {weight.shape[0] - channels}"
+        )
+    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = implementation(op, x)(
+        x, weight, bias, conv_weight, conv_bias, tail, first=first
+    )
+    return result
