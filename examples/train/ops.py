@@ -99,7 +99,7 @@ IMPLEMENTATIONS: Mapping[str, Name | Implementation] = MappingProxyType(
         "linear": "reference",
         "moe": "reference",
         # Made of the ops of this table.
-        "norm_linear_conv": "reference",
+        "linear_conv": "reference",
         "rms_norm": "reference",
         "rope": "reference",
         "selective_scan": selective_scan,
