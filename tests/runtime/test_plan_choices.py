@@ -26,14 +26,11 @@ def test_the_largest_chunk_is_long_enough() -> None:
     )
 
 
-def test_the_next_larger_chunk_passes_the_budget() -> None:
-    whole = planned(2**30)
-    plan = planned(whole.total_bytes - 100)
-    assert plan.chunk_tokens < 256
-    larger = planned(2**30, chunk_tokens=2 * plan.chunk_tokens)
-    over = larger.total_bytes - plan.budget_bytes
-    assert 0 < over <= 100 or larger.chunk_tokens < 256
-    assert plan.choices[0].why.startswith(f"{larger.chunk_tokens:,} tokens would pass the budget")
+@pytest.mark.parametrize(("chosen", "larger"), [(192, 256), (128, 192), (24, 32), (16, 24)])
+def test_the_next_larger_chunk_passes_the_budget(chosen: int, larger: int) -> None:
+    plan = planned(planned(2**30, chunk_tokens=larger).total_bytes - 100)
+    assert plan.chunk_tokens == chosen
+    assert plan.choices[0].why == f"{larger} tokens would pass the budget by 100 B"
 
 
 @pytest.mark.parametrize(

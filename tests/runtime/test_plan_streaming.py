@@ -81,6 +81,11 @@ def planned(budget_bytes: int, *, rates: Rates = RATES, chunk_tokens: int | None
     )
 
 
+def loaded(name: str, nbytes: int) -> PlanItem:
+    """What is held from before the first chunk on."""
+    return PlanItem(name=name, bytes=nbytes, stage="loaded")
+
+
 @given(sizes=uneven, data=st.data())
 def test_every_byte_has_one_place(sizes: WeightSizes, data: st.DataObject) -> None:
     layers = len(sizes.streamable)
@@ -176,9 +181,8 @@ def test_what_does_not_fit_streams(budget_mib: int) -> None:
     plan = planned(budget_mib * MIB)
     assert plan.fits
     placed = place_weights(SIZES, plan.streamed_layers)
-    assert PlanItem(name="weights, on the device", bytes=placed.resident_bytes) in plan.items
-    slots = PlanItem(name="two slots for streamed weights", bytes=160 * MIB)
-    assert slots in plan.items
+    assert loaded("weights, on the device", placed.resident_bytes) in plan.items
+    assert loaded("two slots for streamed weights", 160 * MIB) in plan.items
     assert plan.pinned_host_bytes == placed.pinned_bytes
     assert not plan.step_graph
     # One layer more would not fit beside this chunk.
@@ -277,9 +281,8 @@ def test_experts_come_one_by_one_before_layers_do() -> None:
     assert some.expert_slots > few.expert_slots == 2
     assert len(fewest.streamed_layers) > 2
     assert fewest.expert_slots == 2
-    slots = PlanItem(name="2 slots for experts", bytes=128 * MIB)
-    assert slots in few.items
-    assert PlanItem(name="weights, on the device", bytes=81 * MIB) in few.items
+    assert loaded("2 slots for experts", 128 * MIB) in few.items
+    assert loaded("weights, on the device", 81 * MIB) in few.items
     assert few.step_reason == (
         "experts stream through 2 slots, and a step takes 513.0 MiB over the bus, 9.8 ms at the "
         "measured 55.0 GB/s"
