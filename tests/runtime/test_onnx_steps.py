@@ -52,7 +52,7 @@ def read(steps: Steps, tokens: list[int]) -> NDArray[np.float32]:
 
 
 def expected(model: Backend, state: State, tokens: list[int]) -> NDArray[np.float32]:
-    return read(ForwardSteps(model, state), tokens)
+    return read(ForwardSteps(model, state, donate=False), tokens)
 
 
 def started(model: Backend) -> State:
