@@ -137,9 +137,16 @@ class Reading:
 
 
 def time_steps(runtime: Runtime, memory: Memory, context: int, steps: int) -> Steps:
-    """Steps after a memory, timed in rounds; the first call records what is recorded once."""
+    """Steps after a memory, timed in rounds.
+
+    A round is the difference of two answers, one twice as long: what answers begin with, recording
+    a step where caches grow among it, is in both.
+    """
     runtime.decode_seconds(memory, 2)
-    rounds = [1e3 * runtime.decode_seconds(memory, steps) / steps for _ in range(STEP_ROUNDS)]
+    rounds = []
+    for _ in range(STEP_ROUNDS):
+        shorter = runtime.decode_seconds(memory, steps)
+        rounds.append(1e3 * (runtime.decode_seconds(memory, 2 * steps) - shorter) / steps)
     return Steps(
         context=context,
         median_ms=median(rounds),

@@ -42,7 +42,13 @@ TOKENIZER_FACTOR = 8
 TOKENIZER_BYTES = 9 * MIB
 # torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for others
 # (c10/cuda/CUDACachingAllocator.cpp), which grow in place (`grow_in_place`): one unfilled of each.
+# Between a chunk's tensors lies room that none of them fits: 12, 39, 26 and 75 MiB for chunks of
+# 2,048, 4,096, 6,144 and 8,192 tokens of Mamba-2 2.7B, whose tensors take 85 to 304 (H100, torch
+# 2.11).
 ALLOCATOR_BYTES = (2 + 20) * MIB
+UNFILLED_PERCENT = 25
+# Measured on an H100 with CUDA 13: what the driver takes once a second stream is used.
+STREAM_BYTES = 70 * MIB
 # ONNX Runtime keeps activations in an arena, with the caches that a call reads and writes. It grows
 # by powers of two, and gives a freed piece whole to any tensor of half its size or more. On CPUs it
 # holds up to 1.6 times its tensors, and of those as long as the caches, which are few and large, up
@@ -97,6 +103,9 @@ def chunk_items(
     """What a chunk of `tokens` tokens takes, with caches of `capacity` entries."""
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
+    if engine == "torch-cuda":
+        unfilled = max(ALLOCATOR_BYTES, live * UNFILLED_PERCENT // 100)
+        return activations, _unfilled(unfilled)
     if engine not in ARENA_PERCENT:
         return (activations,)
     caches = ARENA_CACHES[engine] * capacity * manifest.cache_entry_bytes
@@ -108,6 +117,11 @@ def chunk_items(
     return activations, PlanItem(
         name="ONNX Runtime's arena around them", bytes=around, source=source
     )
+
+
+def _unfilled(size_bytes: int) -> PlanItem:
+    name, source = "allocator's unfilled pieces", "measured on an H100 with torch 2.11"
+    return PlanItem(name=name, bytes=size_bytes, source=source)
 
 
 def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
@@ -187,14 +201,8 @@ def fixed_items(
                 stage="loaded",
             )
         )
-    if device == "cuda":
-        items.append(
-            PlanItem(
-                name="allocator's unfilled pieces",
-                bytes=ALLOCATOR_BYTES,
-                source="measured with torch 2.11",
-            )
-        )
+    if engine == "onnx-cuda":
+        items.append(_unfilled(ALLOCATOR_BYTES))
     if device == "cpu" and tokenizer_file_bytes:
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
         items.append(
@@ -257,6 +265,15 @@ def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
 def _placed(weights: PlacedWeights) -> list[PlanItem]:
     """The weights as torch-cuda holds them."""
     items = [PlanItem(name="weights, on the device", bytes=weights.resident_bytes, stage="loaded")]
+    if weights.pinned_bytes:
+        items.append(
+            PlanItem(
+                name="the driver's, for a stream of copies",
+                bytes=STREAM_BYTES,
+                source="measured on an H100 with CUDA 13",
+                stage="loaded",
+            )
+        )
     if weights.layers:
         name = "two slots for streamed weights"
         items.append(PlanItem(name=name, bytes=weights.slots_bytes, stage="loaded"))
