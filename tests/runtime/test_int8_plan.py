@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from longspan.bundle import Manifest
 from longspan.engines import Engine
 from longspan.errors import BadInput
 from longspan.export.activations import chunk_bytes
-from longspan.models.config import ModelConfig
+from longspan.models.config import LayerConfig, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.runtime.int8_caches import CacheChoice, held_in_int8
 from longspan.runtime.plan import RESERVE_ENTRIES, Plan, make_plan
+from longspan.runtime.plan_items import STATE_COPIES
 from longspan.tensors import DType
 
 MIB = 2**20
@@ -146,13 +148,19 @@ def test_the_bytes_are_those_that_torch_allocates(config: ModelConfig, dtype: DT
     )
 
 
-def test_a_window_in_int8_is_a_smaller_state() -> None:
-    plain, narrow = (planned(2**30, asked, manifest=manifest_of(TINY)) for asked in (None, "int8"))
+@pytest.mark.parametrize(
+    ("layers", "nexts"), [(TINY.layers, 0), (TINY.layers[2:], 1)], ids=["mamba", "window"]
+)
+def test_a_window_in_int8_is_a_smaller_state(layers: tuple[LayerConfig, ...], nexts: int) -> None:
+    """So is the layer's next one beside it, where no other layer has more."""
+    manifest = manifest_of(replace(TINY, layers=layers))
+    plain, narrow = (planned(2**30, asked, manifest=manifest) for asked in (None, "int8"))
     items = {item.name: item.bytes for item in plain.items}
     found = {item.name: item.bytes for item in narrow.items}
-    # Keys and values of 5 tokens and 2 heads of 4 numbers, three copies.
-    saved = 3 * 2 * 5 * 2 * (4 * 2 - (4 + 2))
-    assert items["state, 3 copies"] - found["state, 3 copies"] == saved
+    # Keys and values of 5 tokens and 2 heads of 4 numbers.
+    saved = (STATE_COPIES["torch-cuda"] + nexts) * 2 * 5 * 2 * (4 * 2 - (4 + 2))
+    name = "state and a layer's next"
+    assert items[name] - found[name] == saved
 
 
 # Reads the start and the end of a document, asks about it, and saves.

@@ -58,9 +58,17 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
         "onnx-cuda": ChunkBytes(
             per_token=F32 * (2 * channels + 3 * E + 2 * H) + b * (rows + 2 * channels + E + D)
         ),
+        # The most of: the widened rows of in_proj, all but the gate's, then the gate's or out_proj;
+        # what a token of the scan makes of the state, three of it, and its keys and queries. Of a
+        # chunk's tensors the convolution has most: what it reads, the same behind the tail, and a
+        # sum, what is added, and their sum.
         "torch-cpu": ChunkBytes(
-            fixed=widened(rows * D, dtype) + 5 * F32 * E * layer.d_state,
-            per_token=F32 * (rows + 5 * channels + D),
+            fixed=max(
+                widened((rows - E) * D, dtype),
+                widened(E * D, dtype),
+                F32 * layer.d_state * (3 * E + 2 * H),
+            ),
+            per_token=F32 * (5 * channels + 3 * H + D),
         ),
         # The most of: what the convolution reads and writes; what the scan does, of a slice two
         # numbers a head, the products of B and C within chunks, the chunks' decays, and states of
