@@ -1,5 +1,6 @@
 # make demo    read a long document with the built-in model and answer a question about it
-# make test    the whole test suite; GPU tests skip with a reason where there is no GPU
+# make test    the whole test suite, WORKERS files at a time (one a core); GPU tests skip with a
+#              reason where there is no GPU
 # make check   ruff, ruff format --check, mypy --strict
 # make docs    writes docs/cli.md from the commands' own help, docs/families.md from the families
 # Each makes .venv when it is missing: the demo with the base install, the others with all extras.
@@ -8,6 +9,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Processes that run tests; with 0, one and no other. `python -m pytest` is always one.
+WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 
 # Checkpoints and texts that some tests read; they skip with a reason where the folder is absent.
 ifneq ($(wildcard ../shared/data),)
@@ -20,7 +24,7 @@ demo: $(VENV)/base.stamp
 	$(BIN)/longspan demo
 
 test: $(VENV)/all.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/all.stamp
 	$(BIN)/ruff check .

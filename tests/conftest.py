@@ -14,6 +14,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+# Workers of pytest-xdist share the cores: with more threads than one each waits for the others'. The
+# processes that tests start take it from the environment.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # What a device in a `with` redirects is looked up once, at its first use; were it then the poisoned
 # functions, an empty model on the meta device would take the memory of a full one.
 with torch.device("meta"):

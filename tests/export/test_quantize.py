@@ -78,7 +78,7 @@ def test_names_of_parts() -> None:
 def test_a_bundle_of_4_bits_end_to_end(tmp_path: Path) -> None:
     """A trained model: smaller, checked, and hardly worse; the report says so."""
     text = tmp_path / "story.txt"
-    text.write_text("Once upon a time, there was a little girl named Lily. " * 8)
+    text.write_text("Once upon a time, there was a little girl named Lily. " * 2)
     report = export_bundle(
         stories(), tmp_path / "int4", weights="int4", symmetric=False, tokenizer="bytes",
         calibrate=text,

@@ -59,10 +59,10 @@ def test_what_is_not_installed_is_skipped_by_name(
 def test_transformers_reads_the_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     write_llama(tmp_path)
-    found = measure_transformers(tmp_path, [50, 70], device="cpu")
+    found = measure_transformers(tmp_path, [50], device="cpu")
     assert found.program.startswith("transformers ")
     assert found.skipped is None
-    assert [run.tokens for run in found.runs] == [50, 70]
+    assert [run.tokens for run in found.runs] == [50]
     for run in found.runs:
         assert run.failed is None
         assert run.peak_bytes is not None

@@ -164,7 +164,7 @@ from longspan.runtime.runtime import load
 
 engine = sys.argv[2]
 backend, device = engine.split("-")
-pieces = lambda: iter([np.random.default_rng(0).integers(0, 4096, 2000)])
+pieces = lambda: iter([np.random.default_rng(0).integers(0, 4096, 600)])
 found = {}
 with load(sys.argv[1], budget=2**31, device=device, backend=backend) as runtime:
     first = runtime.read_tokens(pieces())

@@ -195,7 +195,7 @@ def test_buffers_hold_what_each_familys_passes_give(checkpoint: Path) -> None:
     buffers = StepBuffers(decoder, state)
     buffers.fill_(state)
     steps = TorchSteps(buffers, buffers.advance_no_sync_, lambda: None)
-    for token in (3, 1, 2, 2, 5):
+    for token in (3, 1, 1):
         expected, state = one_token(decoder, token, state)
         np.testing.assert_array_equal(steps.step(token), expected)
 
