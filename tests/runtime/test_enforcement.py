@@ -18,7 +18,7 @@ from tokenizers_ import SOURCE
 from longspan.bundle import Bundle, ChunkBytes
 from longspan.engines import Engine
 from longspan.errors import BadInput, BudgetExceeded, DoesNotFit
-from longspan.runtime import measured
+from longspan.runtime import measured, planning
 from longspan.runtime import runtime as runtime_module
 from longspan.runtime.backends import State
 from longspan.runtime.backends.fake import FakeBackend
@@ -42,12 +42,12 @@ class Refusing(FakeBackend):
         self.released: list[int | None] = []
 
     def forward(
-        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int]
+        self, tokens: NDArray[np.int64], state: State, *, keep: Sequence[int], donate: bool = False
     ) -> tuple[NDArray[np.float32], State]:
         """As `FakeBackend` does, or a refusal."""
         if len(tokens) > self.most_tokens:
             raise BudgetExceeded(f"A chunk of {len(tokens)} tokens needs more memory.")
-        return super().forward(tokens, state, keep=keep)
+        return super().forward(tokens, state, keep=keep, donate=donate)
 
     def release(self, memory_limit_bytes: int | None) -> None:
         """Remember."""
@@ -143,7 +143,7 @@ def test_replanning_is_planning_with_the_same_capacity(tmp_path: Path, budget: i
 def test_what_the_device_has_not_left_is_refused(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime_module, "free_bytes", lambda device: MIB)
+    monkeypatch.setattr(planning, "free_bytes", lambda device: MIB)
     with pytest.raises(DoesNotFit) as refusal:
         load(bundle, budget="8GiB", device="cpu", backend="onnx")
     message = str(refusal.value)
