@@ -14,8 +14,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-# Workers of pytest-xdist share the cores: with more threads than one each waits for the others'. The
-# processes that tests start take it from the environment.
+# Workers of pytest-xdist share the cores: with several threads each would wait for the others'.
+# Processes that tests start take it from the environment.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
