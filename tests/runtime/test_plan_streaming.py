@@ -276,7 +276,7 @@ def test_experts_come_one_by_one_before_layers_do() -> None:
         )
 
     assert at(4000).expert_slots == 0
-    some, few, fewest = at(2000), at(1000), at(950)
+    some, few, fewest = at(2000), at(1050), at(1000)
     assert some.streamed_layers == few.streamed_layers == ()
     assert some.expert_slots > few.expert_slots == 2
     assert len(fewest.streamed_layers) > 2
