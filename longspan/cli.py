@@ -233,10 +233,8 @@ def measure(
     from longspan.runtime.measure import measure_bundle
     from longspan.runtime.measure_plot import draw
 
-    lengths, say = (
-        [parse_tokens(each) for each in tokens.split(",")],
-        None if json else render.notice,
-    )
+    lengths = [parse_tokens(each) for each in tokens.split(",")]
+    say = None if json else render.notice
     other = measure_against(
         against, checkpoint, lengths, device=device.value, backend=backend.value, on_start=say
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.linear_conv.reference import conv_of_part
 from longspan.kernels.ssd import ssd
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
 from longspan.kernels.ssd_norm_linear.reference import gated_norm
@@ -87,15 +87,13 @@ class Mamba2(nn.Module):
         self, x: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The same for many tokens, which need room: z is computed when the rest is gone."""
-        inner, channels = self.config.d_inner, self.config.conv_channels
-        u, dt = torch.split(
-            self.in_proj.part(x, slice(inner, None)), [channels, self.config.n_heads], dim=-1
-        )
+        inner = self.config.d_inner
+        u, dt, conv = conv_of_part(
+            self.in_proj.part(x, slice(inner, None)),
+            self.conv_weight, self.conv_bias, state["conv"], first=0,
+        )[1:]  # fmt: skip
         # A view would keep the whole product.
         dt = dt.contiguous()
-        # As the tail will hold it, so that a cut changes nothing where the tail is narrower than u.
-        u = u.to(state["conv"].dtype).to(u.dtype)
-        u, conv = causal_conv(u, self.conv_weight, self.conv_bias, state["conv"], activation="silu")
         inputs, options = self._dual(u, dt, state["ssm"])
         y, ssm = ssd(*inputs, **options)
         y = y.flatten(-2)

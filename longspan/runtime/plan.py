@@ -190,15 +190,7 @@ def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
         return sum_bytes((*fixed, *items)) - budget_bytes
 
     sizes = _chunk_sizes(engine, plan.tokens)
-    chosen = next((size for size in sizes if over(size) <= 0), sizes[-1])
-    larger = next((size for size in reversed(sizes) if size > chosen), None)
-    choice = chunk_choice(
-        chosen,
-        asked=False,
-        larger=None if larger is None else (larger, over(larger)),
-        fits=over(chosen) <= 0,
-        whole_document=plan.tokens is not None and plan.tokens <= chosen,
-    )
+    chosen, choice = _largest_that_fits(sizes, over, plan.tokens, asked=False)
     return replace(
         plan,
         budget_bytes=budget_bytes,
@@ -231,18 +223,12 @@ def _divide(manifest: Manifest, request: _Request, fixed: tuple[PlanItem, ...]) 
         known = use.entries_after(tokens)
     capacity = _capacity(known, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
-    over = {size: total_at(size, capacity) - budget_bytes for size in sizes}
-    chosen, smallest = next((size for size in sizes if over[size] <= 0), sizes[-1]), over[sizes[-1]]
-    larger = [size for size in sizes if size > chosen]
-    choices = [
-        chunk_choice(
-            chosen,
-            asked=chunk_tokens is not None,
-            larger=None if not larger else (larger[-1], over[larger[-1]]),
-            fits=over[chosen] <= 0,
-            whole_document=tokens is not None and tokens <= chosen,
-        )
-    ]
+    totals = {size: total_at(size, capacity) for size in sizes}
+    smallest = totals[sizes[-1]]
+    chosen, choice = _largest_that_fits(
+        sizes, lambda size: totals[size] - budget_bytes, tokens, asked=chunk_tokens is not None
+    )
+    choices = [choice]
     if grows and known is None:
         limit = MOST_CAPACITY if tokens is None else tokens + RESERVE_ENTRIES
         capacity = max(capacity, min(most_entries(chosen), limit, MOST_CAPACITY))
@@ -254,7 +240,7 @@ def _divide(manifest: Manifest, request: _Request, fixed: tuple[PlanItem, ...]) 
         budget_bytes=budget_bytes,
         chunk_tokens=chosen,
         items=items_at(chosen, capacity),
-        smallest_budget_bytes=smallest + budget_bytes,
+        smallest_budget_bytes=smallest,
         longest_tokens=None if most is None else _longest(use, most),
         most_entries=most,
         capacity=capacity,
@@ -262,6 +248,24 @@ def _divide(manifest: Manifest, request: _Request, fixed: tuple[PlanItem, ...]) 
         anchors=bool(manifest.config.anchor_layers),
         tokens=tokens,
         choices=tuple(choices),
+    )
+
+
+def _largest_that_fits(
+    sizes: list[int], over: Callable[[int], int], tokens: int | None, *, asked: bool
+) -> tuple[int, Choice]:
+    """The largest of the chunk `sizes`, which fall, that passes the budget by nothing, and why.
+
+    It is the smallest where none does. `over` tells by how many bytes one passes the budget.
+    """
+    chosen = next((size for size in sizes if over(size) <= 0), sizes[-1])
+    larger = next((size for size in reversed(sizes) if size > chosen), None)
+    return chosen, chunk_choice(
+        chosen,
+        asked=asked,
+        larger=None if larger is None else (larger, over(larger)),
+        fits=over(chosen) <= 0,
+        whole_document=tokens is not None and tokens <= chosen,
     )
 
 
