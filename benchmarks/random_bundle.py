@@ -92,13 +92,17 @@ def repeated(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @contextmanager
-def random_bundle(shape: str, dtype: DType, seed: int = 0) -> Iterator[Path]:
+def random_bundle(
+    shape: str, dtype: DType, seed: int = 0, *, config: ModelConfig | None = None
+) -> Iterator[Path]:
     """A temporary bundle of one of `SHAPES`; weights are scaled so that activations stay finite.
+
+    A `config` is taken in place of the shape of that name.
 
     Every tensor repeats the same `BLOCK` numbers from a place of its own: billions of fresh ones
     take minutes, and neither memory nor time depends on them.
     """
-    config = SHAPES[shape]
+    config = SHAPES[shape] if config is None else config
     specs = tuple(
         TensorSpec(
             name=name,
