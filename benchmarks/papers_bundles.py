@@ -124,13 +124,21 @@ def bundles(
         )
 
 
+def _threads(count: int) -> None:
+    """Let torch take its share of the cores, not all of them in each process."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
 def _exported(
     jobs: Mapping[str, tuple[Path, Path, str | None]], workers: int | None
 ) -> dict[str, str | None]:
     if not jobs:
         return {}
-    most = workers or max(1, (os.cpu_count() or 2) // 2)
+    cores = os.cpu_count() or 2
+    several = min(workers or max(1, cores // 2), len(jobs))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(most, len(jobs)), spawn) as pool:
+    with ProcessPoolExecutor(several, spawn, _threads, (max(1, cores // several),)) as pool:
         running = {name: pool.submit(export, *job) for name, job in jobs.items()}
         return {name: each.result() for name, each in running.items()}

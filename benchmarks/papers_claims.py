@@ -106,8 +106,8 @@ def perplexity(results: Results) -> Found | None:
 
 
 def full_attention_words(results: Results) -> Found | None:
-    """Words of full attention beyond its training length of 2,048."""
-    rows = results.of("words", system="llama")
+    """Words of full attention from its training length of 2,048 on."""
+    rows = [row for row in results.of("words", system="llama") if row["tokens"] >= 2048]
     if len(rows) < 2:
         return None
     text = ", ".join(f"{row['perplexity']:.2f} at {row['tokens']:,}" for row in rows)

@@ -19,7 +19,9 @@ from longspan.sizes import format_bytes
 
 NOT_MEASURED = "not measured"
 COLUMNS = ("claim", "the paper's figure", "must show", "ours", "holds", "training", "run")
-COST_COLUMNS = ("system", "parameters", "tokens read", "GPU-minutes", "device", "seed", "tasks")
+LENGTH_COLUMNS = ("system", "task", "tokens", "exact", "share", "run")
+WORD_COLUMNS = ("system", "tokens", "perplexity", "bits a byte", "run")
+COST_COLUMNS = ("system", "parameters", "tokens read", "time", "device", "seed", "tasks")
 
 
 def left(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
@@ -76,6 +78,31 @@ def cost_rows(results: Results) -> Iterator[Sequence[str]]:
         )
 
 
+def length_rows(results: Results) -> Iterator[Sequence[str]]:
+    """Exact answers of every system to every task, at every length."""
+    for row in sorted(results.of("recall"), key=lambda row: (row["system"], row["task"])):
+        yield (
+            row["system"],
+            row["task"],
+            f"{row['tokens']:,}",
+            f"{row['exact']} of {row['trials']}",
+            f"{row['exact'] / row['trials']:.1%}",
+            str(row["run"]),
+        )
+
+
+def word_rows(results: Results) -> Iterator[Sequence[str]]:
+    """Words of every system at every length."""
+    for row in sorted(results.of("words"), key=lambda row: str(row["system"])):
+        yield (
+            row["system"],
+            f"{row['tokens']:,}",
+            f"{row['perplexity']:.2f}",
+            f"{row['bits_a_byte']:.4f}",
+            str(row["run"]),
+        )
+
+
 def run_lines(results: Results) -> Iterator[str]:
     """The runs, numbered as the tables name them."""
     for number, run in enumerate(results.runs, 1):
@@ -122,6 +149,8 @@ def page(results: Results, notes: Mapping[str, str], plots: Sequence[str]) -> st
         claims = [claim for claim in CLAIMS if claim.paper == paper]
         lines += ["", f"## {title}", "", *left(COLUMNS, claim_rows(results, claims, notes))]
     lines += ["", "## Plots", ""] + [f"![{plot.rpartition('.')[0]}]({plot})" for plot in plots]
+    lines += ["", "## Exact answers by length", "", *left(LENGTH_COLUMNS, length_rows(results))]
+    lines += ["", "## Words by length", "", *left(WORD_COLUMNS, word_rows(results))]
     lines += ["", "## What training cost", "", *left(COST_COLUMNS, cost_rows(results))]
     lines += ["", "## Runs", "", *run_lines(results)]
     lines += [*peak_line(results), *missing_lines(results)]

@@ -69,7 +69,9 @@ def heat_maps(figure: Any, keys: Mapping[str, Sequence[Row]]) -> None:
     for axes, (name, rows) in zip(
         figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True
     ):
-        depths = [place for place, _, _ in rows[0]["by_depth"]]
+        depths = [place for place, _, _ in rows[-1]["by_depth"]]
+        # Another run may have asked at other depths.
+        rows = [row for row in rows if len(row["by_depth"]) == len(depths)]
         shares = [[exact / trials for _, exact, trials in row["by_depth"]] for row in rows]
         columns = list(zip(*shares, strict=True))
         image = axes.imshow(columns, aspect="auto", vmin=0, vmax=1, cmap="viridis")

@@ -43,6 +43,7 @@ from systems import SYSTEMS
 from train_megabyte import SIZES
 
 import longspan
+from longspan.engines import Device
 
 TINY = MegaByteSizes(
     patch_bytes=4,
@@ -110,6 +111,16 @@ def test_keys_are_recalled_at_every_depth_of_a_shared_text(
     # What stands before a key is read once: half of the text twice, and its ends.
     assert 2.5 * 2 * 600 < row["read_tokens"] < 2.6 * 2 * 700
     assert row["peak_bytes"] <= row["budget_bytes"] == 2**30
+
+
+@pytest.mark.gpu
+def test_keys_are_recalled_on_the_gpu() -> None:
+    with longspan.load(longspan.builtin_bundle(), device="cuda", budget="3GiB") as runtime:
+        said = "And the rain went on, as it had for days.\n" * 60
+        ids = runtime.tokenizer.encode(said, continues=True)
+        material = Material(tokenizer=runtime.tokenizer, ids=ids)
+        row = passkeys(runtime, material, length=4096, depths=3, keys=2, seed=0)
+    assert row["exact"] >= 5
 
 
 def test_a_wrong_answer_is_wrong(builtin: tuple[longspan.Runtime, Material]) -> None:
@@ -182,12 +193,13 @@ def test_attention_alone_has_as_many_active_parameters() -> None:
     assert mixed.layers_by_kind() == {"conba": 6, "mlp": 4, "moe": 4, "full_attention": 2}
 
 
-def test_throughput_of_both_is_measured() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_throughput_of_both_is_measured(device: Device) -> None:
     sizes = Sizes(
         width=128, blocks=1, heads=2, kv_heads=1, d_ff=256, experts=2, top_k=1, expert_d_ff=64,
         vocab=64,
     )  # fmt: skip
-    rows = list(throughput("cpu", prompt=64, answer=6, budget="2GiB", sizes=sizes))
+    rows = list(throughput(device, prompt=64, answer=6, budget="4GiB", sizes=sizes))
     assert [row["system"] for row in rows] == ["mixcon", "attention"]
     assert rows[1]["cached_bytes"] == 4 * rows[0]["cached_bytes"] == 8 * 64 * 2 * 128 * 2
     assert all(row["tokens_per_second"] > 0 for row in rows)
@@ -249,7 +261,8 @@ def test_a_checkpoint_is_exported_and_its_bytes_are_counted(
     # The model knows nothing: log2(256) is 8.
     assert 8 < words["bits_a_byte"] < 10
     assert words["text_tokens"] == words["text_bytes"] == 2 * 255
-    assert speed["ms_a_byte"] > 0
+    # A difference of two short times: on a busy machine it may be anything.
+    assert np.isfinite(speed["ms_a_byte"])
 
 
 def test_what_does_not_fit_is_a_row_that_says_why(there: Bundles, checkpoints: Path) -> None:

@@ -97,6 +97,7 @@ def test_later_files_replace_rows_and_rows_name_their_runs() -> None:
     text = page(results, {"samba.passkey-256k": "Tried: nothing."}, ["papers-recall.png"])
     assert "100 of 100 (100.0%) | yes | samba: 9.5 GPU-minutes | 2 |" in text
     assert "95 of 100 (95.0%). Tried: nothing. | yes | samba: 9.5 GPU-minutes | 1 |" in text
+    assert "| samba | passkey | 262,144 | 95 of 100 | 95.0% | 1 |" in text
     assert "1. `one`: seed 5, a device, python 3.11; budget 2GiB of the whole process" in text
     assert "Largest peak of a process that read trained checkpoints: 3.0 MiB" in text
     assert "![papers-recall](papers-recall.png)" in text
@@ -108,7 +109,9 @@ def test_what_is_missing_says_why() -> None:
 
 
 def test_plots_are_drawn_of_what_there_is(tmp_path: Path) -> None:
-    keys = [key(name, n, 90) for name in ("samba", "window") for n in (4096, 65_536)]
+    other = key("samba", 2048, 90)
+    other["by_depth"] = other["by_depth"][:1]
+    keys = [other] + [key(name, n, 90) for name in ("samba", "window") for n in (4096, 65_536)]
     state = [
         {"what": "state", "system": name, "tokens": n, "state_bytes": n, "cached_bytes": n}
         | MEASURED
