@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from batch_steps import BatchOptions, BatchRun, measure_batch
-from end_to_end import PAPER, generation_floor_bytes, generation_seconds, parse_contexts
+from end_to_end import (
+    PAPER,
+    generation_floor_bytes,
+    generation_seconds,
+    integral,
+    parse_contexts,
+)
 from model_runs import Steps, apart, copy_rate
+from random_bundle import SHAPES
 from report import command_line, markdown_table, versions_line, write_section
 
 from longspan.errors import DoesNotFit
@@ -118,6 +125,11 @@ def main() -> None:
     parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
     parser.add_argument("--write", type=Path, metavar="FILE.md")
     options = parser.parse_args()
+    if options.file is None:
+        try:
+            require_measurable(options)
+        except ValueError as error:
+            parser.error(str(error))
     run = json.loads(options.file.read_text("utf-8")) if options.file else measured(options)
     runs = [
         BatchRun(**{**each, "steps": tuple(Steps(**steps) for steps in each["steps"])})
@@ -127,6 +139,25 @@ def main() -> None:
     print(json.dumps(run) if options.json else text)
     if options.write is not None:
         write_section(options.write, f"Steps: {title(run, runs)}", text)
+
+
+def require_measurable(options: argparse.Namespace) -> None:
+    """Raise before anything is measured where what was asked makes no sense.
+
+    Raises:
+        ValueError: no sequence, a shape that is unknown, or no two shapes or contexts to compare.
+    """
+    shapes = options.shape.split(",")
+    unknown = [shape for shape in shapes if shape not in SHAPES]
+    if unknown:
+        raise ValueError(f"--shape {', '.join(unknown)} is unknown; there are {', '.join(SHAPES)}")
+    if options.batch < 1 or options.steps < 1:
+        raise ValueError(f"--batch {options.batch}, --steps {options.steps}: 1 is the least")
+    contexts = parse_contexts(options.contexts)
+    if options.generate is not None:
+        integral([(context, 0.0) for context in contexts], parse_tokens(options.generate))
+        if len(shapes) != 2:
+            raise ValueError(f"--generate compares two shapes; --shape names {len(shapes)}")
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

@@ -121,3 +121,25 @@ def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.Monk
     with pytest.raises(DoesNotFit, match=r"3 sequences of tiny after 40 tokens take .*smaller --b"):
         measure_batch("tiny", "float32", OPTIONS)
     assert state_bytes(LLAMA, "float32", 3, 40) == 3 * 40 * 2 * 16 * 4 + 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "samba"], "--shape samba is unknown; there are samba-421m, samba-1.7b, "),
+        (["--batch", "0"], "--batch 0, --steps 64: 1 is the least"),
+        (["--generate", "64K"], "--generate compares two shapes; --shape names 1"),
+        (["--generate", "128K"], "generating 131,072 tokens needs steps from 0 to there: [0, 2048"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["batch.py", *arguments])
+    with pytest.raises(SystemExit):
+        batch.main()
+    assert message in " ".join(capsys.readouterr().err.split())
