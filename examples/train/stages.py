@@ -13,13 +13,14 @@ from systems import System
 # Without recall there is nothing to master: one stage of words alone.
 WORDS_ALONE: tuple[Stage, ...] = (Stage(gap=0, length=2048, rows=16, lm=1.0),)
 STAGES: tuple[Stage, ...] = (
-    Stage(gap=32, length=96, rows=256, tasks=1, share=0.1),
-    Stage(gap=96, length=160, rows=160, tasks=1, share=0.1),
-    Stage(gap=224, length=288, rows=128, facts=2, share=0.15),
-    Stage(gap=480, length=544, rows=96, facts=4, lm=0.05, share=0.15),
-    Stage(gap=2000, length=2048, rows=48, facts=8, lm=0.1, share=0.2),
-    Stage(gap=8192, length=2048, rows=48, segments=4, facts=8, lm=0.2, share=0.15),
-    Stage(gap=32768, length=2048, rows=48, segments=16, facts=8, lm=0.2, share=0.15),
+    Stage(gap=32, length=96, rows=256, tasks=1, share=0.05),
+    Stage(gap=96, length=160, rows=160, tasks=1, share=0.05),
+    Stage(gap=96, length=192, rows=96, facts=2, share=0.3),
+    Stage(gap=96, length=256, rows=96, facts=4, share=0.15),
+    Stage(gap=480, length=640, rows=96, facts=8, lm=0.05, share=0.15),
+    Stage(gap=2000, length=2048, rows=48, facts=8, lm=0.1, share=0.15),
+    Stage(gap=8192, length=2048, rows=48, segments=4, facts=8, lm=0.2, share=0.1),
+    Stage(gap=32768, length=2048, rows=48, segments=16, facts=8, lm=0.2, share=0.1),
     Stage(gap=131072, length=2048, rows=48, segments=64, facts=8, lm=0.2),
 )
 BYTES_A_TOKEN = 4

@@ -10,6 +10,7 @@ the stages, the clock.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ class Trainer:
 
     def _train(self) -> None:
         self._gradients()
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        norm = nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        # AdamW's kernel steps over a batch whose gradients are not finite.
+        self.optimizer.found_inf = (~norm.isfinite()).to(norm.dtype)  # type: ignore[attr-defined]
         self.optimizer.step()
 
 
@@ -173,6 +176,8 @@ def captured(work: Callable[[], None], warm_up: Callable[[], None]) -> Callable[
         for _ in range(2):
             warm_up()
     torch.cuda.current_stream().wait_stream(side)
+    # The graph of the stage before is freed by now: while one is captured, none may be.
+    gc.collect()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()

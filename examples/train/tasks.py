@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Task = Literal["passkey", "needles", "mary"]
 NEEDLE_DIGITS = 3
 THINGS = (
-    "bus", "train", "room", "ticket", "house", "locker", "flight", "order",
+    "boat", "train", "room", "ticket", "house", "locker", "flight", "order",
     "phone", "page", "gate", "table", "account", "badge", "box", "seat",
 )  # fmt: skip
 PEOPLE = ("Mary", "John", "Daniel", "Sandra")

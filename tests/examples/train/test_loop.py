@@ -59,6 +59,28 @@ def test_a_few_keys_are_learnt_by_heart(name: str, tmp_path: Path) -> None:
     assert float(trainer.losses[0]) < 0.1
 
 
+def test_gradients_that_are_not_finite_leave_the_weights_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session(tmp_path)
+    trainer = session.trainer(session.run.stages[0])
+    set_lr(session.optimizer, session.run.lr)
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    gradients = trainer._gradients
+
+    def overflow() -> None:
+        gradients()
+        trainer.parameters[0].grad.fill_(float("inf"))
+
+    monkeypatch.setattr(trainer, "_gradients", overflow)
+    session.step(trainer, 1)
+    assert all(map(torch.equal, trainer.parameters, before))
+    monkeypatch.undo()
+    session.step(trainer, 1)
+    assert not torch.equal(trainer.parameters[0], before[0])
+    assert all(parameter.isfinite().all() for parameter in trainer.parameters)
+
+
 def test_a_step_changes_every_parameter(tmp_path: Path) -> None:
     session = new_session(tmp_path)
     before = [p.clone() for _, p in session.model.named_parameters()]
