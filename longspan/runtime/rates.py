@@ -14,7 +14,7 @@ from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from longspan.runtime.plan_streaming import Rates
+from longspan.runtime.plan_speed import Rates
 from longspan.tensors import DType
 
 if TYPE_CHECKING:
