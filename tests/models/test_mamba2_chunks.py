@@ -34,7 +34,7 @@ each_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 
 
 def config_of(layer: Mamba2Config) -> ModelConfig:
-    return ModelConfig(family="mamba2", vocab_size=20, d_model=64, layers=(layer,) * 2)
+    return ModelConfig(family="mamba2", vocab_size=20, d_model=128, layers=(layer,) * 2)
 
 
 @each_layer
