@@ -197,3 +197,50 @@ def test_a_process_whose_budget_is_lowered_and_broken(tmp_path: Path, engine: En
     assert found["again"], found
     assert "The process holds " in found["refusal"], found
     assert "Read in smaller chunks" in found["refusal"], found
+
+
+# Another process takes what the device has left, between the loading and the reading, and ends.
+CROWDED = """
+import json, subprocess, sys
+import numpy as np
+from longspan.errors import BudgetExceeded
+from longspan.runtime.runtime import load
+
+TAKE = '''
+import torch
+left = torch.cuda.mem_get_info()[0] - 2**24
+held = torch.empty(left, dtype=torch.uint8, device="cuda")
+print("taken", flush=True)
+input()
+'''
+found = {}
+with load(sys.argv[1], budget=4 * 2**30, device="cuda", backend="torch", tokens=2**20) as runtime:
+    pieces = lambda: iter([np.random.default_rng(0).integers(0, 4096, 2**17)])
+    short = runtime.read_tokens([np.arange(100)])
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", TAKE], **pipes)
+    assert other.stdout.readline() == b"taken\\n"
+    try:
+        runtime.read_tokens(pieces(), memory=short)
+    except BudgetExceeded as error:
+        found["refusal"] = str(error)
+    other.communicate(b"\\n")
+    on = runtime.read_tokens(pieces(), memory=short)
+    whole = runtime.read_tokens([np.arange(100), *pieces()])
+    found["same"] = bool(np.allclose(on.last_logits, whole.last_logits, atol=1e-3))
+    found["peak"], found["budget"] = runtime.measured.peak_bytes, runtime.plan.budget_bytes
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.gpu
+def test_another_process_takes_the_device_and_leaves_it(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "bundle", DEMO).path
+    done = subprocess.run(
+        [sys.executable, "-c", CROWDED, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "Read in smaller chunks" in found["refusal"], found
+    assert found["same"], found
+    assert found["peak"] <= found["budget"], found
