@@ -9,13 +9,11 @@ import torch
 from onnx import TensorProto, helper
 
 from longspan.kernels import choose, override
-from longspan.kernels.quantized_linear import quantized_linear, scratch, triton_kernel
+from longspan.kernels.quantized_linear import blocks, quantized_linear, scratch, triton_kernel
 from longspan.kernels.quantized_linear.reference import quantized_linear as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES
-from tests.kernels.quantized import Stored, stored
+from tests.kernels.quantized import PACKINGS, Stored, stored
 from tests.tolerances import assert_close
-
-CASES = [(8, 32, True), (8, 128, False), (4, 32, False), (4, 64, True)]
 
 
 def _check(
@@ -32,7 +30,7 @@ def _check(
 
 
 @pytest.mark.parametrize(("outputs", "width"), [(1, 1), (7, 63), (9, 2049)])
-@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_one_row(
     device: str,
@@ -51,7 +49,7 @@ def test_one_row(
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (1, 9)], ids=str)
-@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_several_rows(
     device: str, dtype: torch.dtype, bits: int, block: int, symmetric: bool, shape: tuple[int, ...]
@@ -86,10 +84,10 @@ def test_views(device: str, view: str, rows: int) -> None:
     _check(views[view], matrix, op="quantized_linear of scratch")
 
 
-@pytest.mark.parametrize("programs", [1, 10_000])
+@pytest.mark.parametrize("outputs", [1, 10_000])
 @pytest.mark.parametrize("device", DEVICES)
-def test_outputs_of_a_program(device: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_kernel, "MIN_PROGRAMS", programs)
+def test_outputs_of_a_program(device: str, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "MANY_OUTPUTS", outputs)
     matrix = stored(21, 700, bits=4, block=32, symmetric=True, device=device)
     _check(torch.randn(1, 700, device=device), matrix)
 
@@ -113,7 +111,7 @@ def test_no_rows_dequantise_nothing() -> None:
 
 
 @pytest.mark.parametrize("width", [96, 100])
-@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 def test_the_layout_is_that_of_onnxruntime(
     bits: int, block: int, symmetric: bool, width: int
 ) -> None:
