@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,3 +57,18 @@ def test_a_lane_has_the_product_of_its_own_numbers(bits: int, kind: str) -> None
     q = packed.astype(np.float64) - zero[:, None]
     expected = (q * x.double().numpy()[np.arange(LANES) % 4]).sum(axis=1)
     np.testing.assert_allclose(sums[0] + sums[3], expected, rtol=1e-5, atol=2e-3)
+
+
+def test_lanes_have_the_words_that_the_ptx_takes_them_for() -> None:
+    """Lane 4 g + t has four words of row g and place t, wherever x and scales lie."""
+    environment = {name: each for name, each in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.packed_layout"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()) == {
+        f"{warps} #ttg.blocked<{{sizePerThread = [1, 1, 4], threadsPerWarp = [8, 4, 1], "
+        f"warpsPerCTA = [{warps}, 1, 1], order = [2, 1, 0]}}>"
+        for warps in (1, 4, 8)
+    }

@@ -59,7 +59,7 @@ def _load_tiles(
             # Rows beyond the last repeat it: no mask but the columns'.
             row = tl.minimum(first_row + line % 8 * (ROWS // 8) + r, outputs - 1)[:, None]
             source = weight_ptr + (row * ROW_WORDS + word)[:, :, None] + tl.arange(0, 4)
-            source = tl.max_contiguous(tl.multiple_of(source, [1, 1, 16]), [1, 2, 4])
+            source = tl.max_contiguous(source, [1, 2, 4])
             # Read once a token; x, which all programs read, stays in the first cache.
             words = tl.load(source, mask=inside[:, :, None], other=0, eviction_policy="evict_first")
             source = scales_ptr + row * (ROW_WORDS // BLOCK_WORDS) + block
