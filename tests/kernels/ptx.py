@@ -1,6 +1,6 @@
 """A warp that runs the few PTX instructions of `longspan.kernels.quantized_linear.tensor_cores`.
 
-results = run(asm, operands)      # operands: uint32 [inputs, 32]; results: float32 [outputs, 32]
+results = run(asm, operands, outputs)      # operands, results: uint32 [any, 32]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Lanes = NDArray[np.uint32]
 LANES = 32
 
 
-def run(asm: str, operands: Lanes, outputs: int) -> NDArray[np.float32]:
+def run(asm: str, operands: Lanes, outputs: int) -> Lanes:
     """Run `asm` with `operands` after its `outputs` results."""
     registers: dict[str, Lanes] = {
         f"${outputs + i}": each.copy() for i, each in enumerate(operands)
@@ -46,7 +46,7 @@ def run(asm: str, operands: Lanes, outputs: int) -> NDArray[np.float32]:
             continue
         target, *names = (name.strip() for name in rest.split(","))
         registers[target] = _scalar(op, [value(name) for name in names])
-    return np.stack([registers[f"${i}"] for i in range(outputs)]).view(np.float32)
+    return np.stack([registers[f"${i}"] for i in range(outputs)])
 
 
 def _scalar(op: str, given: list[Lanes]) -> Lanes:

@@ -14,10 +14,10 @@ from longspan.kernels.quantized_linear import tensor_cores
 from tests.kernels.ptx import LANES, run
 
 PROGRAMS = {
-    (4, "bf16"): tensor_cores.OF_4_BITS_BF16,
-    (4, "f16"): tensor_cores.OF_4_BITS_F16,
-    (8, "bf16"): tensor_cores.OF_8_BITS_BF16,
-    (8, "f16"): tensor_cores.OF_8_BITS_F16,
+    (4, "bf16"): (tensor_cores.NUMBERS_OF_4_BITS_BF16, tensor_cores.PRODUCTS_OF_4_BITS_BF16),
+    (4, "f16"): (tensor_cores.NUMBERS_OF_4_BITS_F16, tensor_cores.PRODUCTS_OF_4_BITS_F16),
+    (8, "bf16"): (tensor_cores.NUMBERS_OF_8_BITS_BF16, tensor_cores.PRODUCTS_OF_8_BITS_BF16),
+    (8, "f16"): (tensor_cores.NUMBERS_OF_8_BITS_F16, tensor_cores.PRODUCTS_OF_8_BITS_F16),
 }
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -49,7 +49,9 @@ def test_a_lane_has_the_product_of_its_own_numbers(bits: int, kind: str) -> None
                 low, high = eight[:4].view(np.uint16), eight[4:].view(np.uint16)
                 pairs[4 * unit : 4 * unit + 4, lane] = low | (high.astype(np.uint32) << 16)
     taken = np.broadcast_to(_taken(zero, bits, kind), (4, LANES))
-    sums = run(PROGRAMS[bits, kind], np.concatenate([words, pairs, taken]), 4)
+    unpack, multiply = PROGRAMS[bits, kind]
+    pairs_of_numbers = run(unpack, np.concatenate([words, taken]), 8 * units)
+    sums = run(multiply, np.concatenate([pairs_of_numbers, pairs]), 4).view(np.float32)
 
     packed = words.T.copy().view(np.uint8)
     if bits == 4:

@@ -12,8 +12,10 @@ A number comes out of its word in 16 bits, less its zero point, exactly: its bit
 mantissa of 2^7 (bfloat16) or 2^10 (float16), from which 2^7 + zero or 2^10 + zero is taken off; 8
 bits in bfloat16 go by 2^23 in float32. Products are exact, sums are float32.
 
-Operands of an instruction: out, four results; words, four; then x as pairs (x[i], x[i + 4]) of 8
-numbers, four pairs, twice for 4 bits; last what is taken off, negative, in four copies.
+Two steps, so that several rows of x meet the numbers of one. `NUMBERS` takes four words, and what
+is taken off, negative, in four copies; it gives four registers of pairs for each product, of which
+4 bits need four and 8 bits two. `PRODUCTS` takes those, then x as pairs (x[i], x[i + 4]) of 8
+numbers, four pairs for two products; it gives four results.
 """
 
 from __future__ import annotations
@@ -21,43 +23,34 @@ from __future__ import annotations
 # Of 16-bit types: PTX name, mantissa that a number is set into, and one.
 _BF16 = "bf16", 0x43004300, 0x3F803F80
 _F16 = "f16", 0x64006400, 0x3C003C00
+# Where a product's four registers come from: a half's first word, and one of two pairs.
+_PLACES = ((0, 0), (2, 0), (0, 1), (2, 1))
 
 
-def _mma(kind: str, a: list[str], b0: str, b1: str) -> str:
-    """Multiply and add to c."""
-    sums = "{c0, c1, c2, c3}"
-    left = ", ".join(a)
-    return (
-        f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
-        f"{sums}, {{{left}}}, {{{b0}, {b1}}}, {sums};"
-    )
-
-
-def _of_4_bits(kind: str, mantissa: int, one: int) -> str:
-    """Words 0 and 1 meet the first half's x, words 2 and 3 the second's."""
+def _numbers_of_4_bits(kind: str, mantissa: int, one: int) -> str:
+    """Words 0 and 1 are the first half, words 2 and 3 the second; a pair is a word's."""
     lines = []
-    for unit in range(2):
-        for half in range(2):
-            for place, (word, pair) in enumerate([(0, 0), (2, 0), (0, 1), (2, 1)]):
-                source, shift = f"${4 + word + unit}", 4 * (2 * half + pair)
-                if shift:
-                    lines.append(f"shr.u32 s, {source}, {shift};")
-                    source = "s"
-                lines += [
-                    f"lop3.b32 a{place}, {source}, 0x000F000F, 0x{mantissa:08X}, 0xEA;",
-                    f"fma.rn.{kind}x2 a{place}, a{place}, o, $16;",
-                ]
-            first = 8 + 4 * unit + 2 * half
-            lines.append(_mma(kind, ["a0", "a1", "a2", "a3"], f"${first}", f"${first + 1}"))
-    return _block(lines, f"mov.b32 o, 0x{one:08X};")
+    for product in range(4):
+        unit, half = divmod(product, 2)
+        for place, (word, pair) in enumerate(_PLACES):
+            source, shift = f"${16 + word + unit}", 4 * (2 * half + pair)
+            if shift:
+                lines.append(f"shr.u32 s, {source}, {shift};")
+                source = "s"
+            lines += [
+                f"lop3.b32 s, {source}, 0x000F000F, 0x{mantissa:08X}, 0xEA;",
+                f"fma.rn.{kind}x2 ${4 * product + place}, s, o, $20;",
+            ]
+    return _block([f"mov.b32 o, 0x{one:08X};", *lines])
 
 
-def _of_8_bits(kind: str, mantissa: int, one: int) -> str:
+def _numbers_of_8_bits(kind: str, mantissa: int, one: int) -> str:
     """Words 0 and 1 are the first half, 2 and 3 the second; a pair has a byte of both words."""
     lines = []
-    for half in range(2):
-        for place, (word, pair) in enumerate([(0, 0), (2, 0), (0, 1), (2, 1)]):
-            byte, (low, high) = 2 * half + pair, (f"${4 + word}", f"${5 + word}")
+    for product in range(2):
+        for place, (word, pair) in enumerate(_PLACES):
+            byte, low, high = 2 * product + pair, f"${8 + word}", f"${9 + word}"
+            result = f"${4 * product + place}"
             if kind == "bf16":
                 # A mantissa of 7 bits has no room for 8.
                 lines += [
@@ -68,36 +61,50 @@ def _of_8_bits(kind: str, mantissa: int, one: int) -> str:
                     "mov.b32 f2, $12;",
                     "add.f32 f0, f0, f2;",
                     "add.f32 f1, f1, f2;",
-                    f"cvt.rn.bf16x2.f32 a{place}, f1, f0;",
+                    f"cvt.rn.bf16x2.f32 {result}, f1, f0;",
                 ]
             else:
                 lines += [
                     f"prmt.b32 s, {low}, {high}, 0x00{4 + byte}{byte};",
                     f"prmt.b32 s, s, 0x{mantissa:08X}, 0x5150;",
-                    f"fma.rn.f16x2 a{place}, s, o, $12;",
+                    f"fma.rn.f16x2 {result}, s, o, $12;",
                 ]
-        lines.append(_mma(kind, ["a0", "a1", "a2", "a3"], f"${8 + 2 * half}", f"${9 + 2 * half}"))
-    return _block(lines, f"mov.b32 o, 0x{one:08X};")
+    return _block([f"mov.b32 o, 0x{one:08X};", *lines])
 
 
-def _block(lines: list[str], one: str) -> str:
-    """The instructions, in registers of their own, from sums of zero to the four results."""
+def _products(kind: str, count: int) -> str:
+    """So many products, one added to the other."""
     names = [f"c{i}" for i in range(4)]
-    return "\n".join(
-        [
-            "{",
-            ".reg .b32 a0, a1, a2, a3, o, r, s;",
-            ".reg .f32 c0, c1, c2, c3, f0, f1, f2;",
-            one,
-            *(f"mov.f32 {name}, 0f00000000;" for name in names),
-            *lines,
-            *(f"mov.f32 ${i}, {name};" for i, name in enumerate(names)),
-            "}",
-        ]
-    )
+    sums = "{" + ", ".join(names) + "}"
+    lines = [f"mov.f32 {name}, 0f00000000;" for name in names]
+    for product in range(count):
+        left = ", ".join(f"${4 + 4 * product + i}" for i in range(4))
+        right = ", ".join(f"${4 + 4 * count + 2 * product + i}" for i in range(2))
+        lines.append(
+            f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
+            f"{sums}, {{{left}}}, {{{right}}}, {sums};"
+        )
+    return _block(lines + [f"mov.f32 ${i}, {name};" for i, name in enumerate(names)])
 
 
-OF_4_BITS_BF16, OF_4_BITS_F16 = _of_4_bits(*_BF16), _of_4_bits(*_F16)
-OF_8_BITS_BF16, OF_8_BITS_F16 = _of_8_bits(*_BF16), _of_8_bits(*_F16)
-OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 16)
-OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 12)
+def _block(lines: list[str]) -> str:
+    """The instructions, in registers of their own."""
+    registers = [".reg .b32 o, r, s;", ".reg .f32 c0, c1, c2, c3, f0, f1, f2;"]
+    return "\n".join(["{", *registers, *lines, "}"])
+
+
+NUMBERS_OF_4_BITS_BF16, NUMBERS_OF_4_BITS_F16 = (
+    _numbers_of_4_bits(*_BF16),
+    _numbers_of_4_bits(*_F16),
+)
+NUMBERS_OF_8_BITS_BF16, NUMBERS_OF_8_BITS_F16 = (
+    _numbers_of_8_bits(*_BF16),
+    _numbers_of_8_bits(*_F16),
+)
+PRODUCTS_OF_4_BITS_BF16, PRODUCTS_OF_4_BITS_F16 = _products("bf16", 4), _products("f16", 4)
+PRODUCTS_OF_8_BITS_BF16, PRODUCTS_OF_8_BITS_F16 = _products("bf16", 2), _products("f16", 2)
+# Early clobber: words are read after the first numbers are written.
+NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 8)
+NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 8)
+PRODUCTS_OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 24)
+PRODUCTS_OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 12)

@@ -17,12 +17,18 @@ import triton.language as tl
 from longspan.kernels.linear.triton_rows import load_x
 from longspan.kernels.quantized_linear import tensor_cores
 
-_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.OF_4_BITS_BF16)
-_OF_4_BITS_F16 = tl.constexpr(tensor_cores.OF_4_BITS_F16)
-_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.OF_8_BITS_BF16)
-_OF_8_BITS_F16 = tl.constexpr(tensor_cores.OF_8_BITS_F16)
-_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.OPERANDS_OF_4_BITS)
-_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.OPERANDS_OF_8_BITS)
+_NUMBERS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_BF16)
+_NUMBERS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_F16)
+_NUMBERS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_BF16)
+_NUMBERS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_F16)
+_PRODUCTS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_BF16)
+_PRODUCTS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_F16)
+_PRODUCTS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_BF16)
+_PRODUCTS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_F16)
+_NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_4_BITS)
+_NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_8_BITS)
+_PRODUCTS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_4_BITS)
+_PRODUCTS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_8_BITS)
 
 
 @triton.jit
@@ -171,7 +177,7 @@ def _load_x_of_words(
 
 @triton.jit
 def _by_float32(words, x, zero, BITS: tl.constexpr):
-    """The same as `_by_tensor_cores`, of x in float32."""
+    """The same of words, and x in float32."""
     less = zero.to(tl.float32)[:, :, None]
     product = _number(words, 0, less, BITS) * x[0]
     for i in tl.static_range(1, 32 // BITS):
@@ -180,8 +186,8 @@ def _by_float32(words, x, zero, BITS: tl.constexpr):
 
 
 @triton.jit
-def _by_tensor_cores(words, x, zero, BITS: tl.constexpr, BF16: tl.constexpr):
-    """The sum of each lane's numbers, less their zero points, times x: float32 [lines, 4]."""
+def _numbers(words, zero, BITS: tl.constexpr, BF16: tl.constexpr):
+    """Each lane's numbers less their zero points, as pairs of 16 bits."""
     # What is taken off, in the format that the numbers are set into.
     if BITS == 8 and BF16:
         taken = zero | -0x35000000
@@ -189,15 +195,35 @@ def _by_tensor_cores(words, x, zero, BITS: tl.constexpr, BF16: tl.constexpr):
         taken = (zero * 0x00010001) | -0x3CFF3D00
     else:
         taken = (zero * 0x00010001) | -0x1BFF1C00
+    taken = taken[:, :, None]
+    if BITS == 4:
+        numbers = tl.inline_asm_elementwise(
+            _NUMBERS_OF_4_BITS_BF16 if BF16 else _NUMBERS_OF_4_BITS_F16,
+            _NUMBERS_OPERANDS_OF_4_BITS, [words, taken],
+            (tl.int32, tl.int32, tl.int32, tl.int32), True, 4,
+        )  # fmt: skip
+    else:
+        numbers = tl.inline_asm_elementwise(
+            _NUMBERS_OF_8_BITS_BF16 if BF16 else _NUMBERS_OF_8_BITS_F16,
+            _NUMBERS_OPERANDS_OF_8_BITS, [words, taken], (tl.int32, tl.int32), True, 4,
+        )  # fmt: skip
+    return numbers
+
+
+@triton.jit
+def _by_tensor_cores(numbers, x, BITS: tl.constexpr, BF16: tl.constexpr):
+    """The sum of each lane's numbers times x: float32 [lines, 4]."""
     if BITS == 4:
         sums = tl.inline_asm_elementwise(
-            _OF_4_BITS_BF16 if BF16 else _OF_4_BITS_F16, _OPERANDS_OF_4_BITS,
-            [words, x[0], x[1], taken[:, :, None]], tl.float32, True, 4,
+            _PRODUCTS_OF_4_BITS_BF16 if BF16 else _PRODUCTS_OF_4_BITS_F16,
+            _PRODUCTS_OPERANDS_OF_4_BITS,
+            [numbers[0], numbers[1], numbers[2], numbers[3], x[0], x[1]], tl.float32, True, 4,
         )  # fmt: skip
     else:
         sums = tl.inline_asm_elementwise(
-            _OF_8_BITS_BF16 if BF16 else _OF_8_BITS_F16, _OPERANDS_OF_8_BITS,
-            [words, x[0], taken[:, :, None]], tl.float32, True, 4,
+            _PRODUCTS_OF_8_BITS_BF16 if BF16 else _PRODUCTS_OF_8_BITS_F16,
+            _PRODUCTS_OPERANDS_OF_8_BITS,
+            [numbers[0], numbers[1], x[0]], tl.float32, True, 4,
         )  # fmt: skip
     even, odd = tl.split(tl.reshape(sums, [sums.shape[0], 4, 2, 2]))
     first, _ = tl.split(even)
@@ -248,34 +274,40 @@ def multiply_words(
             )  # fmt: skip
         for part in tl.static_range(DEPTH):
             word = _lane_words(start + part * BLOCK, BLOCK)
-            after = ()
+            xs = ()
             for x_row in tl.static_range(X_ROWS):
                 x = _load_x_of_words(
                     x_ptr + x_row * stride_x, norm_ptr, roots, y_ptr, word,
                     WIDTH, GROUPS, BITS, TENSOR_CORES,
                 )  # fmt: skip
-                for r in tl.static_range(R):
-                    scale = all_scales[part * R + r].to(tl.float32)
-                    zero = tl.full([BLOCK // 2, 4], 2 ** (BITS - 1), tl.int32)
-                    if zeros_ptr is not None:
-                        zero = all_zeros[part * R + r].to(tl.int32)
-                        if BITS == 4:
-                            zero = (zero >> (word // BLOCK_WORDS % 2 * 4)) & 15
+                xs = xs + (x,)
+            after = ()
+            for r in tl.static_range(R):
+                words = all_words[part * R + r]
+                scale = all_scales[part * R + r].to(tl.float32)
+                zero = tl.full([BLOCK // 2, 4], 2 ** (BITS - 1), tl.int32)
+                if zeros_ptr is not None:
+                    zero = all_zeros[part * R + r].to(tl.int32)
+                    if BITS == 4:
+                        zero = (zero >> (word // BLOCK_WORDS % 2 * 4)) & 15
+                if TENSOR_CORES:
+                    numbers = _numbers(words, zero, BITS, BF16)
+                for x_row in tl.static_range(X_ROWS):
                     if TENSOR_CORES:
-                        product = _by_tensor_cores(all_words[part * R + r], x, zero, BITS, BF16)
+                        product = _by_tensor_cores(numbers, xs[x_row], BITS, BF16)
                     else:
-                        product = _by_float32(all_words[part * R + r], x, zero, BITS)
-                    after = after + (totals[x_row * R + r] + product * scale,)
+                        product = _by_float32(words, xs[x_row], zero, BITS)
+                    after = after + (totals[r * X_ROWS + x_row] + product * scale,)
             totals = after
     results = ()
     for x_row in tl.static_range(X_ROWS):
-        lines = tl.sum(totals[x_row * R], axis=1)
+        lines = tl.sum(totals[x_row], axis=1)
         if R == 2:
-            lines = tl.join(lines, tl.sum(totals[x_row * R + 1], axis=1))
+            lines = tl.join(lines, tl.sum(totals[X_ROWS + x_row], axis=1))
         elif R > 2:
             tl.static_assert(R == 4, "a lane has 1, 2 or 4 rows")
-            even = tl.join(lines, tl.sum(totals[x_row * R + 2], axis=1))
-            odd = tl.sum(totals[x_row * R + 1], axis=1)
-            lines = tl.join(even, tl.join(odd, tl.sum(totals[x_row * R + 3], axis=1)))
+            even = tl.join(lines, tl.sum(totals[2 * X_ROWS + x_row], axis=1))
+            odd = tl.sum(totals[X_ROWS + x_row], axis=1)
+            lines = tl.join(even, tl.join(odd, tl.sum(totals[3 * X_ROWS + x_row], axis=1)))
         results = results + (tl.sum(tl.reshape(lines, [BLOCK // 16, ROWS]), axis=0),)
     return results
