@@ -134,6 +134,7 @@ def as_matrix(
     width: int,
     dtype: torch.dtype,
     depth: int,
+    x_rows: int = 1,
 ) -> Matrix:
     """What the two helpers take of a matrix.
 
@@ -145,6 +146,7 @@ def as_matrix(
         width: D.
         dtype: of y, which x is rounded to.
         depth: blocks of floating point that are loaded ahead.
+        x_rows: rows of x that a launch multiplies with packed numbers.
     """
     outputs = weight.shape[0]
     if bits is None:
@@ -165,7 +167,7 @@ def as_matrix(
         "TENSOR_CORES": _has_tensor_cores(words, dtype),
         "NEIGHBOURS": 4,
     }
-    options = word_block(outputs, words.shape[1])
+    options = word_block(outputs, words.shape[1], x_rows)
     return Matrix(
         weight=words, scales=scales.contiguous(), zeros=zeros, outputs=outputs,
         strides=(words.stride(0), 0 if zeros is None else zeros.stride(0)),

@@ -9,9 +9,11 @@ MAX_DEPTH = 5
 MAX_WARPS = 8
 # From so many outputs on a lane has two rows, whose x is read once.
 MANY_OUTPUTS = 8192
+# Of more rows of x a lane has one row of the weight again: two would spill.
+MANY_X_ROWS = 4
 
 
-def word_block(outputs: int, row_words: int) -> dict[str, int]:
+def word_block(outputs: int, row_words: int, x_rows: int = 1) -> dict[str, int]:
     """Outputs of a program, words of a tile, tiles ahead, warps.
 
     A row is split over so many warps that each has its part of it on the way at once.
@@ -19,6 +21,7 @@ def word_block(outputs: int, row_words: int) -> dict[str, int]:
     Args:
         outputs: rows of the weight.
         row_words: words of 32 bits of a row.
+        x_rows: rows of x that meet them, whose sums take registers.
     """
     warps = 1
     while warps < MAX_WARPS and row_words > warps * WARP_WORDS * MAX_DEPTH:
@@ -27,7 +30,7 @@ def word_block(outputs: int, row_words: int) -> dict[str, int]:
     # Of more tiles, as many times the depth as it takes.
     depth = -(-tiles // -(-tiles // MAX_DEPTH))
     return {
-        "ROWS": 16 if outputs >= MANY_OUTPUTS else 8,
+        "ROWS": 16 if outputs >= MANY_OUTPUTS and x_rows <= MANY_X_ROWS else 8,
         "BLOCK": warps * WARP_WORDS,
         "DEPTH": depth,
         "num_warps": warps,

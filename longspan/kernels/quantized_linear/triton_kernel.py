@@ -86,7 +86,10 @@ def quantized_linear(
         return _by_scratch(x, weight, scales, zeros, bias, bits)
     overlap = overlap_options(x, weight, scales, zeros)
     flat = as_rows(x)
-    matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
+    matrix = as_matrix(
+        weight, scales, zeros,
+        bits=bits, width=width, dtype=x.dtype, depth=1, x_rows=flat.shape[0],
+    )  # fmt: skip
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     _quantized_linear[(matrix.programs,)](
         flat,
