@@ -6,6 +6,8 @@ with the scales and zero points of its blocks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -55,6 +57,13 @@ class Linear(nn.Module):
         if self.bits is None:
             return linear(x, self.weight, self.bias)
         return quantized_linear(x, self.weight, self.scales, self.zeros, self.bias, bits=self.bits)
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """Scales, zero points and bits of the weight, as the fused ops take them."""
+        if self.bits is None:
+            return {}
+        return {"scales": self.scales, "zeros": self.zeros, "bits": self.bits}
 
     def part(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """The outputs `rows` alone, by the same rows of the weight where they lie."""

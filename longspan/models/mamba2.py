@@ -73,11 +73,11 @@ class Mamba2(nn.Module):
         )  # fmt: skip
         inputs, options = self._dual(u, dt, state["ssm"])
         norm, out_proj = self.norm, self.out_proj
-        if norm is None or not out_proj.weight.is_floating_point():
+        if norm is None:
             y, ssm = ssd(*inputs, **options)
-            y = y.flatten(-2)
-            out = out_proj(swiglu(z, y) if norm is None else norm(y, z))
+            out = out_proj(swiglu(z, y.flatten(-2)))
         else:
+            options |= out_proj.packing
             out, ssm = ssd_norm_linear(
                 *inputs, z, norm.weight, out_proj.weight, out_proj.bias, eps=norm.eps, **options
             )

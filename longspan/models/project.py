@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from longspan.kernels.linear_conv import linear_conv
-from longspan.kernels.linear_conv.reference import conv_of_part
 from longspan.models.linear import Linear
 
 
@@ -31,8 +30,7 @@ def project(
     Returns:
         The channels before, those convolved and those after, [B, L, ...], and the new tail.
     """
-    if in_proj.weight.is_floating_point():
-        return linear_conv(
-            x, in_proj.weight, in_proj.bias, conv_weight, conv_bias, tail, first=first
-        )
-    return conv_of_part(in_proj(x), conv_weight, conv_bias, tail, first=first)
+    return linear_conv(
+        x, in_proj.weight, in_proj.bias, conv_weight, conv_bias, tail,
+        first=first, **in_proj.packing,
+    )  # fmt: skip

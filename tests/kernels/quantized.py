@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from longspan.models.config import Quantization
+
+# Bits, numbers of a block, and whether zero points are left out.
+PACKINGS = [(8, 32, True), (8, 128, False), (4, 32, False), (4, 64, True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,13 @@ class Stored:
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Numbers, scales and zero points."""
         return self.weight, self.scales, self.zeros
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """All as the fused ops take it."""
+        return {
+            "weight": self.weight, "scales": self.scales, "zeros": self.zeros, "bits": self.bits
+        }  # fmt: skip
 
 
 def stored(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longspan.kernels import choose, override
-from longspan.kernels.linear import linear, triton_kernel
+from longspan.kernels.linear import linear, triton_rows
 from longspan.kernels.linear.reference import linear as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
 from tests.tolerances import assert_close
@@ -49,7 +49,7 @@ def test_kernel(device: str, dtype: torch.dtype, outputs: int, width: int, biase
 def test_outputs_of_a_program(
     device: str, dtype: torch.dtype, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_kernel, "MIN_PROGRAMS", programs)
+    monkeypatch.setattr(triton_rows, "MIN_PROGRAMS", programs)
     x = torch.randn(1, 2400, device=device).to(dtype)
     _check(x, (torch.randn(21, 2400, device=device) / 49).to(dtype))
 

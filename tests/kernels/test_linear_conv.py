@@ -12,6 +12,7 @@ from longspan.kernels.donation import states_donated
 from longspan.kernels.linear_conv import linear_conv
 from longspan.kernels.linear_conv.reference import linear_conv as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
+from tests.kernels.quantized import PACKINGS, stored
 from tests.tolerances import assert_close
 
 OP = "linear_conv"
@@ -50,7 +51,10 @@ def arguments(
 
 def in_float64(given: dict[str, Any]) -> Tensors:
     """The reference in float64."""
-    wide = {name: widen(each) if torch.is_tensor(each) else each for name, each in given.items()}
+    wide = {
+        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
+        for name, each in given.items()
+    }
     return reference(**wide)
 
 
@@ -74,6 +78,18 @@ def check(given: dict[str, Any]) -> Tensors:
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_kernel(device: str, dtype: torch.dtype, width: int) -> None:
     check(arguments(device, dtype, width=width))
+
+
+@pytest.mark.parametrize("width", [70, 1000])
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_a_packed_weight(
+    device: str, dtype: torch.dtype, bits: int, block: int, symmetric: bool, width: int
+) -> None:
+    matrix = stored(
+        F + E + LAST, width, bits=bits, block=block, symmetric=symmetric, device=device, dtype=dtype
+    )
+    check(arguments(device, dtype, width=width) | matrix.named)
 
 
 @pytest.mark.parametrize("taps", [1, 2, 4, 7])
@@ -117,8 +133,11 @@ def test_views(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_of_several_tokens_it_is_the_ops_one_after_another(device: str) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["floats", "packed"])
+def test_of_several_tokens_it_is_the_ops_one_after_another(device: str, packed: bool) -> None:
     given = arguments(device, torch.float32, length=5)
+    if packed:
+        given |= stored(40, D, bits=4, block=32, symmetric=False, device=device).named
     expected = in_float64(given)
     with override(OP, "triton"):
         found = linear_conv(**given)
@@ -152,6 +171,11 @@ def test_a_tail_that_was_given_away_is_overwritten(device: str) -> None:
         (
             {"first": 15},
             "first is 15; 26 channels of 40 are convolved, so it must be from 0 to 14",
+        ),
+        ({"bits": 4}, "bits is 4, but scales is None; each block has a scale"),
+        (
+            {"scales": torch.zeros(40, 3)},
+            "scales or zeros are given, but bits is None; they belong to a weight of 8 or 4 bits",
         ),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -9,13 +11,12 @@ import torch
 from onnx import TensorProto, helper
 
 from longspan.kernels import choose, override
-from longspan.kernels.quantized_linear import quantized_linear, scratch, triton_kernel
+from longspan.kernels.linear import triton_product
+from longspan.kernels.quantized_linear import blocks, quantized_linear, scratch, triton_kernel
 from longspan.kernels.quantized_linear.reference import quantized_linear as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES
-from tests.kernels.quantized import Stored, stored
+from tests.kernels.quantized import PACKINGS, Stored, stored
 from tests.tolerances import assert_close
-
-CASES = [(8, 32, True), (8, 128, False), (4, 32, False), (4, 64, True)]
 
 
 def _check(
@@ -32,7 +33,7 @@ def _check(
 
 
 @pytest.mark.parametrize(("outputs", "width"), [(1, 1), (7, 63), (9, 2049)])
-@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_one_row(
     device: str,
@@ -51,7 +52,7 @@ def test_one_row(
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (1, 9)], ids=str)
-@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_several_rows(
     device: str, dtype: torch.dtype, bits: int, block: int, symmetric: bool, shape: tuple[int, ...]
@@ -86,12 +87,39 @@ def test_views(device: str, view: str, rows: int) -> None:
     _check(views[view], matrix, op="quantized_linear of scratch")
 
 
-@pytest.mark.parametrize("programs", [1, 10_000])
-@pytest.mark.parametrize("device", DEVICES)
-def test_outputs_of_a_program(device: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_kernel, "MIN_PROGRAMS", programs)
-    matrix = stored(21, 700, bits=4, block=32, symmetric=True, device=device)
-    _check(torch.randn(1, 700, device=device), matrix)
+@pytest.mark.parametrize("rows", [8, 16, 32])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_rows_longer_than_what_is_loaded_ahead(
+    device: str, dtype: torch.dtype, bits: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1, 2 and 4 rows a lane, two warps, and several passes."""
+
+    def block(outputs: int, row_words: int, x_rows: int) -> dict[str, int]:
+        return {"ROWS": rows, "BLOCK": 32, "DEPTH": 2, "num_warps": 2}
+
+    monkeypatch.setattr(triton_product, "word_block", block)
+    matrix = stored(37, 520, bits=bits, block=32, symmetric=False, device=device, dtype=dtype)
+    _check(torch.randn(2, 520, device=device).to(dtype), matrix)
+
+
+def test_a_row_is_on_its_way_at_once_or_in_even_parts() -> None:
+    # ROWS, BLOCK, DEPTH and warps of Mamba-2 2.7B's in_proj and out_proj in 4 bits, and a long row.
+    assert list(blocks.word_block(10_576, 320).values()) == [16, 64, 5, 4]
+    assert list(blocks.word_block(10_576, 320, 8).values()) == [8, 64, 5, 4]
+    assert list(blocks.word_block(2560, 640).values()) == [8, 128, 5, 8]
+    assert list(blocks.word_block(2560, 768).values()) == [8, 128, 3, 8]
+    assert list(blocks.word_block(7, 8).values()) == [8, 16, 1, 1]
+
+
+@pytest.mark.parametrize("offset", [4, 16])
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_weights_anywhere_in_memory(device: str, dtype: torch.dtype, offset: int) -> None:
+    matrix = stored(20, 96, bits=4, block=32, symmetric=True, device=device, dtype=dtype)
+    room = torch.zeros(offset + matrix.weight.numel(), dtype=torch.uint8, device=device)
+    weight = room[offset:].view(matrix.weight.shape).copy_(matrix.weight)
+    x = torch.randn(1, 99, device=device).to(dtype)[:, 3:]
+    _check(x, replace(matrix, weight=weight))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -113,7 +141,7 @@ def test_no_rows_dequantise_nothing() -> None:
 
 
 @pytest.mark.parametrize("width", [96, 100])
-@pytest.mark.parametrize(("bits", "block", "symmetric"), CASES)
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 def test_the_layout_is_that_of_onnxruntime(
     bits: int, block: int, symmetric: bool, width: int
 ) -> None:

@@ -12,6 +12,7 @@ from longspan.kernels.donation import states_donated
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
+from tests.kernels.quantized import PACKINGS, stored
 from tests.tolerances import assert_close
 
 OP = "ssd_norm_linear"
@@ -54,8 +55,12 @@ def arguments(
 
 def in_float64(given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference in float64."""
-    wide = {name: widen(each) if torch.is_tensor(each) else each for name, each in given.items()}
-    wide["weight"] = given["weight"].to(given["x"].dtype).double()
+    wide = {
+        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
+        for name, each in given.items()
+    }
+    if "bits" not in given:
+        wide["weight"] = given["weight"].to(given["x"].dtype).double()
     return reference(**{"dt_limit": (0.0, float("inf")), **wide})
 
 
@@ -81,6 +86,26 @@ def test_kernel(
     device: str, dtype: torch.dtype, heads: int, width: int, groups: int, states: int
 ) -> None:
     check(arguments(device, dtype, heads=heads, width=width, groups=groups, states=states))
+
+
+@pytest.mark.parametrize(("heads", "width", "groups"), [(6, 10, 2), (6, 33, 3), (16, 64, 1)])
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_a_packed_weight(
+    device: str,
+    dtype: torch.dtype,
+    bits: int,
+    block: int,
+    symmetric: bool,
+    heads: int,
+    width: int,
+    groups: int,
+) -> None:
+    matrix = stored(
+        OUT, heads * width, bits=bits, block=block, symmetric=symmetric, device=device, dtype=dtype
+    )
+    given = arguments(device, dtype, heads=heads, width=width, groups=groups)
+    check(given | matrix.named)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -134,10 +159,13 @@ def test_a_state_that_was_given_away_is_overwritten(device: str) -> None:
     assert torch.equal(state, expected_state)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["floats", "packed"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_token_is_a_chunk_of_one(device: str) -> None:
+def test_a_token_is_a_chunk_of_one(device: str, packed: bool) -> None:
     """Of three tokens read at once and one by one."""
     given = arguments(device, torch.float32, length=3)
+    if packed:
+        given |= stored(OUT, 60, bits=4, block=32, symmetric=False, device=device).named
     with override(OP, "triton"):
         whole, expected = ssd_norm_linear(**given)
         state, rows = given["state"], []
@@ -161,6 +189,7 @@ def test_a_token_is_a_chunk_of_one(device: str) -> None:
             {"dt_limit": (2.0, 1.0)},
             r"dt_limit is \(2.0, 1.0\); it must be \(smallest, largest\), from 0 up",
         ),
+        ({"bits": 8}, "bits is 8, but scales is None; each block has a scale"),
     ],
 )
 def test_what_does_not_fit(changes: dict[str, Any], message: str) -> None:

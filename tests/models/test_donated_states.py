@@ -12,7 +12,7 @@ import torch
 from longspan.kernels import implementations, override
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.donation import is_donated, new_like, states_donated
-from longspan.kernels.linear import triton_kernel
+from longspan.kernels.linear import triton_rows
 from longspan.models.config import (
     LAYER_KINDS,
     AnchorAttentionConfig,
@@ -78,7 +78,7 @@ def in_triton() -> Iterator[None]:
     with ExitStack() as stack:
         if not torch.cuda.is_available():
             # The interpreter runs programs one after another: a few with more rows cost less.
-            stack.enter_context(patch.object(triton_kernel, "MIN_PROGRAMS", 1))
+            stack.enter_context(patch.object(triton_rows, "MIN_PROGRAMS", 1))
         for op in OPS:
             if op != "linear" and "triton" in implementations(op):
                 stack.enter_context(override(op, "triton"))

@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import nn
 
 from longspan.kernels import override
 from longspan.kernels.causal_conv import causal_conv
+from longspan.models.config import Quantization
 from longspan.models.linear import Linear
 from longspan.models.project import project
 from tests.kernels.devices import DEVICES
 from tests.tolerances import assert_close
 
-D, F, E, LAST = 12, 3, 8, 2
+D, F, E, LAST = 36, 3, 8, 2
 
 
-class Bytes(nn.Module):
-    """A projection whose weight is stored in bytes, as a quantised one is."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        shape = F + E + LAST, D
-        self.weight = torch.randint(256, shape, dtype=torch.uint8, device=device)
-        self.bias = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply by weights from -1 to 1."""
-        return x @ (self.weight / 128.0 - 1.0).T
-
-
-def a_linear(device: str) -> Linear:
+def a_linear(device: str, bits: int | None) -> Linear:
     """A projection with random weights."""
     linear = Linear(D, F + E + LAST, dtype=torch.float32).requires_grad_(False).to(device)
-    linear.weight.normal_()
+    if bits is None:
+        linear.weight.normal_()
+    else:
+        linear.quantize_(Quantization(bits=bits, symmetric=False))
+        linear.weight.random_(256)
+        linear.scales.normal_(std=2.0**-bits)
+        assert linear.zeros is not None
+        linear.zeros.random_(256)
     return linear
 
 
 @pytest.mark.parametrize("length", [1, 3])
-@pytest.mark.parametrize("stored", ["numbers", "bytes"])
+@pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("device", DEVICES)
-def test_project(device: str, stored: str, length: int) -> None:
-    in_proj: Any = a_linear(device) if stored == "numbers" else Bytes(device)
+def test_project(device: str, bits: int | None, length: int) -> None:
+    in_proj = a_linear(device, bits)
     conv_weight = torch.randn(E, 1, 4, device=device)
     x = torch.randn(1, length, D, device=device)
     tail = torch.randn(1, 3, E, device=device)

@@ -7,7 +7,7 @@ import torch
 from longspan.kernels.checks import require_shape
 from longspan.kernels.choice import implementation
 
-__all__ = ["check_quantized", "dequantize"]
+__all__ = ["check_matrix", "check_quantized", "dequantize"]
 
 
 def dequantize(
@@ -67,3 +67,30 @@ def check_quantized(
     require_shape(op, "scales", scales, (weight.shape[0], blocks))
     if zeros is not None:
         require_shape(op, "zeros", zeros, (weight.shape[0], -(-blocks * bits // 8)))
+
+
+def check_matrix(
+    op: str,
+    weight: torch.Tensor,
+    scales: torch.Tensor | None,
+    zeros: torch.Tensor | None,
+    *,
+    bits: int | None,
+    width: int,
+) -> None:
+    """Check a matrix of `width` columns: of floating point where `bits` is None, or packed.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if bits is None:
+        if scales is not None or zeros is not None:
+            raise ValueError(
+                f"{op}: scales or zeros are given, but bits is None; they belong to a weight of "
+                "8 or 4 bits"
+            )
+        require_shape(op, "weight", weight, (None, width))
+    elif scales is None:
+        raise ValueError(f"{op}: bits is {bits}, but scales is None; each block has a scale")
+    else:
+        check_quantized(op, weight, scales, zeros, bits=bits, width=width)

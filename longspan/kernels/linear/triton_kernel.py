@@ -1,12 +1,10 @@
 """Linear layer of one row in Triton: a product of a matrix and a vector, at the speed of memory.
 
-A program owns a few outputs and walks the whole of their rows of the weight. The next block of
-weights is on its way while one is multiplied; each thread reads 16 bytes a row at a time. Nothing
-is split over programs: a sum has one order.
+A program owns a few outputs and walks the whole of their rows of the weight.
 """
 
-# The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment,misc"
+# The arguments of a kernel have Triton's types, and Triton ships no annotations.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
 import torch
@@ -14,20 +12,8 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
+from longspan.kernels.linear.triton_rows import multiply_rows, row_block, start_rows
 from longspan.kernels.rows import as_rows
-
-# Programs enough for two on each multiprocessor of a large GPU.
-MIN_PROGRAMS = 256
-# Bytes of a block of one row: 16 for each thread of four warps.
-BLOCK_BYTES = 2048
-
-
-@triton.jit
-def load_weights(rows_ptr, start, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of columns of some rows of a weight; beyond the last column zeros."""
-    column = start + tl.arange(0, BLOCK)[None, :]
-    # Read once a token; x, which all programs read, stays in the first cache.
-    return tl.load(rows_ptr + column, mask=column < WIDTH, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit(do_not_specialize=["rows", "outputs"])
@@ -51,25 +37,14 @@ def _linear(
     program = tl.program_id(0).to(tl.int64)
     row = program % rows
     output = program // rows * ROWS + tl.arange(0, ROWS)
-    # Rows beyond the last repeat it: no mask but the columns'.
-    rows_ptr = weight_ptr + (tl.minimum(output, outputs - 1) * stride_weight)[:, None]
-    ahead = ()
-    for part in tl.static_range(DEPTH):
-        ahead = ahead + (load_weights(rows_ptr, part * BLOCK, WIDTH, BLOCK),)
+    rows_ptr, ahead = start_rows(weight_ptr, output, outputs, stride_weight, WIDTH, BLOCK, DEPTH)
     # Weights do not depend on the launch before, x does.
     wait_for_last_launch(OVERLAP)
 
-    total = tl.zeros([ROWS, BLOCK // NEIGHBOURS], dtype=tl.float32)
-    for start in range(0, WIDTH, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * stride_x + column, mask=column < WIDTH, other=0.0)
-        weights = ahead[0].to(x.dtype).to(tl.float32)
-        ahead = ahead[1:] + (load_weights(rows_ptr, start + DEPTH * BLOCK, WIDTH, BLOCK),)
-        products = weights * x.to(tl.float32)[None, :]
-        # What lies in one thread is added up at once, which saves registers.
-        total += tl.sum(tl.reshape(products, [ROWS, BLOCK // NEIGHBOURS, NEIGHBOURS]), axis=2)
-
-    y = tl.sum(total, axis=1)
+    y = multiply_rows(
+        rows_ptr, ahead, x_ptr + row * stride_x, None, None, y_ptr,
+        WIDTH, 1, ROWS, BLOCK, NEIGHBOURS, DEPTH,
+    )  # fmt: skip
     real = output < outputs
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + output, mask=real, other=0.0)
@@ -101,25 +76,3 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
         **overlap,
     )
     return y
-
-
-def row_block(outputs: int, width: int, element_bytes: int, *, depth: int) -> dict[str, int]:
-    """Outputs of a program, columns of a block, neighbours in a thread, warps.
-
-    Args:
-        outputs: rows of the weight.
-        width: its columns.
-        element_bytes: of the weight.
-        depth: blocks that are loaded ahead.
-    """
-    columns = min(BLOCK_BYTES // element_bytes, max(16, triton.next_power_of_2(width)))
-    rows = 4
-    while rows > 1 and triton.cdiv(outputs, rows) < MIN_PROGRAMS:
-        rows //= 2
-    return {
-        "ROWS": rows,
-        "BLOCK": columns,
-        "NEIGHBOURS": 16 // element_bytes,
-        "DEPTH": depth,
-        "num_warps": 4,
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from longspan.kernels.causal_conv import causal_conv
-from longspan.kernels.linear import linear
+from longspan.kernels.quantized_linear.any import linear_of_any
 
 
 def linear_conv(
@@ -17,9 +17,13 @@ def linear_conv(
     tail: torch.Tensor,
     *,
     first: int,
+    scales: torch.Tensor | None = None,
+    zeros: torch.Tensor | None = None,
+    bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.linear_conv.linear_conv`."""
-    return conv_of_part(linear(x, weight, bias), conv_weight, conv_bias, tail, first=first)
+    projected = linear_of_any(x, weight, bias, scales=scales, zeros=zeros, bits=bits)
+    return conv_of_part(projected, conv_weight, conv_bias, tail, first=first)
 
 
 def conv_of_part(

@@ -1,12 +1,12 @@
 """A linear layer and the convolution of a part of it, for one token in one launch.
 
-A program owns a few outputs, as in `longspan.kernels.linear.triton_kernel`; where they are channels
-of the convolution, it has them in registers, and nobody else needs their tail. Of more tokens the
-ops run one after another.
+A program owns a few outputs, as in `longspan.kernels.linear.triton_product`; where they are
+channels of the convolution, it has them in registers, and nobody else needs their tail. Of more
+tokens the ops run one after another.
 """
 
-# The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment,misc"
+# The arguments of a kernel have Triton's types, and Triton ships no annotations.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
 import torch
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_kernel import load_weights, row_block
+from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
 from longspan.kernels.linear_conv.reference import linear_conv as one_after_another
 
 
@@ -23,6 +23,8 @@ from longspan.kernels.linear_conv.reference import linear_conv as one_after_anot
 def _linear_conv(
     x_ptr,
     weight_ptr,
+    scales_ptr,
+    zeros_ptr,
     bias_ptr,
     conv_weight_ptr,
     conv_bias_ptr,
@@ -33,6 +35,7 @@ def _linear_conv(
     first,
     channels,
     stride_weight,
+    stride_zeros,
     stride_conv,
     stride_tap,
     stride_tail_token,
@@ -40,18 +43,22 @@ def _linear_conv(
     WIDTH: tl.constexpr,
     K: tl.constexpr,
     TAPS: tl.constexpr,
+    BITS: tl.constexpr,
+    SCALED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DEPTH: tl.constexpr,
+    TENSOR_CORES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
-    output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    rows_ptr = weight_ptr + (tl.minimum(output, outputs - 1) * stride_weight)[:, None]
-    ahead = ()
-    for part in tl.static_range(DEPTH):
-        ahead = ahead + (load_weights(rows_ptr, part * BLOCK, WIDTH, BLOCK),)
+    program_first = tl.program_id(0).to(tl.int64) * ROWS
+    started = start_product(
+        weight_ptr, scales_ptr, zeros_ptr, program_first, outputs, stride_weight, stride_zeros,
+        WIDTH, BITS, SCALED, ROWS, BLOCK, DEPTH,
+    )  # fmt: skip
+    output = program_first + tl.arange(0, ROWS)
     # A row for each channel, a column for each of the inputs and taps that meet; the last is ours.
     channel = (output - first)[:, None]
     j = tl.arange(0, TAPS)[None, :]
@@ -66,16 +73,11 @@ def _linear_conv(
         conv_bias += tl.load(conv_bias_ptr + channel + j, mask=once, other=0.0).to(tl.float32)
     wait_for_last_launch(OVERLAP)
 
-    total = tl.zeros([ROWS, BLOCK // NEIGHBOURS], dtype=tl.float32)
-    for start in range(0, WIDTH, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + column, mask=column < WIDTH, other=0.0)
-        weights = ahead[0].to(x.dtype).to(tl.float32)
-        ahead = ahead[1:] + (load_weights(rows_ptr, start + DEPTH * BLOCK, WIDTH, BLOCK),)
-        products = weights * x.to(tl.float32)[None, :]
-        total += tl.sum(tl.reshape(products, [ROWS, BLOCK // NEIGHBOURS, NEIGHBOURS]), axis=2)
-
-    p = tl.sum(total, axis=1)
+    p = finish_product(
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, projected_ptr,
+        program_first, outputs, 0, stride_zeros,
+        1, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
+    )[0]  # fmt: skip
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + output, mask=output < outputs, other=0.0)
         p += bias.to(projected_ptr.dtype.element_ty).to(tl.float32)
@@ -100,21 +102,27 @@ def linear_conv(
     tail: torch.Tensor,
     *,
     first: int,
+    scales: torch.Tensor | None,
+    zeros: torch.Tensor | None,
+    bits: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.linear_conv.linear_conv`."""
     if x.shape[:2].numel() != 1:
-        return one_after_another(x, weight, bias, conv_weight, conv_bias, tail, first=first)
-    outputs, width = weight.shape
+        return one_after_another(
+            x, weight, bias, conv_weight, conv_bias, tail,
+            first=first, scales=scales, zeros=zeros, bits=bits,
+        )  # fmt: skip
+    outputs, width = weight.shape[0], x.shape[2]
     channels, _, taps = conv_weight.shape
-    overlap = overlap_options(x, weight, conv_weight, conv_bias, tail)
-    if weight.stride(1) != 1:
-        weight = weight.contiguous()
+    overlap = overlap_options(x, weight, scales, zeros, conv_weight, conv_bias, tail)
+    matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
     projected = x.new_empty(1, 1, outputs)
     new_tail = new_like(tail, in_place=True)
-    block = row_block(outputs, width, weight.element_size(), depth=1)
-    _linear_conv[(triton.cdiv(outputs, block["ROWS"]),)](
+    _linear_conv[(matrix.programs,)](
         x.contiguous(),
-        weight,
+        matrix.weight,
+        matrix.scales,
+        matrix.zeros,
         None if bias is None else bias.contiguous(),
         conv_weight,
         None if conv_bias is None else conv_bias.contiguous(),
@@ -124,15 +132,14 @@ def linear_conv(
         outputs,
         first,
         channels,
-        weight.stride(0),
+        *matrix.strides,
         conv_weight.stride(0),
         conv_weight.stride(2),
         tail.stride(1),
         tail.stride(2),
-        WIDTH=width,
         K=taps,
         TAPS=triton.next_power_of_2(taps),
-        **block,
+        **matrix.options,
         **overlap,
     )
     sizes = [first, channels, outputs - first - channels]

@@ -8,6 +8,7 @@ import torch
 
 from longspan.kernels.checks import require_shape
 from longspan.kernels.choice import implementation
+from longspan.kernels.dequantize import check_matrix
 from longspan.kernels.ssd import check_dual
 
 __all__ = ["ssd_norm_linear"]
@@ -29,6 +30,9 @@ def ssd_norm_linear(
     dt_bias: torch.Tensor | None = None,
     dt_limit: tuple[float, float] = (0.0, math.inf),
     state: torch.Tensor,
+    scales: torch.Tensor | None = None,
+    zeros: torch.Tensor | None = None,
+    bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute ``norm(y silu(z)) @ weight.T + bias`` of the dual's y (arXiv 2405.21060, figure 6).
 
@@ -43,30 +47,35 @@ def ssd_norm_linear(
         C: dtype of `x` [B, L, G, N].
         z: float [B, L, E], the gate before SiLU.
         norm_weight: float [E].
-        weight: float [O, E]; cast to the dtype of `x` if it is stored in another.
+        weight: float [O, E]; cast to the dtype of `x` if it is stored in another. With `bits`,
+            uint8 [O, blocks, bytes of a block], see `longspan.kernels.dequantize`.
         bias: float [O], or None.
         eps: added to the mean square, > 0.
         D: float [H] or [H, P], or None; see `ssd`.
         dt_bias: float [H], or None; see `ssd`.
         dt_limit: smallest and largest step.
         state: float32 [B, H, N, P], before the first token.
+        scales: float [O, blocks] of a weight of 8 or 4 bits, else None.
+        zeros: uint8 [O, ceil(blocks bits / 8)] of such a weight, or None.
+        bits: of a number of such a weight, 4 or 8; None for floating point.
 
     Returns:
         dtype of `x` [B, L, O], and the state after the last token, float32 [B, H, N, P].
 
     Raises:
-        ValueError: a shape, a dtype or `dt_limit` does not fit.
+        ValueError: a shape, a dtype, `dt_limit` or `bits` does not fit.
     """
     op = "ssd_norm_linear"
     inner = x.shape[2] * x.shape[3]
     require_shape(op, "z", z, (*x.shape[:2], inner))
     require_shape(op, "norm_weight", norm_weight, (inner,))
-    require_shape(op, "weight", weight, (None, inner))
+    check_matrix(op, weight, scales, zeros, bits=bits, width=inner)
     if bias is not None:
         require_shape(op, "bias", bias, (weight.shape[0],))
     check_dual(op, x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state)
     result: tuple[torch.Tensor, torch.Tensor] = implementation(op, x)(
         x, dt, A, B, C, z, norm_weight, weight, bias,
         eps=eps, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state,
+        scales=scales, zeros=zeros, bits=bits,
     )  # fmt: skip
     return result

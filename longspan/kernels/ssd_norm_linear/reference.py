@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from longspan.kernels.linear import linear
+from longspan.kernels.quantized_linear.any import linear_of_any
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.ssd import ssd
 
@@ -25,10 +25,14 @@ def ssd_norm_linear(
     dt_bias: torch.Tensor | None,
     dt_limit: tuple[float, float],
     state: torch.Tensor,
+    scales: torch.Tensor | None = None,
+    zeros: torch.Tensor | None = None,
+    bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.ssd_norm_linear.ssd_norm_linear`."""
     y, state = ssd(x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state)
-    return linear(gated_norm(y.flatten(-2), z, norm_weight, B.shape[2], eps), weight, bias), state
+    y = gated_norm(y.flatten(-2), z, norm_weight, B.shape[2], eps)
+    return linear_of_any(y, weight, bias, scales=scales, zeros=zeros, bits=bits), state
 
 
 def gated_norm(

@@ -1,0 +1,37 @@
+"""How a matrix of 8 or 4 bits is dealt out to programs."""
+
+from __future__ import annotations
+
+# Words of a row that a warp reads at once.
+WARP_WORDS = 16
+# Tiles of a warp that are loaded before it multiplies the first.
+MAX_DEPTH = 5
+MAX_WARPS = 8
+# From so many outputs on a lane has two rows, whose x is read once.
+MANY_OUTPUTS = 8192
+# Of more rows of x a lane has one row of the weight again: two would spill.
+MANY_X_ROWS = 4
+
+
+def word_block(outputs: int, row_words: int, x_rows: int = 1) -> dict[str, int]:
+    """Outputs of a program, words of a tile, tiles ahead, warps.
+
+    A row is split over so many warps that each has its part of it on the way at once.
+
+    Args:
+        outputs: rows of the weight.
+        row_words: words of 32 bits of a row.
+        x_rows: rows of x that meet them, whose sums take registers.
+    """
+    warps = 1
+    while warps < MAX_WARPS and row_words > warps * WARP_WORDS * MAX_DEPTH:
+        warps *= 2
+    tiles = -(-row_words // (warps * WARP_WORDS))
+    # Of more tiles, as many times the depth as it takes.
+    depth = -(-tiles // -(-tiles // MAX_DEPTH))
+    return {
+        "ROWS": 16 if outputs >= MANY_OUTPUTS and x_rows <= MANY_X_ROWS else 8,
+        "BLOCK": warps * WARP_WORDS,
+        "DEPTH": depth,
+        "num_warps": warps,
+    }

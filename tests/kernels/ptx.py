@@ -1,0 +1,117 @@
+"""A warp that runs the few PTX instructions of `longspan.kernels.quantized_linear.tensor_cores`.
+
+results = run(asm, operands, outputs)      # operands, results: uint32 [any, 32]
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Lanes = NDArray[np.uint32]
+LANES = 32
+
+
+def run(asm: str, operands: Lanes, outputs: int) -> Lanes:
+    """Run `asm` with `operands` after its `outputs` results."""
+    registers: dict[str, Lanes] = {
+        f"${outputs + i}": each.copy() for i, each in enumerate(operands)
+    }
+
+    def value(name: str) -> Lanes:
+        if name.startswith("0f"):
+            return np.full(LANES, int(name[2:], 16), dtype=np.uint32)
+        if name[0].isdigit():
+            return np.full(LANES, int(name, 0), dtype=np.uint32)
+        return registers[name]
+
+    for line in (each.strip().rstrip(";") for each in asm.splitlines()):
+        if line in ("{", "}") or line.startswith(".reg"):
+            continue
+        op, rest = line.split(" ", 1)
+        if op.startswith("mma."):
+            sums, left, right, before = (
+                [name.strip() for name in group.split(",")]
+                for group in re.findall(r"\{(.*?)\}", rest)
+            )
+            assert sums == before
+            kind = op.split(".")[-2]
+            results = _mma(
+                kind, *([registers[name] for name in names] for names in (left, right, sums))
+            )
+            registers |= dict(zip(sums, results, strict=True))
+            continue
+        target, *names = (name.strip() for name in rest.split(","))
+        registers[target] = _scalar(op, [value(name) for name in names])
+    return np.stack([registers[f"${i}"] for i in range(outputs)])
+
+
+def _scalar(op: str, given: list[Lanes]) -> Lanes:
+    """One instruction that every lane runs by itself."""
+    if op in ("mov.b32", "mov.f32"):
+        return given[0]
+    if op == "shr.u32":
+        return given[0] >> given[1]
+    if op == "lop3.b32":
+        assert (given[3] == 0xEA).all(), "(a & b) | c"
+        return (given[0] & given[1]) | given[2]
+    if op == "prmt.b32":
+        both = given[0].astype(np.uint64) | (given[1].astype(np.uint64) << np.uint64(32))
+        result = np.zeros(LANES, dtype=np.uint64)
+        for i in range(4):
+            place = (given[2].astype(np.uint64) >> np.uint64(4 * i)) & np.uint64(7)
+            byte = (both >> (place * np.uint64(8))) & np.uint64(255)
+            result |= byte << np.uint64(8 * i)
+        return result.astype(np.uint32)
+    if op == "add.f32":
+        return (given[0].view(np.float32) + given[1].view(np.float32)).view(np.uint32)
+    if op.startswith("fma.rn."):
+        kind = op.removeprefix("fma.rn.").removesuffix("x2")
+        a, b, c = (_halves(each, kind).double() for each in given)
+        return _packed(a * b + c, kind)
+    assert op == "cvt.rn.bf16x2.f32", op
+    high, low = (torch.from_numpy(each.view(np.float32).copy()) for each in given)
+    return _packed(torch.stack([low, high], dim=-1).double(), "bf16")
+
+
+def _halves(words: Lanes, kind: str) -> torch.Tensor:
+    """Both numbers of 16 bits of each lane, the low one first: [32, 2]."""
+    halves = torch.from_numpy(words.copy().view(np.int16).reshape(LANES, 2))
+    return halves.view(_dtype(kind))
+
+
+def _packed(numbers: torch.Tensor, kind: str) -> Lanes:
+    """Two numbers of each lane, which 16 bits hold exactly, as words."""
+    rounded = numbers.to(_dtype(kind))
+    assert torch.equal(rounded.double(), numbers), "not exact"
+    words: Lanes = rounded.contiguous().view(torch.int16).numpy().view(np.uint32).reshape(LANES)
+    return words
+
+
+def _dtype(kind: str) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "f16": torch.float16}[kind]
+
+
+def _mma(kind: str, left: list[Lanes], right: list[Lanes], sums: list[Lanes]) -> list[Lanes]:
+    """``mma.m16n8k16``, its lanes' parts as the PTX manual's figures have them (9.7.14)."""
+    a, b, c = torch.zeros(16, 16), torch.zeros(16, 8), torch.zeros(16, 8)
+    for lane in range(LANES):
+        row, place = divmod(lane, 4)
+        for i, register in enumerate(left):
+            k = 2 * place + 8 * (i // 2)
+            a[row + 8 * (i % 2), k : k + 2] = _halves(register, kind)[lane].float()
+        for i, register in enumerate(right):
+            k = 2 * place + 8 * i
+            b[k : k + 2, row] = _halves(register, kind)[lane].float()
+        for i, register in enumerate(sums):
+            c[row + 8 * (i // 2), 2 * place + i % 2] = float(register.view(np.float32)[lane])
+    c += a @ b
+    results = [np.zeros(LANES, dtype=np.float32) for _ in sums]
+    for lane in range(LANES):
+        row, place = divmod(lane, 4)
+        for i, result in enumerate(results):
+            result[lane] = float(c[row + 8 * (i // 2), 2 * place + i % 2])
+    return [result.view(np.uint32) for result in results]
