@@ -1,7 +1,7 @@
 """The model that ships in the package: a small Samba that recalls what a long text says once.
 
 docs/builtin.md says how it was trained. The folder `bundle` beside this file is an ordinary bundle;
-`training.json` tells what it was trained for, and on what.
+`training.json` tells what it was trained on, and which tasks it answers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def builtin_bundle() -> Path:
 
 
 def builtin_tasks() -> tuple[Task, ...]:
-    """What the bundle that ships was trained to answer."""
+    """What the bundle that ships answers."""
     text = (files("longspan.builtin") / TRAINING).read_text(encoding="utf-8")
-    trained = json.loads(text)["tasks"]
-    return tuple(task for task in TASKS if task in trained)
+    answers = json.loads(text)["answers"]
+    return tuple(task for task in TASKS if task in answers)
 
 
 def named_bundle(path: Path) -> Path:

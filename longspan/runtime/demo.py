@@ -141,8 +141,8 @@ def run_demo(
 
     Raises:
         BadDocument: the document cannot be read, or is too short to hide anything in.
-        BadInput: `depth` is not within [0, 1], `tokens` are too few, or the built-in model was not
-            trained for `task`.
+        BadInput: `depth` is not within [0, 1], `tokens` are too few, or the built-in model does not
+            answer `task`.
         BudgetExceeded: the process holds more than the budget.
         DoesNotFit: the budget is too small.
     """
@@ -194,7 +194,7 @@ def _check(task: Task, depth: float | None, known: tuple[Task, ...] | None) -> N
         raise BadInput(f"--depth is {depth}; it must be between 0 (the start) and 1 (the end).")
     if known is not None and task not in known:
         raise BadInput(
-            f"--task {task} was asked for; the built-in model was trained for {', '.join(known)}. "
+            f"--task {task} was asked for; the built-in model answers {', '.join(known)}. "
             "Ask for that, or name a model that was trained for it with --bundle BUNDLE."
         )
 

@@ -107,8 +107,8 @@ def test_a_task_that_the_model_was_not_trained_for_is_refused(
     with pytest.raises(BadInput) as refused:
         run_demo(task="needles")
     assert str(refused.value) == (
-        "--task needles was asked for; the built-in model was trained for passkey, mary. Ask for "
-        "that, or name a model that was trained for it with --bundle BUNDLE."
+        "--task needles was asked for; the built-in model answers passkey, mary. Ask for that, "
+        "or name a model that was trained for it with --bundle BUNDLE."
     )
 
 
