@@ -82,6 +82,8 @@ def filler(text: Document, *, tokens: int | None, tokenizer: Tokenizer) -> Fille
             "before it reads it. Save it as a file, and name that with --document FILE."
         )
     limit = _limit_bytes(text, size, tokens, tokenizer)
+    if tokens is None:
+        return Filler(document=text, tokens=None, repeats=1.0)
     document = replace(
         text, bytes_total=limit, pieces=lambda: first_bytes(repeated(text.pieces), limit)
     )
