@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from model_runs import Options, Run, Steps, apart, copy_rate, measure_shape, transformers_run
@@ -28,6 +28,23 @@ from longspan.sizes import format_bytes, parse_bytes, parse_tokens
 
 # What Samba's paper prints (arXiv 2406.07522, section 4.3): batch 16 on one A100.
 PAPER = {"reading": 3.73, "generating": 3.64}
+
+
+class Stepped(Protocol):
+    """What was measured of steps, and the weights that each of them reads."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the model."""
+
+    @property
+    def steps(self) -> Sequence[Steps]:
+        """After each context."""
+
+
+def parse_contexts(text: str) -> tuple[int, ...]:
+    """Counts of tokens with commas between them, such as ``0,64K``."""
+    return tuple(0 if each == "0" else parse_tokens(each) for each in text.split(","))
 
 
 def integral(points: Sequence[tuple[int, float]], end: int) -> float:
@@ -49,12 +66,12 @@ def integral(points: Sequence[tuple[int, float]], end: int) -> float:
     return total
 
 
-def generation_seconds(run: Run, tokens: int) -> float:
+def generation_seconds(run: Stepped, tokens: int) -> float:
     """Seconds to generate `tokens` after an empty prompt."""
     return integral([(each.context, each.median_ms) for each in run.steps], tokens) / 1e3
 
 
-def generation_floor_bytes(run: Run, tokens: int, sequences: int) -> float:
+def generation_floor_bytes(run: Stepped, tokens: int, sequences: int) -> float:
     """Bytes that generating `tokens` in each of some sequences at once must read.
 
     The weights once a step, each sequence's state once.
@@ -108,8 +125,10 @@ def comparison(runs: Sequence[Run], prompt: int, generate: int) -> list[str]:
         f"(paper: {PAPER['reading']}x on an A100), and {generate:,} tokens are generated "
         f"{seconds[1] / seconds[0]:.2f} times as fast: {seconds[0]:,.0f} s against "
         f"{seconds[1]:,.0f} s, integrated over the steps below. The paper's {PAPER['generating']}x "
-        "is of 16 sequences at once, which share the reading of the weights; by bytes of weights "
-        f"and state the two would then be {floors[1] / floors[0]:.2f} apart."
+        "is of 16 sequences at once, which share the reading of the weights (benchmarks/batch.py "
+        "times such steps): one sequence alone reads them for itself, and its caches are the "
+        "smaller part. By bytes of weights and states 16 sequences of the two are "
+        f"{floors[1] / floors[0]:.2f} apart."
     )
     return [said, ""]
 
@@ -203,10 +222,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         budget=options.budget,
         over_weights=options.over_weights and parse_bytes(options.over_weights),
         tokens=parse_tokens(options.tokens),
-        contexts=tuple(
-            0 if context == "0" else parse_tokens(context)
-            for context in options.contexts.split(",")
-        ),
+        contexts=parse_contexts(options.contexts),
         steps=options.steps,
         chunk_tokens=options.chunk and parse_tokens(options.chunk),
     )

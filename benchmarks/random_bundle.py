@@ -81,6 +81,13 @@ SHAPES: Mapping[str, ModelConfig] = {
 }
 
 
+def scaled(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Normal numbers, made fit for a parameter of this name and shape."""
+    if name.endswith(".A"):
+        return -values.exp()
+    return values * shape[-1] ** -0.5 if len(shape) > 1 else values
+
+
 def repeated(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor of `shape` that holds `values` [n] over and over."""
     result = torch.empty(shape, dtype=values.dtype)
@@ -92,13 +99,17 @@ def repeated(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @contextmanager
-def random_bundle(shape: str, dtype: DType, seed: int = 0) -> Iterator[Path]:
+def random_bundle(
+    shape: str, dtype: DType, seed: int = 0, *, config: ModelConfig | None = None
+) -> Iterator[Path]:
     """A temporary bundle of one of `SHAPES`; weights are scaled so that activations stay finite.
+
+    A `config` is taken in place of the shape of that name.
 
     Every tensor repeats the same `BLOCK` numbers from a place of its own: billions of fresh ones
     take minutes, and neither memory nor time depends on them.
     """
-    config = SHAPES[shape]
+    config = SHAPES[shape] if config is None else config
     specs = tuple(
         TensorSpec(
             name=name,
@@ -113,11 +124,7 @@ def random_bundle(shape: str, dtype: DType, seed: int = 0) -> Iterator[Path]:
     def read(name: str) -> torch.Tensor:
         shape = by_name[name].shape
         first = crc32(name.encode()) % BLOCK
-        values = block[first : first + min(prod(shape), BLOCK)]
-        if name.endswith(".A"):
-            values = -values.exp()
-        elif len(shape) > 1:
-            values = values * shape[-1] ** -0.5
+        values = scaled(name, block[first : first + min(prod(shape), BLOCK)], shape)
         return repeated(values.to(getattr(torch, by_name[name].dtype)), shape)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -119,7 +119,9 @@ def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.context for each in run.steps] == [0, 100]
     state_bytes = sum(spec.nbytes for spec in manifest.state_at(0))
     for each in run.steps:
-        assert 0 < each.least_ms <= each.median_ms <= each.most_ms
+        # A round is a difference of two times: beside other work the least may be below zero.
+        assert each.least_ms <= each.median_ms <= each.most_ms
+        assert each.most_ms > 0
         assert each.state_bytes == state_bytes
     assert run.context_bytes + run.weight_bytes < run.planned_bytes <= run.budget_bytes
 

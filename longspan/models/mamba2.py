@@ -100,6 +100,7 @@ class Mamba2(nn.Module):
         del u, dt, inputs
         z = self.in_proj.part(x, slice(inner))
         y = swiglu(z, y) if self.norm is None else self.norm(y, z)
+        del z
         return self.out_proj(y), {"conv": conv, "ssm": ssm}
 
     def _dual(

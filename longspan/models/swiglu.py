@@ -23,4 +23,6 @@ class SwiGlu(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Map x [B, L, D] to [B, L, D]; the state is empty."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(swiglu(gate, up)), state
+        hidden = swiglu(gate, up)
+        del gate, up
+        return self.down_proj(hidden), state

@@ -61,10 +61,15 @@ def known_baseline(engine: Engine) -> tuple[int, str]:
 
 
 def baseline_key(engine: Engine) -> str:
-    """What decides an engine's baseline: the device and its driver, and versions of libraries."""
+    """What decides an engine's baseline."""
+    return machine_key(f"baseline {engine}")
+
+
+def machine_key(what: str) -> str:
+    """What was measured, with the device and its driver, and versions of libraries."""
     versions = ", ".join(f"{name} {version}" for name, version in find_versions().items())
     device = f"{nvidia.find_cuda().name}, CUDA driver {nvidia.driver_version()}"
-    return f"baseline {engine}: {device}, {platform.machine()}, {versions}"
+    return f"{what}: {device}, {platform.machine()}, {versions}"
 
 
 def _warm_up_torch(device: Device) -> None:

@@ -30,6 +30,7 @@ from longspan.runtime.plan_items import (
     PlanItem,
     cache_items,
     chunk_items,
+    copied_caches,
     fixed_items,
     step_items,
     sum_bytes,
@@ -140,7 +141,8 @@ def _planned(manifest: Manifest, request: _Request) -> Plan:
     )
 
     def divided(*more: PlanItem) -> Plan:
-        return _divide(manifest, request, (baseline, *request.beside, *own, *more))
+        fixed = (baseline, *request.beside, *own, *more)
+        return _divide(manifest, request, fixed, recorded=bool(more))
 
     def launched(plan: Plan, reason: str) -> Plan:
         choices = (*plan.choices, step_choice(recorded=False, why=reason))
@@ -182,12 +184,15 @@ def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
     engine, capacity = plan.engine, plan.capacity
     if plan.cache_dtype is not None:
         manifest = held_in_int8(manifest, engine)
-    moving = chunk_items(manifest, engine, plan.chunk_tokens, capacity)
+
+    def items_at(size: int) -> tuple[PlanItem, ...]:
+        return _working_items(manifest, engine, size, capacity, recorded=plan.step_graph)
+
+    moving = items_at(plan.chunk_tokens)
     fixed = tuple(item for item in plan.items if item not in moving)
 
     def over(size: int) -> int:
-        items = chunk_items(manifest, engine, size, capacity)
-        return sum_bytes((*fixed, *items)) - budget_bytes
+        return sum_bytes((*fixed, *items_at(size))) - budget_bytes
 
     sizes = _chunk_sizes(engine, plan.tokens)
     chosen, choice = _largest_that_fits(sizes, over, plan.tokens, asked=False)
@@ -195,20 +200,32 @@ def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
         plan,
         budget_bytes=budget_bytes,
         chunk_tokens=chosen,
-        items=(*fixed, *chunk_items(manifest, engine, chosen, capacity)),
+        items=(*fixed, *items_at(chosen)),
         smallest_budget_bytes=over(sizes[-1]) + budget_bytes,
         choices=(choice, *plan.choices[1:]),
     )
 
 
-def _divide(manifest: Manifest, request: _Request, fixed: tuple[PlanItem, ...]) -> Plan:
+def _working_items(
+    manifest: Manifest, engine: Engine, chunk: int, capacity: int, *, recorded: bool
+) -> tuple[PlanItem, ...]:
+    """What depends on the chunk; `recorded` says whether a step is."""
+    items = chunk_items(manifest, engine, chunk, capacity)
+    again = copied_caches(manifest, engine, capacity, items) if recorded else ()
+    return (*items, *again)
+
+
+def _divide(
+    manifest: Manifest, request: _Request, fixed: tuple[PlanItem, ...], *, recorded: bool
+) -> Plan:
     """The plan beside `fixed`."""
     engine, budget_bytes = request.engine, request.budget_bytes
     tokens, chunk_tokens = request.tokens, request.chunk_tokens
 
     def items_at(chunk: int, capacity: int) -> tuple[PlanItem, ...]:
-        caches = cache_items(manifest, engine, capacity)
-        return (*fixed, *caches, *chunk_items(manifest, engine, chunk, capacity))
+        caches = cache_items(manifest, engine, capacity, drafted=bool(request.beside))
+        working = _working_items(manifest, engine, chunk, capacity, recorded=recorded)
+        return (*fixed, *caches, *working)
 
     def total_at(chunk: int, capacity: int) -> int:
         return sum_bytes(items_at(chunk, capacity))
@@ -321,12 +338,13 @@ def _last(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _chunk_sizes(engine: Engine, tokens: int | None) -> list[int]:
-    """Powers of two and the halves between them, from the largest worth having downwards."""
+    """Powers of two and the halves between them, downwards; none is longer than the document."""
     size = MAX_CHUNK_TOKENS[device_of(engine)]
-    while tokens is not None and size > MIN_CHUNK_TOKENS and size // 2 >= tokens:
-        size //= 2
     sizes = [size]
     while size > MIN_CHUNK_TOKENS:
         sizes += [size * 3 // 4, size // 2]
         size //= 2
-    return sizes
+    if tokens is None:
+        return sizes
+    whole = -(-tokens // MIN_CHUNK_TOKENS) * MIN_CHUNK_TOKENS
+    return [min(whole, sizes[0]), *(size for size in sizes[1:] if size < whole)]

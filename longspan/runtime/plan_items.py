@@ -15,7 +15,7 @@ from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.quantized_weights import quantized_weight_bytes
-from longspan.tensors import DTYPE_BYTES
+from longspan.tensors import DTYPE_BYTES, TensorSpec
 
 MIB = 2**20
 FLOAT32_BYTES = 4
@@ -23,10 +23,12 @@ FLOAT32_BYTES = 4
 # host memory. torch writes a layer's next state before it frees the one that the layer has read,
 # and has no second of the others; ONNX Runtime has two, and its arena keeps the room of both.
 STATE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 3, "torch-cuda": 1}
-# What a call reads and what it writes. On CPUs also the memory that is asked or saved, in host
+# What a call reads and what it writes, but for torch on CUDA, which writes into the caches that it
+# is given, and of anchors a layer's next ones before it frees those that the layer has read. On
+# CPUs also the memory that is asked or saved, in host
 # memory; and ONNX Runtime's arena keeps the room of both while the state that is asked, made from
 # that memory, lies outside it.
-CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 2, "torch-cuda": 2}
+CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 2, "torch-cuda": 1}
 # Logits float32 on the device and in the caller's hands, and while sampling a float64 copy, its
 # order int64 and its running sum.
 LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
@@ -43,11 +45,13 @@ TOKENIZER_FACTOR = 8
 TOKENIZER_BYTES = 9 * MIB
 # torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for others
 # (c10/cuda/CUDACachingAllocator.cpp), which grow in place (`grow_in_place`): one unfilled of each.
-# Between a chunk's tensors lies room that none of them fits: 12, 39, 26 and 75 MiB for chunks of
-# 2,048, 4,096, 6,144 and 8,192 tokens of Mamba-2 2.7B, whose tensors take 85 to 304, and 276 beside
-# 544 for 8,192 tokens of Samba 1.7B (H100, torch 2.11).
+# Between a chunk's tensors lies room that none of them fits: 12 to 65 MiB for chunks of 2,048 to
+# 8,192 tokens of Mamba-2 2.7B, whose tensors took 80 to 320 (H100, torch 2.11). By the allocator's
+# rules, played over the tensors that a chunk makes, it is 16 to 29% of them, and for 2,048 tokens
+# of Samba 421M, whose windows take room between them, 45% of 104 MiB; for larger chunks of Samba,
+# Mamba and Llama 1 to 12%.
 ALLOCATOR_BYTES = (2 + 20) * MIB
-UNFILLED_PERCENT = 51
+UNFILLED_PERCENT = 27
 # Measured on an H100 with CUDA 13: what the driver takes once a second stream is used.
 STREAM_BYTES = 70 * MIB
 # ONNX Runtime keeps activations in an arena, with the caches that a call reads and writes. It grows
@@ -59,6 +63,9 @@ STREAM_BYTES = 70 * MIB
 # resident set grew by no more than the tensors of the largest layer.
 ARENA_PERCENT: dict[Engine, int] = {"onnx-cpu": 60, "onnx-cuda": 130}
 ARENA_ENTRIES_PERCENT: dict[Engine, int] = {"onnx-cpu": 30, "onnx-cuda": 130}
+# On CPUs caches of 16 bits are widened there, in pieces of other sizes: 5,000 entries 192 wide in
+# bfloat16 took 34 percent beside those of their tensors, with chunks of 256 tokens.
+ARENA_NARROW_PERCENT: dict[Engine, int] = {"onnx-cpu": 15, "onnx-cuda": 0}
 ARENA_BYTES = 4 * MIB
 # Of one copy of the caches, which have two there. Where they are just too long for the pieces that
 # there are, the arena has doubled, and is 1.72 times its tensors: 175 percent with 18,150 entries,
@@ -108,13 +115,15 @@ def chunk_items(
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
     if engine == "torch-cuda":
-        unfilled = max(ALLOCATOR_BYTES, live * UNFILLED_PERCENT // 100)
-        return activations, _unfilled(unfilled)
+        return activations, _unfilled(ALLOCATOR_BYTES + live * UNFILLED_PERCENT // 100)
     if engine not in ARENA_PERCENT:
         return (activations,)
     caches = capacity * manifest.cache_entry_bytes * ARENA_CACHES_PERCENT[engine]
     short = manifest.chunk_peak_bytes(engine, tokens)
-    entries = (live - short) * ARENA_ENTRIES_PERCENT[engine]
+    percent = ARENA_ENTRIES_PERCENT[engine]
+    if manifest.dtype != "float32":
+        percent += ARENA_NARROW_PERCENT[engine]
+    entries = (live - short) * percent
     around = (short * ARENA_PERCENT[engine] + entries + caches) // 100 + ARENA_BYTES
     source = "measured with onnxruntime 1.31 on many models"
     return activations, PlanItem(
@@ -130,8 +139,8 @@ def _unfilled(size_bytes: int) -> PlanItem:
 def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
     """What a recorded step takes: its state's own buffers too; nothing on engines without one.
 
-    torch overwrites one state, and of caches its buffers are no further copy: while it runs, no
-    call reads one and writes another. ONNX Runtime goes back and forth between two states.
+    torch overwrites one state; that its caches are a further copy, `copied_caches` tells. ONNX
+    Runtime goes back and forth between two states.
     """
     layers = len(manifest.config.layers)
     taken = {
@@ -149,13 +158,42 @@ def onnx_graph_bytes(layers: int) -> int:
     return ONNX_GRAPH_BYTES + layers * ONNX_GRAPH_BYTES_PER_LAYER
 
 
-def cache_items(manifest: Manifest, engine: Engine, capacity: int) -> tuple[PlanItem, ...]:
-    """What caches of `capacity` entries take; nothing for a state of fixed size."""
+def cache_items(
+    manifest: Manifest, engine: Engine, capacity: int, *, drafted: bool = False
+) -> tuple[PlanItem, ...]:
+    """What caches of `capacity` entries take; nothing for a state of fixed size.
+
+    Args:
+        manifest: of the bundle.
+        engine: what computes.
+        capacity: entries of each.
+        drafted: whether a draft model guesses tokens. What it guessed is read beside the caches
+            before, which are gone on from where it guessed wrong.
+    """
     if not manifest.cache_entry_bytes:
         return ()
-    copies = CACHE_COPIES[engine]
+    copies = max(CACHE_COPIES[engine], 2 if drafted else 1)
     taken = copies * capacity * manifest.cache_entry_bytes
-    return (PlanItem(name=f"cache of {capacity:,} entries, {copies} copies", bytes=taken),)
+    name = f"cache of {capacity:,} entries"
+    if copies > 1:
+        return (PlanItem(name=f"{name}, {copies} copies", bytes=taken),)
+    if manifest.config.anchor_layers:
+        layer = max(_by_layer(manifest.state_at(capacity)).values())
+        return (PlanItem(name=f"{name} and a layer's next", bytes=taken + layer),)
+    return (PlanItem(name=name, bytes=taken),)
+
+
+def copied_caches(
+    manifest: Manifest, engine: Engine, capacity: int, chunk: tuple[PlanItem, ...]
+) -> tuple[PlanItem, ...]:
+    """What torch's recorded step takes for its own caches beyond the room of a chunk's items.
+
+    They are filled from those of the memory that is asked, when no chunk is computed.
+    """
+    if engine != "torch-cuda" or not manifest.cache_entry_bytes:
+        return ()
+    taken = max(0, capacity * manifest.cache_entry_bytes - sum_bytes(chunk))
+    return (PlanItem(name="caches of the recorded step, beyond a chunk", bytes=taken),)
 
 
 def fixed_items(
@@ -232,11 +270,16 @@ def _state(manifest: Manifest, engine: Engine) -> PlanItem:
 
 def _layer_state(manifest: Manifest) -> int:
     """Bytes of the largest layer's state, of what does not grow."""
+    return max(_by_layer(manifest.state).values(), default=0)
+
+
+def _by_layer(specs: Iterable[TensorSpec]) -> Counter[str]:
+    """Bytes of each layer's state."""
     held: Counter[str] = Counter()
-    for spec in manifest.state:
+    for spec in specs:
         layer, _, _ = spec.name.rpartition(".")
         held[layer] += spec.nbytes
-    return max(held.values(), default=0)
+    return held
 
 
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:

@@ -2,9 +2,9 @@
 
 Everything stays on the device while chunks of `USEFUL_CHUNK_TOKENS` fit beside it. Else each chunk
 is tried with as many layers on the device as fit, and the one that reads fastest is taken; of
-those within `SAME_SPEED` of it the one with most layers on the device, whose steps cost least. A
-chunk takes the longer of two times: what the device computes, and what the bus copies meanwhile.
-It loads and measures nothing.
+those within `SAME_SPEED` of it the one with most layers on the device, whose steps cost least
+(`longspan.runtime.plan_speed`). Where the document's length is known, its chunks are equally long:
+a short one takes all copies, too. It loads and measures nothing.
 
 plan = choose_placement(remake, sizes, measure_rates, parameters=10**9, chunk_tokens=None,
                         tokens=None)
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from longspan.errors import DoesNotFit
 from longspan.runtime.plan_choices import Choice, step_choice
 from longspan.runtime.plan_result import Plan
+from longspan.runtime.plan_speed import Rates, ReadingSpeed
 from longspan.runtime.plan_weights import SLOTS, PlacedWeights, WeightSizes, place_weights
 from longspan.sizes import format_bytes
 
@@ -28,23 +29,8 @@ USEFUL_CHUNK_TOKENS = 1024
 # Longer ones hide no more: an H100 computes 16,384 tokens in twice the time of the copy.
 MOST_CHUNK_TOKENS = 16384
 SAME_SPEED = 0.98
-# Measured on an H100, Mamba-2 2.7B: 40 ms for 4,096 tokens, of which products alone take 28; and
-# the host takes 0.66 ms to launch a layer's kernels, however few tokens there are.
-BESIDE_PRODUCTS = 1.4
-LAUNCH_SECONDS = 0.66e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """What a machine does in a second.
-
-    Attributes:
-        copied_bytes: from pinned host memory to the device.
-        operations: additions and multiplications of matrix products in the weights' dtype.
-    """
-
-    copied_bytes: float
-    operations: float
+# Tokens of a chunk are a multiple of this, which is a multiple of what kernels cut them into.
+CHUNK_STEP = 64
 
 
 def choose_placement(
@@ -79,7 +65,8 @@ def choose_placement(
     useful = chunk_tokens or min(USEFUL_CHUNK_TOKENS, tokens or USEFUL_CHUNK_TOKENS)
     if resident.fits and resident.chunk_tokens >= useful:
         return replace(resident, smallest_budget_bytes=smallest)
-    speeds = _Speeds(sizes=sizes, rates=measure(), parameters=parameters)
+    speed = ReadingSpeed(sizes=sizes, rates=measure(), parameters=parameters)
+    speeds = _Speeds(speed=speed, tokens=tokens)
     found = [speeds.told(least, barest)]
     for chunk in [chunk_tokens] if chunk_tokens else chunk_sizes(tokens):
         streamed = remake(barest, chunk)
@@ -115,20 +102,15 @@ def require_host_memory(plan: Plan, free_bytes: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Speeds:
-    """How fast plans read, by what was measured of the machine."""
+    """How fast plans read a document of `tokens`, or of any length."""
 
-    sizes: WeightSizes
-    rates: Rates
-    parameters: int
+    speed: ReadingSpeed
+    tokens: int | None
 
     def seconds_a_token(self, plan: Plan) -> float:
-        """Of reading: the longer of computing a chunk and copying what streams."""
-        chunk, layers = plan.chunk_tokens, len(self.sizes.mixers)
-        multiplied = self.parameters * self.sizes.active_share
-        products = 2.0 * multiplied * chunk / self.rates.operations
-        computed = max(BESIDE_PRODUCTS * products, LAUNCH_SECONDS * layers)
-        placed = place_weights(self.sizes, plan.streamed_layers, plan.expert_slots)
-        return max(computed, placed.chunk_bytes / self.rates.copied_bytes) / chunk
+        """Of reading."""
+        chunk = plan.chunk_tokens
+        return self.speed.seconds(self._placed(plan), chunk_tokens=chunk, tokens=self.tokens)
 
     def best(self, plans: Sequence[Plan]) -> Plan:
         """The one with least weights to copy among the fastest."""
@@ -137,15 +119,17 @@ class _Speeds:
         return min(near, key=self._costs)
 
     def _costs(self, plan: Plan) -> tuple[int, int]:
-        placed = place_weights(self.sizes, plan.streamed_layers, plan.expert_slots)
-        return placed.step_bytes, -plan.chunk_tokens
+        return self._placed(plan).step_bytes, -plan.chunk_tokens
+
+    def _placed(self, plan: Plan) -> PlacedWeights:
+        return place_weights(self.speed.sizes, plan.streamed_layers, plan.expert_slots)
 
     def told(self, plan: Plan, weights: PlacedWeights) -> Plan:
         """The plan, with where its weights wait and what a step costs."""
-        taken, rate = weights.step_bytes, self.rates.copied_bytes
+        taken, rate = weights.step_bytes, self.speed.rates.copied_bytes
         moving = []
         if weights.layers:
-            moving.append(f"{len(weights.layers)} of {len(self.sizes.mixers)} layers stream")
+            moving.append(f"{len(weights.layers)} of {len(self.speed.sizes.mixers)} layers stream")
         if weights.expert_slots:
             moving.append(f"experts stream through {weights.expert_slots:,} slots")
         step_reason = (
@@ -201,11 +185,18 @@ def most_resident(sizes: WeightSizes, device_bytes: int) -> PlacedWeights:
 
 
 def chunk_sizes(tokens: int | None) -> list[int]:
-    """Chunks that are tried, the shortest first, none needlessly longer than a document."""
+    """Chunks that are tried, the shortest first; of a document, those that cut it evenly."""
     sizes = [*(2**power for power in range(4, 9)), *range(512, 4096, 512)]
     sizes += range(4096, MOST_CHUNK_TOKENS + 1, 1024)
-    enough = next((size for size in sizes if tokens is not None and size >= tokens), sizes[-1])
-    return [size for size in sizes if size <= enough]
+    if tokens is None:
+        return sizes
+    by_count = {-(-tokens // size): size for size in reversed(sizes)}
+    return sorted(min(size, _even(tokens, count)) for count, size in by_count.items())
+
+
+def _even(tokens: int, count: int) -> int:
+    """The shortest chunk that cuts a document into `count`."""
+    return -(-tokens // (count * CHUNK_STEP)) * CHUNK_STEP
 
 
 def _total(plan: Plan) -> int:

@@ -98,11 +98,10 @@ class WeightSizes:
         return tuple(index for index, size in enumerate(self.mixers) if size)
 
     @property
-    def active_share(self) -> float:
-        """The part of the weights that multiplies a token: of experts, those that it goes to."""
+    def all_bytes(self) -> int:
+        """Of all weights."""
         experts = sum(each.all for each in self.experts)
-        idle = experts - sum(each.top_k * each.one for each in self.experts)
-        return 1.0 - idle / (sum(self.mixers) + self.tables + self.rest + experts)
+        return sum(self.mixers) + self.tables + self.rest + experts
 
     def spread(self, *, resident: int) -> tuple[int, ...]:
         """Which layers stream when `resident` of the streamable ones stay, evenly between them.
@@ -157,7 +156,7 @@ def place_weights(
         expert_slots: experts that the device holds at once; 0 for all.
     """
     experts = sum(each.all for each in sizes.experts)
-    everything = sum(sizes.mixers) + sizes.tables + sizes.rest + experts
+    everything = sizes.all_bytes
     if not streamed_layers and not expert_slots:
         return PlacedWeights(resident_bytes=everything)
     streamed = [sizes.mixers[index] for index in streamed_layers]

@@ -23,7 +23,7 @@ from longspan.runtime.plan import Plan, make_plan
 from longspan.runtime.plan_items import PlanItem
 from longspan.runtime.plan_streaming import choose_placement
 from longspan.runtime.plan_weights import PlacedWeights, place_weights, weight_sizes
-from longspan.runtime.rates import PROBE_BYTES, measure_rates, shares_host_memory
+from longspan.runtime.rates import PROBE_BYTES, known_rates, shares_host_memory
 from longspan.runtime.recording import why_not_recorded
 from longspan.sizes import format_bytes
 
@@ -183,7 +183,7 @@ class _Planner:
         return choose_placement(
             remake,
             sizes,
-            lambda: measure_rates(manifest.dtype),
+            lambda: known_rates(manifest.dtype),
             parameters=manifest.parameters,
             chunk_tokens=wanted.chunk_tokens,
             tokens=wanted.tokens,

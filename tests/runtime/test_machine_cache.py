@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from longspan.runtime import baseline, machine_cache
+from longspan.runtime import baseline, machine_cache, rates
 from longspan.runtime.device_memory import Reading
 from longspan.runtime.machine_cache import recall, remember
+from longspan.runtime.plan_speed import Rates
+from longspan.tensors import DType
 
 
 def test_a_number_is_kept_beside_others(tmp_path: Path) -> None:
@@ -66,3 +68,26 @@ def test_a_plan_on_cuda_takes_what_was_measured_before(
     for _ in range(2):
         assert baseline.known_baseline("onnx-cpu") == (700, "measured in this process")
     assert calls == ["onnx-cpu", "onnx-cpu"]
+
+
+def test_rates_are_measured_once_for_a_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "measured.json"
+    monkeypatch.setattr(machine_cache, "cache_file", lambda: file)
+    measured: list[DType] = []
+
+    def measure(dtype: DType) -> Rates:
+        measured.append(dtype)
+        return Rates(copied_bytes=54e9, operations=620e12)
+
+    monkeypatch.setattr(rates, "measure_rates", measure)
+    first = rates.known_rates("bfloat16")
+    assert rates.known_rates("bfloat16") == first == Rates(copied_bytes=54e9, operations=620e12)
+    assert measured == ["bfloat16"]
+    rates.known_rates("float16")
+    assert measured == ["bfloat16", "float16"]
+    # A rate of nothing would hide no copy, and take forever.
+    file.write_text(file.read_text().replace("54000000000", "0"))
+    assert rates.known_rates("bfloat16") == first
+    assert measured[2:] == ["bfloat16"]

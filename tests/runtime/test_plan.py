@@ -133,7 +133,7 @@ def test_weights_as_each_engine_holds_them(engine: Engine, dtype: str, names: li
 
 def test_chunks_are_no_longer_than_the_document() -> None:
     plan = make_plan(MANIFEST, engine="onnx-cpu", budget_bytes=2**30, baseline_bytes=0, tokens=100)
-    assert plan.chunk_tokens == 128
+    assert plan.chunk_tokens == 112
 
 
 def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:

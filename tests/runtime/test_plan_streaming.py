@@ -16,10 +16,10 @@ from longspan.errors import DoesNotFit
 from longspan.models.config import MlpConfig, ModelConfig, MoeConfig
 from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import MIB, PlanItem
+from longspan.runtime.plan_speed import Rates
 from longspan.runtime.plan_streaming import (
     MOST_CHUNK_TOKENS,
     USEFUL_CHUNK_TOKENS,
-    Rates,
     barest_placement,
     choose_placement,
     chunk_sizes,
@@ -70,14 +70,20 @@ def remake_under(budget_bytes: int) -> Callable[[PlacedWeights, int | None], Pla
     return remake
 
 
-def planned(budget_bytes: int, *, rates: Rates = RATES, chunk_tokens: int | None = None) -> Plan:
+def planned(
+    budget_bytes: int,
+    *,
+    rates: Rates = RATES,
+    chunk_tokens: int | None = None,
+    tokens: int | None = None,
+) -> Plan:
     return choose_placement(
         remake_under(budget_bytes),
         SIZES,
         lambda: rates,
         parameters=PARAMETERS,
         chunk_tokens=chunk_tokens,
-        tokens=None,
+        tokens=tokens,
     )
 
 
@@ -254,12 +260,6 @@ def test_two_layers_gain_nothing_by_streaming() -> None:
     assert plan.streamed_layers == ()
 
 
-def test_a_token_meets_the_experts_that_it_goes_to_alone() -> None:
-    experts = (ExpertSizes(all=800, one=100, top_k=2),)
-    assert WeightSizes(mixers=(150, 0), tables=40, rest=10, experts=experts).active_share == 0.4
-    assert WeightSizes(mixers=(150,), tables=40, rest=10).active_share == 1.0
-
-
 def test_experts_come_one_by_one_before_layers_do() -> None:
     """Eight experts of 64 MiB in each of four layers, beside layers of 20 MiB."""
     experts = (ExpertSizes(all=512 * MIB, one=64 * MIB, top_k=2),) * 4
@@ -289,12 +289,22 @@ def test_experts_come_one_by_one_before_layers_do() -> None:
     )
 
 
-@pytest.mark.parametrize("tokens", [1, 16, 17, 1000, 4096, 10**6])
-def test_no_chunk_is_needlessly_longer_than_the_document(tokens: int) -> None:
+@given(tokens=st.integers(1, 2**21))
+def test_chunks_cut_a_document_evenly(tokens: int) -> None:
+    """Each is as short as the number of its chunks allows, and a longer one saves a chunk."""
     sizes = chunk_sizes(tokens)
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] >= min(tokens, MOST_CHUNK_TOKENS)
-    assert len(sizes) == 1 or sizes[-2] < tokens
+    counts = [-(-tokens // size) for size in sizes]
+    assert counts == sorted(set(counts), reverse=True)
+    assert counts[-1] == -(-tokens // MOST_CHUNK_TOKENS)
+    for size, count in zip(sizes, counts, strict=True):
+        assert size <= MOST_CHUNK_TOKENS
+        assert size < 64 + -(-tokens // count) or size <= 64
+
+
+def test_a_document_s_last_chunk_is_no_waste() -> None:
+    """65,536 tokens in chunks of 7,168 would be 10, the last of 1,024 with all of the copies."""
+    plan = planned(2400 * MIB, tokens=65_536)
+    assert 65_536 / plan.chunk_tokens > -(-65_536 // plan.chunk_tokens) - 0.1
 
 
 def test_a_host_without_room_is_told() -> None:

@@ -18,7 +18,8 @@ def mlp(layer: MlpConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
         "onnx-cpu": ChunkBytes(per_token=F32 * (11 * F // 2 + 2 * D)),
         "onnx-cuda": ChunkBytes(per_token=b * (5 * F + 2 * D)),
         "torch-cpu": ChunkBytes(fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + D)),
-        "torch-cuda": ChunkBytes(per_token=b * (3 * F + 2 * D)),
+        # What silu reads and writes; then what it wrote, and the output.
+        "torch-cuda": ChunkBytes(per_token=b * max(3 * F, F + D)),
     }
 
 
