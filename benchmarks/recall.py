@@ -1,7 +1,8 @@
-"""How often a key hidden in a long text is recalled: by length, by depth, over many fresh keys.
+"""How often what a long text says once is recalled: by length, by depth, over many fresh facts.
 
     python benchmarks/recall.py                                  # 16K tokens, 40 keys and depths
     python benchmarks/recall.py --lengths 16K,64K --depths 11 --keys 5 --device cuda --json
+    python benchmarks/recall.py --task needles --bundle bundle/  # one of eight numbers
 
 The text is Python's language reference, which the built-in model was not trained on, or --document
 FILE. A longer length than the text repeats it, and says so. Exit status 1 if fewer than --required
@@ -26,19 +27,24 @@ from numpy.typing import NDArray
 from report import command_line, markdown_table, versions_line, write_section
 
 import longspan
-from longspan.passkey import FACT, QUESTION, draw_needle
-from longspan.runtime.demo import language_reference
 from longspan.runtime.doctor import examine
 from longspan.runtime.documents import open_document
+from longspan.runtime.filler import language_reference
 from longspan.runtime.tokens import tokenize
 from longspan.sizes import parse_tokens
+from longspan.tasks import TASKS, Task, draw_quiz
 
 Tokens = NDArray[np.int64]
+SAID: dict[Task, str] = {
+    "passkey": "a pass key",
+    "needles": "one of eight numbers",
+    "mary": "where somebody or something is",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One key: where it stood, and what was answered."""
+    """One question: where its fact stood, and what was answered."""
 
     tokens: int
     depth: float
@@ -62,28 +68,36 @@ def document_tokens(runtime: longspan.Runtime, document: Path | None, length: in
     raise AssertionError("a document that repeats never ends")
 
 
-def with_fact(tokens: Tokens, fact: Tokens, depth: float, line_end: int) -> Iterator[Tokens]:
-    """The tokens with the fact after the first line end past its depth."""
-    ends = np.flatnonzero(tokens[int(len(tokens) * depth) :] == line_end)
-    place = int(len(tokens) * depth) + int(ends[0]) + 1 if len(ends) else len(tokens)
-    yield tokens[:place]
-    yield fact
-    yield tokens[place:]
+def with_facts(
+    tokens: Tokens, facts: list[tuple[float, Tokens]], line_end: int
+) -> Iterator[Tokens]:
+    """The tokens with facts by depth, each after the first line end past its depth."""
+    ends, done = np.flatnonzero(tokens == line_end) + 1, 0
+    for depth, fact in facts:
+        following = ends[ends > int(len(tokens) * depth)]
+        place = int(following[0]) if len(following) else len(tokens)
+        yield tokens[done:place]
+        yield fact
+        done = place
+    yield tokens[done:]
 
 
-def run_trial(runtime: longspan.Runtime, tokens: Tokens, depth: float, seed: int) -> Trial:
-    """Hide a fresh key at `depth`, read, ask."""
-    needle = draw_needle(random.Random(seed), depth)
-    newline = runtime.tokenizer.encode("\n", continues=True)
-    fact = runtime.tokenizer.encode(FACT.format(key=needle.key) + "\n", continues=True)
-    memory = runtime.read_tokens(with_fact(tokens, fact, depth, int(newline[-1])))
-    answer = runtime.ask(memory, QUESTION).read().strip()
+def run_trial(
+    runtime: longspan.Runtime, tokens: Tokens, task: Task, depth: float, seed: int
+) -> Trial:
+    """Hide fresh facts, the one that is asked for at `depth`; read, ask."""
+    quiz = draw_quiz(task, random.Random(seed), depth)
+    encode = runtime.tokenizer.encode
+    facts = [(fact.depth, encode(fact.text + "\n", continues=True)) for fact in quiz.facts]
+    line_end = int(encode("\n", continues=True)[-1])
+    memory = runtime.read_tokens(with_facts(tokens, facts, line_end))
+    answer = runtime.ask(memory, quiz.question).read().strip()
     return Trial(
         tokens=memory.tokens,
         depth=depth,
-        expected=needle.key,
+        expected=quiz.answer,
         answer=answer,
-        correct=answer == needle.key,
+        correct=answer == quiz.answer,
     )
 
 
@@ -109,7 +123,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             tokens = document_tokens(runtime, options.document, length)
             started = time.perf_counter()
             trials = [
-                run_trial(runtime, tokens, depth, rng.randrange(2**32))
+                run_trial(runtime, tokens, options.task, depth, rng.randrange(2**32))
                 for depth in depths_of(options, rng)
             ]
             seconds = time.perf_counter() - started
@@ -134,6 +148,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "device": report.device.name,
         "engine": engine,
         "versions": report.versions,
+        "task": options.task,
         "document": document,
         "cache": cache,
         "seed": options.seed,
@@ -152,11 +167,11 @@ def table(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     facts = (
-        f"Text: {result['document']}, repeated where it is shorter; fresh keys and depths, seed "
+        f"Text: {result['document']}, repeated where it is shorter; fresh values and depths, seed "
         f"{result['seed']}; {versions_line(result['versions'])}."
     )
     lines = [
-        f"### Recall of a pass key: {result['device']}, {result['engine']}"
+        f"### Recall of {SAID[result['task']]}: {result['device']}, {result['engine']}"
         + ("" if result["cache"] is None else f", keys and values in {result['cache']}"),
         "",
         f"`{command_line('recall.py')}`",
@@ -174,6 +189,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, help="default: the built-in one")
+    parser.add_argument("--task", choices=TASKS, default="passkey")
     parser.add_argument("--document", type=Path)
     parser.add_argument("--lengths", default="16K")
     parser.add_argument("--depths", type=int, help="evenly spread; default: random ones")
@@ -192,7 +208,8 @@ def main() -> None:
         print(json.dumps(result, indent=1))
     if options.write is not None:
         kept = "" if result["cache"] is None else f", keys and values in {result['cache']}"
-        key = f"Recall: {result['engine']} on {result['device']}{kept}"
+        task = "" if options.task == "passkey" else f" of {options.task}"
+        key = f"Recall{task}: {result['engine']} on {result['device']}{kept}"
         write_section(options.write, key, table(result))
     for row in result["rows"]:
         if row["exact"] < options.required * row["trials"]:

@@ -46,6 +46,7 @@ def _options(
 
 @app.command()
 def demo(
+    task: opt.TaskOption = opt.TaskChoice.PASSKEY,
     document: opt.DocumentFile = None,
     tokens: opt.About = None,
     depth: opt.Depth = None,
@@ -53,20 +54,23 @@ def demo(
     budget: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Bytes the whole process may hold.")
     ] = None,
+    bundle: opt.DemoBundle = None,
     device: opt.DeviceOption = opt.Device.CPU,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
 ) -> None:
-    """Hide a fresh pass key in a real long document, read it, and ask for it."""
+    """Hide fresh facts in a real long document, read it, and ask about them."""
     from longspan.runtime.demo import describe_start, run_demo
 
     with render.reading_progress(quiet=json) as show:
         result = run_demo(
+            task=task.value,
             document=document,
             tokens=None if tokens is None else parse_tokens(tokens),
             depth=depth,
             seed=seed,
             budget=budget,
+            bundle=None if bundle is None else named_bundle(bundle),
             device=device.value,
             backend=backend.value,
             on_start=None if json else lambda *facts: render.err().print(describe_start(*facts)),

@@ -32,6 +32,14 @@ class Cache(StrEnum):
     INT8 = "int8"
 
 
+class TaskChoice(StrEnum):
+    """What is hidden in a text, and asked for."""
+
+    PASSKEY = "passkey"
+    NEEDLES = "needles"
+    MARY = "mary"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file, or a bundle.")
@@ -197,8 +205,32 @@ DraftMemory = Annotated[
 DraftTokens = Annotated[int, typer.Option(help="Tokens that the draft model guesses at once.")]
 DocumentFile = Annotated[Path | None, typer.Option(help="A UTF-8 text to read.")]
 About = Annotated[
-    str | None, typer.Option(metavar="N", help="Read only about so many tokens of it, as 16K.")
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Read about so many tokens, as 16K or 1M: its start, or all of it again and again, "
+        "each time with another fact in it that is not asked for. Default: all of it, once.",
+    ),
 ]
 Depth = Annotated[
-    float | None, typer.Option(help="Place of the key, 0 to 1; default: a random one.")
+    float | None,
+    typer.Option(
+        help="Place of what is asked for, or of a story's start, 0 to 1; default: a random one."
+    ),
+]
+TaskOption = Annotated[
+    TaskChoice,
+    typer.Option(
+        "--task",
+        help="What is hidden: a pass key, eight numbers of which one is asked for, or a story of "
+        "people who walk about and carry things.",
+    ),
+]
+DemoBundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        metavar="BUNDLE",
+        help="Ask this one; default: the built-in model, within the least budget that it fits.",
+    ),
 ]

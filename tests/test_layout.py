@@ -20,7 +20,9 @@ ALLOWED = {
     "models": {"kernels", *PLAIN},
     "bundle": {"models", *PLAIN},
     "export": {"models", "kernels", "bundle", "runtime", *PLAIN},
-    "runtime": {"models", "kernels", "bundle", "builtin", "passkey", *PLAIN},
+    "runtime": {"models", "kernels", "bundle", "builtin", "tasks", *PLAIN},
+    "builtin": {"tasks"},
+    "tasks": set(),
 }
 # Files of the runtime that may import torch, and so kernels and models.
 TORCH_FILES = {"torch.py", "torch_caches.py", "torch_steps.py", "doctor.py", "verify.py"}

@@ -1,8 +1,9 @@
 """What is asked: a pass key, one of several needles, where somebody or something is.
 
 A document is filler with facts hidden in it, in order, and ends in a question and its answer. All
-sentences are encoded once, into a matrix of tokens; a batch is drawn by indexing it on the device,
-with values that are new each time. Not known here: the model, the curriculum.
+sentences, whose words are `longspan.tasks`', are encoded once, into a matrix of tokens; a batch is
+drawn by indexing it on the device, with values that are new each time. Not known here: the model,
+the curriculum.
 
     documents = Documents(text, "train", device="cuda")
     batch = documents.draw(("passkey", "mary"), rows=8, length=512, gap=(1, 300), facts=4)
@@ -14,33 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from longspan import passkey
-from longspan.passkey import KEY_DIGITS, PROMPT
+from longspan import tasks as words
+from longspan.tasks import KEY_DIGITS, NEEDLE_DIGITS, OBJECTS, PEOPLE, PLACES, PROMPT, THINGS
 
 if TYPE_CHECKING:
     from text import Array, Text
 
-Task = Literal["passkey", "needles", "mary"]
-NEEDLE_DIGITS = 3
-THINGS = (
-    "boat", "train", "room", "ticket", "house", "locker", "flight", "order",
-    "phone", "page", "gate", "table", "account", "badge", "box", "seat",
-)  # fmt: skip
-PEOPLE = ("Mary", "John", "Daniel", "Sandra")
-PLACES = ("kitchen", "garden", "office", "bathroom", "bedroom", "hallway")
-OBJECTS = ("football", "apple", "milk")
-
-NEEDLE = "The {thing} number is {key}."
-NEEDLE_QUESTION = "What is the {thing} number?"
-WENT, TOOK, DROPPED = "{who} went to the {where}.", "{who} took the {what}.", (
-    "{who} dropped the {what}."
-)  # fmt: skip
-WHERE_IS_SOMEBODY, WHERE_IS_SOMETHING = "Where is {who}?", "Where is the {what}?"
+Task = words.Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +50,25 @@ def question(text: str, answer: str = "", digits: int = 0) -> Sentence:
 
 
 FACTS: tuple[Sentence, ...] = (
-    fact(passkey.FACT, KEY_DIGITS),
-    *(fact(NEEDLE.replace("{thing}", thing), NEEDLE_DIGITS) for thing in THINGS),
-    *(fact(WENT.format(who=who, where=where)) for who in PEOPLE for where in PLACES),
-    *(fact(TOOK.format(who=who, what=what)) for who in PEOPLE for what in OBJECTS),
-    *(fact(DROPPED.format(who=who, what=what)) for who in PEOPLE for what in OBJECTS),
+    fact(words.KEY, KEY_DIGITS),
+    *(fact(words.NEEDLE.replace("{thing}", thing), NEEDLE_DIGITS) for thing in THINGS),
+    *(fact(words.WENT.format(who=who, where=where)) for who in PEOPLE for where in PLACES),
+    *(fact(words.TOOK.format(who=who, what=what)) for who in PEOPLE for what in OBJECTS),
+    *(fact(words.DROPPED.format(who=who, what=what)) for who in PEOPLE for what in OBJECTS),
 )
 QUESTIONS: tuple[Sentence, ...] = (
-    question(passkey.QUESTION, digits=KEY_DIGITS),
-    *(question(NEEDLE_QUESTION.format(thing=thing), digits=NEEDLE_DIGITS) for thing in THINGS),
-    *(question(WHERE_IS_SOMEBODY.format(who=who), where) for who in PEOPLE for where in PLACES),
+    question(words.KEY_QUESTION, digits=KEY_DIGITS),
     *(
-        question(WHERE_IS_SOMETHING.format(what=what), where)
+        question(words.NEEDLE_QUESTION.format(thing=thing), digits=NEEDLE_DIGITS)
+        for thing in THINGS
+    ),
+    *(
+        question(words.WHERE_IS_SOMEBODY.format(who=who), where)
+        for who in PEOPLE
+        for where in PLACES
+    ),
+    *(
+        question(words.WHERE_IS_SOMETHING.format(what=what), where)
         for what in OBJECTS
         for where in PLACES
     ),

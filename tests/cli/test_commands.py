@@ -181,6 +181,28 @@ def test_demo() -> None:
     assert found["peak_bytes"] <= found["budget_bytes"] <= 256 * 2**20
 
 
+def test_demo_of_a_text_that_is_too_short(tmp_path: Path) -> None:
+    document = tmp_path / "rain.txt"
+    document.write_text(TEXT, encoding="utf-8")
+    found = facts("demo", "--document", document, "--tokens", "2K", "--seed", "11")
+    assert found["repeats"] > 1
+    assert (found["task"], found["document"]) == ("passkey", "rain.txt")
+    assert [fact["text"] for fact in found["facts"]] == [
+        f"The pass key is {found['expected']}. Remember it."
+    ]
+    assert found["question"] == "What is the pass key?"
+    assert found["in_words"] == f"The pass key is {found['answer']}."
+
+
+def test_demo_of_another_bundle_asks_what_it_is_told(document: Path) -> None:
+    options = ("--task", "mary", "--bundle", "builtin", "--document", document)
+    done = CliRunner().invoke(app, ["demo", *map(str, options), "--seed", "1", "--json"])
+    found = json.loads(done.stdout)
+    assert found["question"].startswith("Where is ")
+    assert len(found["facts"]) == 8
+    assert done.exit_code == (0 if found["correct"] else 1)
+
+
 def test_help_and_version() -> None:
     commands = ["demo", "export", "info", "plan", "read", "ask", "measure", "verify", "doctor"]
     shown = command("--help").stdout

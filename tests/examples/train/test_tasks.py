@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import random
 import re
 from pathlib import Path
 
@@ -9,11 +12,24 @@ import pytest
 import torch
 from small import write_text
 from systems import Tokens
-from tasks import FACTS, PLACES, QUESTIONS, Documents, Task, draw_mary, log_uniform
+from tasks import (
+    DRAW,
+    FACTS,
+    QUESTIONS,
+    Documents,
+    Task,
+    draw_mary,
+    log_uniform,
+    sentences_of_tasks,
+)
 from text import Text, with_decoys
+
+from longspan.tasks import PLACES, PROMPT, draw_quiz
 
 TOKENS: tuple[Tokens, ...] = ("words", "sentences", "bytes")
 CPU = torch.device("cpu")
+# Of every sentence: a change makes the tokenizers and the checkpoints of before useless.
+TRAINED_ON = "603d612b70c07c04851ef4f18cba75a832a5b186aedec2915e52df76d9f2c21f"
 
 
 @pytest.fixture(scope="module", params=TOKENS)
@@ -87,6 +103,17 @@ def test_answers_to_mary_are_spread_over_places() -> None:
         assert 0.1 < answers.count(f" {place}\n") / len(answers) < 0.25
 
 
+def test_the_words_are_those_that_checkpoints_were_trained_on() -> None:
+    said = sentences_of_tasks()
+    assert hashlib.sha256("\0".join(said).encode()).hexdigest() == TRAINED_ON
+    for seed, task in itertools.product(range(100), DRAW):
+        quiz = draw_quiz(task, random.Random(seed))
+        for fact in quiz.facts:
+            assert "\n" + re.sub(r"\d", "0", fact.text) + "\n" in said
+        asked = f"{PROMPT.format(question=quiz.question)} {quiz.answer}\n"
+        assert re.sub(r"\d", "0", asked) in said
+
+
 def test_facts_are_where_their_numbers_say() -> None:
     assert [FACTS[i].digits for i in (0, 1, 16, 17)] == [5, 3, 3, 0]
     assert "went" in FACTS[17].text
@@ -121,8 +148,6 @@ def test_digits_and_line_ends_are_tokens_of_their_own(tmp_path: Path) -> None:
 
 
 def test_decoys_keep_the_lines_of_the_text() -> None:
-    import random
-
     text = "\n".join(f"line {i} of the text" for i in range(50))
     for seed in range(5):
         mixed = with_decoys(text, random.Random(seed)).splitlines()
