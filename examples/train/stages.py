@@ -15,8 +15,8 @@ WORDS_ALONE: tuple[Stage, ...] = (Stage(gap=0, length=2048, rows=16, lm=1.0),)
 STAGES: tuple[Stage, ...] = (
     Stage(gap=32, length=96, rows=256, tasks=1, share=0.05),
     Stage(gap=96, length=160, rows=160, tasks=1, share=0.05),
-    Stage(gap=96, length=192, rows=96, facts=2, share=0.3),
-    Stage(gap=96, length=256, rows=96, facts=4, share=0.15),
+    Stage(gap=96, length=192, rows=96, facts=2, lm=0.05, share=0.3),
+    Stage(gap=96, length=256, rows=96, facts=4, lm=0.05, share=0.15),
     Stage(gap=480, length=640, rows=96, facts=8, lm=0.05, share=0.15),
     Stage(gap=2000, length=2048, rows=48, facts=8, lm=0.1, share=0.15),
     Stage(gap=8192, length=2048, rows=48, segments=4, facts=8, lm=0.2, share=0.1),
