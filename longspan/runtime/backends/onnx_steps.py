@@ -37,7 +37,7 @@ _GRAPH_ID, _NOT_RECORDED = "gpu_graph_id", -1
 
 
 class StepBuffers:
-    """A session's inputs and outputs for one sequence at a time, which the session allocates.
+    """A session's inputs and outputs for one sequence at a time.
 
     Args:
         session: over a graph of the bundle.
