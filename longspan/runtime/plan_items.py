@@ -21,14 +21,12 @@ MIB = 2**20
 FLOAT32_BYTES = 4
 # What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
 # host memory. torch writes a layer's next state before it frees the one that the layer has read,
-# and has no second of the others; ONNX Runtime has two, and its arena keeps the room of both.
-STATE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 3, "torch-cuda": 1}
+# and has no second of the others; ONNX Runtime has two.
+STATE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 3, "torch-cuda": 1}
 # What a call reads and what it writes, but for torch on CUDA, which writes into the caches that it
 # is given, and of anchors a layer's next ones before it frees those that the layer has read. On
-# CPUs also the memory that is asked or saved, in host
-# memory; and ONNX Runtime's arena keeps the room of both while the state that is asked, made from
-# that memory, lies outside it.
-CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 4, "torch-cpu": 3, "onnx-cuda": 2, "torch-cuda": 1}
+# CPUs also the memory that is asked or saved, in host memory.
+CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 2, "torch-cuda": 1}
 # Logits float32 on the device and in the caller's hands, and while sampling a float64 copy, its
 # order int64 and its running sum.
 LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
@@ -54,23 +52,22 @@ ALLOCATOR_BYTES = (2 + 20) * MIB
 UNFILLED_PERCENT = 27
 # Measured on an H100 with CUDA 13: what the driver takes once a second stream is used.
 STREAM_BYTES = 70 * MIB
-# ONNX Runtime keeps activations in an arena, with the caches that a call reads and writes. It grows
-# by powers of two, and gives a freed piece whole to any tensor of half its size or more. On CPUs it
-# holds up to 1.6 times its tensors, and of those that grow with the caches up to 1.3 times, beside
-# 2 to 4 MiB that the first call leaves there (12 models, chunks of 16 to 1,024 tokens, caches of up
-# to 20,000 entries); on CUDA 2.3 times (H100, chunks of 512 to 2,048 tokens).
+# ONNX Runtime keeps activations in an arena, on CUDA with the caches that a call reads and writes.
+# It grows by powers of two, and gives a freed piece whole to any tensor of half its size or more.
+# On CPUs it holds up to 1.6 times its tensors, beside 2 to 4 MiB that the first call leaves there
+# (12 models, chunks of 16 to 1,024 tokens); on CUDA 2.3 times (H100, chunks of 512 to 2,048).
 # torch on CPUs has no arena: with `set_mmap_threshold` what is freed goes back at once, and the
 # resident set grew by no more than the tensors of the largest layer.
 ARENA_PERCENT: dict[Engine, int] = {"onnx-cpu": 60, "onnx-cuda": 130}
-ARENA_ENTRIES_PERCENT: dict[Engine, int] = {"onnx-cpu": 30, "onnx-cuda": 130}
-# On CPUs caches of 16 bits are widened there, in pieces of other sizes: 5,000 entries 192 wide in
-# bfloat16 took 34 percent beside those of their tensors, with chunks of 256 tokens.
-ARENA_NARROW_PERCENT: dict[Engine, int] = {"onnx-cpu": 15, "onnx-cuda": 0}
 ARENA_BYTES = 4 * MIB
-# Of one copy of the caches, which have two there. Where they are just too long for the pieces that
-# there are, the arena has doubled, and is 1.72 times its tensors: 175 percent with 18,150 entries,
-# 180 with 36,500, chunks of 16 tokens (1.31.1, 192 wide, 40 lengths of 2,000 to 40,000 tokens).
-ARENA_CACHES_PERCENT: dict[Engine, int] = {"onnx-cpu": 190, "onnx-cuda": 0}
+ARENA_ENTRIES_PERCENT_CUDA = 130
+# On CPUs a layer's keys and values in another order leave as much again there, in float32, which
+# is half of what they take where they are widened first. Of scores, which are few and large, up to
+# 7 percent was left, and 4 MiB more of 2,048 entries (1.31.1, 2 layers, chunks of 16 and 256,
+# 2,048 to 17,408 entries in float32 and bfloat16).
+ARENA_ENTRY_PERCENT, ARENA_WIDENED_ENTRY_PERCENT = 100, 50
+ARENA_SCORES_PERCENT = 15
+ARENA_SCORES_BYTES = 4 * MIB
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
@@ -118,17 +115,26 @@ def chunk_items(
         return activations, _unfilled(ALLOCATOR_BYTES + live * UNFILLED_PERCENT // 100)
     if engine not in ARENA_PERCENT:
         return (activations,)
-    caches = capacity * manifest.cache_entry_bytes * ARENA_CACHES_PERCENT[engine]
     short = manifest.chunk_peak_bytes(engine, tokens)
-    percent = ARENA_ENTRIES_PERCENT[engine]
-    if manifest.dtype != "float32":
-        percent += ARENA_NARROW_PERCENT[engine]
-    entries = (live - short) * percent
-    around = (short * ARENA_PERCENT[engine] + entries + caches) // 100 + ARENA_BYTES
+    around = short * ARENA_PERCENT[engine] // 100 + ARENA_BYTES
+    if engine == "onnx-cuda":
+        around += (live - short) * ARENA_ENTRIES_PERCENT_CUDA // 100
+    elif live > short:
+        around += _cpu_arena_of_caches(manifest, live - short, capacity)
     source = "measured with onnxruntime 1.31 on many models"
     return activations, PlanItem(
         name="ONNX Runtime's arena around them", bytes=around, source=source
     )
+
+
+def _cpu_arena_of_caches(manifest: Manifest, live: int, capacity: int) -> int:
+    """What the arena holds beside the `live` bytes of a chunk that grow with the caches."""
+    ordered = manifest.chunk_peak_bytes("onnx-cpu", 0, capacity)
+    ordered -= manifest.chunk_peak_bytes("onnx-cpu", 0)
+    widened = manifest.dtype != "float32"
+    percent = ARENA_WIDENED_ENTRY_PERCENT if widened else ARENA_ENTRY_PERCENT
+    scores = max(0, live - ordered)
+    return (ordered * percent + scores * ARENA_SCORES_PERCENT) // 100 + ARENA_SCORES_BYTES
 
 
 def _unfilled(size_bytes: int) -> PlanItem:

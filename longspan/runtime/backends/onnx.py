@@ -1,7 +1,8 @@
 """The ONNX Runtime backend, on the CPU or CUDA; it needs no torch.
 
-State tensors are OrtValues that ONNX Runtime itself allocates on the device, one call's outputs
-being the next call's inputs: nothing is copied, and nothing that was given out is written again.
+State tensors are OrtValues on the device, one call's outputs being the next call's inputs: nothing
+is copied, and nothing that was given out is written again. On CUDA ONNX Runtime allocates them. On
+CPUs they lie outside its arena, which would keep the room of the largest ones for ever.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from longspan.runtime.backends.caches import FIXED_CACHES, padded
 from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_session import cpu_session, cuda_session, step_session
 from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
-from longspan.runtime.backends.onnx_values import NUMPY_DTYPES, run_bound, to_array, to_value
+from longspan.runtime.backends.onnx_values import (
+    NUMPY_DTYPES,
+    bind_output,
+    empty_values,
+    run_bound,
+    to_array,
+    to_value,
+)
 from longspan.runtime.host_memory import trim
 from longspan.tensors import CacheDType
 
@@ -106,9 +114,10 @@ class OnnxBackend:
         kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, np.int64))
         binding.bind_ortvalue_input("keep", kept)
         binding.bind_output("logits", "cpu")
+        following = empty_values(self._specs) if self._device == "cpu" else {}
         for spec in self._specs:
             binding.bind_ortvalue_input(f"past.{spec.name}", state[spec.name])
-            binding.bind_output(f"present.{spec.name}", self._device)
+            bind_output(binding, f"present.{spec.name}", self._device, following.get(spec.name))
         run_bound(self._session, binding, tokens=len(tokens))
         logits, *after = binding.get_outputs()
         # The outputs keep the binding, and the binding would keep the state before.
@@ -118,7 +127,7 @@ class OnnxBackend:
         # A copy: whoever keeps a view of an output keeps the session's whole arena.
         result: NDArray[np.float32] = logits.numpy()[0].copy()
         names = (spec.name for spec in self._specs)
-        return result, dict(zip(names, after, strict=True))
+        return result, following or dict(zip(names, after, strict=True))
 
     def steps(self, state: State, *, donate: bool = False) -> Steps:
         """See `longspan.runtime.backends.Backend.steps`; the first step frees what it was given.

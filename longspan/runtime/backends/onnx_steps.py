@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from longspan.engines import Device
 from longspan.runtime.backends import State
-from longspan.runtime.backends.onnx_values import read_into, run_bound, to_array, to_value
+from longspan.runtime.backends.onnx_values import (
+    bind_output,
+    empty_values,
+    read_into,
+    run_bound,
+    to_array,
+    to_value,
+)
 from longspan.tensors import TensorSpec
 
 # The run option that names a recorded graph, and its value for runs that shall not be recorded.
@@ -30,7 +37,7 @@ _GRAPH_ID, _NOT_RECORDED = "gpu_graph_id", -1
 
 
 class StepBuffers:
-    """A session's inputs and outputs for one sequence at a time, which the session allocates.
+    """A session's inputs and outputs for one sequence at a time.
 
     Args:
         session: over a graph of the bundle.
@@ -90,32 +97,31 @@ class StepBuffers:
         return state
 
     def _read_once(self, source: State, into: int) -> None:
-        """A run that is not recorded; it allocates what it writes where that is not there yet."""
+        """A run that is not recorded; it allocates what it writes where that is not there yet.
+
+        On CPUs that is done here, outside the session's arena.
+        """
+        if self._states[into] is None and self._device == "cpu":
+            self._states[into] = empty_values(self.specs)
         binding = self._bound(source, into)
         self._run(binding, graph=_NOT_RECORDED)
         logits, *after = binding.get_outputs()
         # The outputs keep the binding, and the binding would keep the state before.
         binding.clear_binding_inputs()
         self._logits = logits
-        self._states[into] = {
-            spec.name: value for spec, value in zip(self.specs, after, strict=True)
-        }
+        if self._states[into] is None:
+            names = (spec.name for spec in self.specs)
+            self._states[into] = dict(zip(names, after, strict=True))
 
     def _bound(self, source: State, into: int) -> Any:
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("tokens", self._token)
-        self._bind_output(binding, "logits", self._logits)
+        bind_output(binding, "logits", self._device, self._logits)
         target = self._states[into] or {}
         for spec in self.specs:
             binding.bind_ortvalue_input(f"past.{spec.name}", source[spec.name])
-            self._bind_output(binding, f"present.{spec.name}", target.get(spec.name))
+            bind_output(binding, f"present.{spec.name}", self._device, target.get(spec.name))
         return binding
-
-    def _bind_output(self, binding: Any, name: str, value: ort.OrtValue | None) -> None:
-        if value is None:
-            binding.bind_output(name, self._device)
-        else:
-            binding.bind_ortvalue_output(name, value)
 
     def _run(self, binding: Any, *, graph: int) -> None:
         options = ort.RunOptions()

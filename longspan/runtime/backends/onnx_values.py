@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from longspan.engines import Device
 from longspan.errors import BudgetExceeded
 from longspan.runtime.backends.onnx_session import ORT_ERRORS
 from longspan.runtime.nvidia import copy_to_host
@@ -28,8 +30,22 @@ _OUT_OF_MEMORY = ("Available memory of", "Failed to allocate memory", "bad alloc
 
 def to_value(array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
     """A copy in host memory; a binding takes it to the session's device."""
-    owned = np.array(array, NUMPY_DTYPES[spec.dtype], order="C")
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(owned, _ELEMENT_TYPES[spec.dtype])
+    return _value_over(np.array(array, NUMPY_DTYPES[spec.dtype], order="C"), spec)
+
+
+def empty_values(specs: Iterable[TensorSpec]) -> dict[str, ort.OrtValue]:
+    """Tensors in host memory for what a run will write, by name, outside of any arena.
+
+    A run gives them back as values that do not own them: whoever reads on holds these.
+    """
+    return {
+        spec.name: _value_over(np.empty(spec.shape, NUMPY_DTYPES[spec.dtype]), spec)
+        for spec in specs
+    }
+
+
+def _value_over(array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ELEMENT_TYPES[spec.dtype])
 
 
 def to_array(value: ort.OrtValue, spec: TensorSpec) -> NDArray[Any]:
@@ -49,6 +65,14 @@ def read_into(array: NDArray[Any], value: ort.OrtValue) -> None:
         ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
     else:
         copy_to_host(value.data_ptr(), array.ctypes.data, array.nbytes)
+
+
+def bind_output(binding: Any, name: str, device: Device, value: ort.OrtValue | None) -> None:
+    """Let a run write `name` into `value`, or on `device` where the session allocates it."""
+    if value is None:
+        binding.bind_output(name, device)
+    else:
+        binding.bind_ortvalue_output(name, value)
 
 
 def run_bound(session: Any, binding: Any, *, tokens: int, options: Any = None) -> None:
