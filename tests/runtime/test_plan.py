@@ -75,11 +75,12 @@ def test_a_plan_that_fits_is_within_the_budget_with_the_largest_chunk(
     largest = MAX_CHUNK_TOKENS[engine.split("-")[1]]
     assert MIN_CHUNK_TOKENS <= size <= largest
     power = size & (size - 1) == 0
-    assert power or size // 3 & (size // 3 - 1) == 0
+    # The document as a whole, which is of any length.
+    whole = largest if tokens is None else -(-tokens // MIN_CHUNK_TOKENS) * MIN_CHUNK_TOKENS
+    assert size <= whole
+    assert power or size // 3 & (size // 3 - 1) == 0 or size == whole
     longer = size * 3 // 2 if power else size * 4 // 3
-    if tokens is not None:
-        largest = min(largest, max(MIN_CHUNK_TOKENS, 1 << (tokens - 1).bit_length()))
-    if longer <= largest:
+    if size < whole and longer <= min(largest, whole):
         beyond = planned(longer)
         # A recorded step may take the place of a longer chunk, if this one is long enough.
         swapped = plan.step_graph and not beyond.step_graph and size >= STEP_CHUNK_TOKENS
