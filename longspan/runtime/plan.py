@@ -36,7 +36,7 @@ from longspan.runtime.plan_items import (
     sum_bytes,
 )
 from longspan.runtime.plan_result import RESERVE_ENTRIES, Plan, require_fit
-from longspan.runtime.plan_weights import PlacedWeights
+from longspan.runtime.plan_weights import PlacedWeights, with_brought_experts
 from longspan.sizes import format_bytes
 
 __all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "replanned", "require_fit"]
@@ -131,6 +131,8 @@ def make_plan(
 def _planned(manifest: Manifest, request: _Request) -> Plan:
     """The plan for a state as `manifest` has it."""
     engine, weights = request.engine, request.weights
+    if weights is not None and weights.expert_slots:
+        manifest = with_brought_experts(manifest, engine)
     baseline, *own = fixed_items(
         manifest,
         engine,
@@ -184,6 +186,8 @@ def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
     engine, capacity = plan.engine, plan.capacity
     if plan.cache_dtype is not None:
         manifest = held_in_int8(manifest, engine)
+    if plan.expert_slots:
+        manifest = with_brought_experts(manifest, engine)
 
     def items_at(size: int) -> tuple[PlanItem, ...]:
         return _working_items(manifest, engine, size, capacity, recorded=plan.step_graph)
@@ -250,7 +254,12 @@ def _divide(
         limit = MOST_CAPACITY if tokens is None else tokens + RESERVE_ENTRIES
         capacity = max(capacity, min(most_entries(chosen), limit, MOST_CAPACITY))
     if grows:
-        choices.append(_capacity_choice(capacity, known, beside=chosen))
+        at_most = MOST_CAPACITY if capacity == MOST_CAPACITY else None
+        choices.append(
+            capacity_choice(
+                capacity, document=known, reserve=RESERVE_ENTRIES, beside=chosen, at_most=at_most
+            )
+        )
     most = max(0, most_entries(sizes[-1]) - RESERVE_ENTRIES) if grows else None
     return Plan(
         engine=engine,
@@ -283,16 +292,6 @@ def _largest_that_fits(
         larger=None if larger is None else (larger, over(larger)),
         fits=over(chosen) <= 0,
         whole_document=tokens is not None and tokens <= chosen,
-    )
-
-
-def _capacity_choice(capacity: int, known: int | None, *, beside: int) -> Choice:
-    return capacity_choice(
-        capacity,
-        document=known,
-        reserve=RESERVE_ENTRIES,
-        beside=beside,
-        at_most=MOST_CAPACITY if capacity == MOST_CAPACITY else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
+from longspan.runtime.plan_unfilled import PIECE_BYTES, unfilled_bytes
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.quantized_weights import quantized_weight_bytes
 from longspan.tensors import DTYPE_BYTES, TensorSpec
@@ -41,15 +42,6 @@ TORCH_BYTES = 14 * MIB
 # reading takes up to 1.8 more for its cache of words, and pieces of text on their way 1 to 2.
 TOKENIZER_FACTOR = 8
 TOKENIZER_BYTES = 9 * MIB
-# torch's CUDA allocator takes memory in pieces: 2 MiB for tensors below 1 MiB, 20 MiB for others
-# (c10/cuda/CUDACachingAllocator.cpp), which grow in place (`grow_in_place`): one unfilled of each.
-# Between a chunk's tensors lies room that none of them fits: 12 to 65 MiB for chunks of 2,048 to
-# 8,192 tokens of Mamba-2 2.7B, whose tensors took 80 to 320 (H100, torch 2.11). By the allocator's
-# rules, played over the tensors that a chunk makes, it is 16 to 29% of them, and for 2,048 tokens
-# of Samba 421M, whose windows take room between them, 45% of 104 MiB; for larger chunks of Samba,
-# Mamba and Llama 1 to 12%.
-ALLOCATOR_BYTES = (2 + 20) * MIB
-UNFILLED_PERCENT = 27
 # Measured on an H100 with CUDA 13: what the driver takes once a second stream is used.
 STREAM_BYTES = 70 * MIB
 # ONNX Runtime keeps activations in an arena, on CUDA with the caches that a call reads and writes.
@@ -72,7 +64,9 @@ ARENA_SCORES_BYTES = 4 * MIB
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
 ONNX_CUDA_BYTES = 144 * MIB
-# Measured on an H100 with torch 2.11, of the built-in model and of Mamba-2 2.7B: 4 to 76 MiB.
+# What a recorded step takes beside its state. Measured on an H100 with torch 2.11, as what the
+# process held beyond the context and torch's allocator in reading: 72 MiB for Mamba-2 2.7B, 78 for
+# the built-in model and small ones of full attention and of Conba.
 GRAPH_BYTES = 80 * MIB
 # A second session of ONNX Runtime over the same weights, and its two CUDA graphs. Measured on an
 # H100 with 1.31.1, beyond the two states: 76 MiB for 12 layers (302 nodes), 300 for 64 (2,063).
@@ -112,7 +106,7 @@ def chunk_items(
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
     if engine == "torch-cuda":
-        return activations, _unfilled(ALLOCATOR_BYTES + live * UNFILLED_PERCENT // 100)
+        return activations, _unfilled(unfilled_bytes(manifest, live, capacity))
     if engine not in ARENA_PERCENT:
         return (activations,)
     short = manifest.chunk_peak_bytes(engine, tokens)
@@ -249,7 +243,7 @@ def fixed_items(
             )
         )
     if engine == "onnx-cuda":
-        items.append(_unfilled(ALLOCATOR_BYTES))
+        items.append(_unfilled(PIECE_BYTES))
     if device == "cpu" and tokenizer_file_bytes:
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
         items.append(

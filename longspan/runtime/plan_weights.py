@@ -14,15 +14,19 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from longspan.models.config import ModelConfig, MoeConfig
+from longspan.bundle import ChunkBytes, Manifest
+from longspan.engines import Engine
+from longspan.models.config import LayerConfig, ModelConfig, MoeConfig
+from longspan.tensors import DTYPE_BYTES
 
 # Where tensors begin in a buffer of several: what CUDA's own allocations are aligned to, and more
 # than any vectorised load asks for.
 ALIGNMENT_BYTES = 256
 SLOTS = 2
+FLOAT32_BYTES = 4
 # Tables of which a chunk reads a few rows, and what belongs to them (``embedding_scales``).
 TABLES = ("embedding", "head")
 # Parameters of a mixture of experts that hold a matrix for each.
@@ -175,6 +179,24 @@ def place_weights(
         chunk_bytes=sum(streamed) + max(0, moving - kept),
         step_bytes=sum(streamed) + chosen + sizes.tables,
     )
+
+
+def with_brought_experts(manifest: Manifest, engine: Engine) -> Manifest:
+    """The manifest, with the bytes of a chunk on `engine` where experts come one by one."""
+    D, b = manifest.config.d_model, DTYPE_BYTES[manifest.dtype]
+
+    def brought(spent: ChunkBytes, layer: LayerConfig) -> ChunkBytes:
+        if not isinstance(layer, MoeConfig):
+            return spent
+        F, routing = layer.d_ff, 32 * layer.n_experts + (layer.n_experts + 24) * layer.top_k
+        # All tokens may go to the same expert: what it reads and gives, its gate and rows, what
+        # SiLU makes of them and their product; in float32 the sum, and twice what is added to it.
+        alone = b * (2 * D + 4 * F) + 3 * FLOAT32_BYTES * D + routing
+        return replace(spent, per_token=max(spent.per_token, alone))
+
+    *layers, rest = manifest.chunk_bytes[engine]
+    more = map(brought, layers, manifest.config.layers)
+    return replace(manifest, chunk_bytes={**manifest.chunk_bytes, engine: (*more, rest)})
 
 
 def weight_sizes(path: Path, config: ModelConfig) -> WeightSizes:

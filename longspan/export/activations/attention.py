@@ -38,12 +38,14 @@ def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine,
     """Bytes a token of queries, keys, values and RoPE, of input and output, by engine."""
     D, b = width, DTYPE_BYTES[dtype]
     rows = layer.qkv_rows
+    turned = 0 if layer.rope_base is None else layer.n_heads + layer.n_kv_heads
+    rotated = turned * layer.head_dim
     return {
         "onnx-cpu": F32 * (7 * rows + 3 * D),
         "onnx-cuda": (b + F32) * 3 * rows + b * D,
         "torch-cpu": F32 * (5 * rows + D),
-        # What was projected, what was rotated or convolved of it, and the heads' output.
-        "torch-cuda": b * (3 * rows + 2 * D),
+        # What was projected, what was rotated of it, the heads' output, and the layer's.
+        "torch-cuda": b * (rows + rotated + layer.n_heads * layer.head_dim + D),
     }
 
 
@@ -70,8 +72,9 @@ def window_attention(
             fixed=2 * F32 * past + widened_projection(layer, width, dtype),
             per_token=per_token["torch-cpu"],
         ),
+        # The window itself moves on where it lies.
         "torch-cuda": ChunkBytes(
-            fixed=b * past + scratch_bytes(layer.head_dim), per_token=per_token["torch-cuda"]
+            fixed=scratch_bytes(layer.head_dim), per_token=per_token["torch-cuda"]
         ),
     }
 
@@ -88,11 +91,14 @@ def full_attention(
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
     entry = 2 * layer.n_kv_heads * layer.head_dim
     # Beside what it reads, a convolution makes as much again; torch's reference joins a tail, too.
+    # On torch-cuda what it read is gone when anything else is made.
     convolved = 0 if layer.d_conv is None else layer.qkv_rows
+    plain = projections(layer, width, dtype)
     per_token = {
         engine: each + (F32 if engine.endswith("cpu") else b) * convolved
-        for engine, each in projections(layer, width, dtype).items()
+        for engine, each in plain.items()
     }
+    per_token["torch-cuda"] = max(plain["torch-cuda"], 2 * b * convolved)
     return {
         "onnx-cpu": ChunkBytes(
             per_token=per_token["onnx-cpu"],

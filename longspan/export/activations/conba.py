@@ -18,11 +18,13 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     E, S = layer.n_heads * layer.head_dim, layer.n_heads * layer.d_state
     rows = sum(layer.in_rows)
     adaptive = layer.gain != "off"
-    # The scaling takes three float32 tensors of its size, the gated norm four of the output's;
-    # without a gain the states of all tokens stand beside the product with C.
-    wide = max(3 * S, 4 * E if adaptive else 2 * S + 4 * E)
     # A chunk's map and the two states before it, float32, for every state entry.
     scratch = 0 if adaptive else F32 * (MAP_VALUES + 2) * S
+    # The most of: the selection's SwiGLU; the scaling, float32, in three pieces; then beside one of
+    # them the output, or without a gain the states of all tokens and three float32 outputs; the
+    # output, its norm and the layer's.
+    walked = F32 * S + b * E if adaptive else F32 * (2 * S + 3 * E) + -(-scratch // CHUNK_TOKENS)
+    most = max(b * M, 3 * F32 * S, walked, b * (2 * E + D))
     on_cpu = max(8 * (M + S + E), 4 * (M + S) + 17 * E) if adaptive else 8 * (M + E) + 12 * S
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * on_cpu),
@@ -35,6 +37,6 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch * (ONE_PASS_TOKENS // CHUNK_TOKENS),
-            per_token=b * (rows + S + 2 * E + 2 * D) + F32 * wide + -(-scratch // CHUNK_TOKENS),
+            per_token=b * (rows + S) + most,
         ),
     }

@@ -28,6 +28,10 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     cut = 2 * state if parts > 1 else 0
     decay = keys if layer.gate_rank is not None else 0
     rotated = 2 * keys if layer.rope_base is not None else 0
+    # Of torch-cuda the most of: three float32 pieces of the decay; then beside one of them the
+    # recurrence's float32 output and its norm; the norm and the layer's output.
+    normed = F32 * decay + max((F32 + b) * values, b * (values + D))
+    most = max(3 * F32 * decay, normed)
     # What a gate or a rotation needs before the recurrence, and the gated norm after it.
     wide = 3 * F32 * max(keys, values)
     return {
@@ -43,6 +47,6 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch_bytes(1, segment_tokens(), heads=H, key_width=K, value_width=V),
-            per_token=b * (rows + 2 * D + rotated + values) + F32 * (3 * decay + values),
+            per_token=b * (rows + rotated) + most,
         ),
     }

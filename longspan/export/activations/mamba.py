@@ -27,9 +27,10 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
             fixed=widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
         ),
         "torch-cuda": ChunkBytes(
-            # The states before the scan's chunks; B and C in float32.
+            # The states before the scan's chunks; B and C in float32. The steps that the scan reads
+            # are gone when the layer's output is made.
             fixed=MAX_CHUNKS * F32 * E * (N + 1),
-            per_token=b * (5 * E + D + low) + F32 * 2 * N,
+            per_token=b * (4 * E + max(E, D) + low) + F32 * 2 * N,
         ),
     }
 

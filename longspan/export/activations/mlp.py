@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.numbers import F32, widened
+from longspan.export.activations.numbers import F32, I64, widened
 from longspan.models.config import MlpConfig, MoeConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
@@ -24,17 +24,29 @@ def mlp(layer: MlpConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
 
 
 def moe(layer: MoeConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkBytes]:
-    """A mixture of experts, by engine; where experts compute in turn, all tokens may go to one."""
+    """A mixture of experts, by engine; where experts compute in turn, all tokens may go to one.
+
+    Where experts stream to torch-cuda they take more: `longspan.runtime.plan_weights` tells.
+    """
     F, D, b = layer.d_ff, width, DTYPE_BYTES[dtype]
     # The router's probabilities, their order, and a token's pairs.
     routing = 32 * layer.n_experts + (layer.n_experts + 24) * layer.top_k
-    # Pairs of token and expert in Triton; or experts that stream, all tokens to the same one.
-    pairs, alone = b * layer.top_k * (F + D) + F32 * D, 4 * b * F + 3 * F32 * D
+    # In Triton the most of: the router's float32 input; its shares and their order, which sorting
+    # doubles; the sorting of a token's pairs; their hidden numbers and outputs, and the layer's.
+    E, K = layer.n_experts, layer.top_k
+    ordered = (2 * F32 + I64) * E
+    listed = (2 * I64 + F32) * K
+    on_cuda = max(
+        F32 * (D + E),
+        2 * ordered,
+        ordered + 3 * listed + E * K,
+        ordered + listed + b * (K * (F + D) + D),
+    )
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * (5 * F + 7 * D) + routing),
         "onnx-cuda": ChunkBytes(per_token=b * (7 * F + 3 * D) + F32 * 6 * D + routing),
         "torch-cpu": ChunkBytes(
             fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + 6 * D) + routing
         ),
-        "torch-cuda": ChunkBytes(per_token=b * 2 * D + max(pairs, alone) + routing),
+        "torch-cuda": ChunkBytes(per_token=on_cuda),
     }
