@@ -62,7 +62,7 @@ def test_plan_fits_a_length(bundle: Bundle) -> None:
     assert found["capacity"] == 8192 + RESERVE_ENTRIES
     assert found["longest_tokens"] > 8192
     names = [item["name"] for item in found["items"]]
-    assert "cache of 9,216 entries, 4 copies" in names
+    assert "cache of 9,216 entries, 3 copies" in names
     longer = str(2 * found["longest_tokens"])
     assert not facts(*arguments[:-2], longer, "--fit", status=3)["fits"]
 
