@@ -25,6 +25,7 @@ from end_to_end import (
     generation_seconds,
     integral,
     parse_contexts,
+    step_rows,
 )
 from model_runs import Steps, apart, copy_rate
 from random_bundle import SHAPES
@@ -46,22 +47,6 @@ def memory_rows(runs: Sequence[BatchRun]) -> Iterator[tuple[str, ...]]:
             format_bytes(most.state_bytes),
             format_bytes(run.peak_bytes),
         )
-
-
-def step_rows(runs: Sequence[BatchRun], bytes_per_second: float) -> Iterator[tuple[str, ...]]:
-    """The steps for people, beside the time that reading weights and states once takes."""
-    for run in runs:
-        for steps in run.steps:
-            floor_ms = 1e3 * (run.weight_bytes + steps.state_bytes) / bytes_per_second
-            yield (
-                run.shape,
-                f"{steps.context:,}",
-                f"{steps.median_ms:.3f}",
-                f"{steps.least_ms:.3f} to {steps.most_ms:.3f}",
-                f"{1e3 * run.batch / steps.median_ms:,.0f}",
-                f"{floor_ms:.3f}",
-                f"{floor_ms / steps.median_ms:.0%}",
-            )
 
 
 def comparison(runs: Sequence[BatchRun], generate: int) -> list[str]:
@@ -105,7 +90,8 @@ def text_of(run: Mapping[str, Any], runs: Sequence[BatchRun]) -> str:
     stepping = (
         "shape", "context", "ms a step", "least to most", "tokens/s", "floor ms", "of the floor"
     )  # fmt: skip
-    lines += markdown_table(stepping, step_rows(runs, run["copy_bytes_per_second"]))
+    rows = step_rows(runs, run["copy_bytes_per_second"], run["batch"])
+    lines += markdown_table(stepping, rows)
     return "\n".join(lines)
 
 

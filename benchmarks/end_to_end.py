@@ -34,6 +34,10 @@ class Stepped(Protocol):
     """What was measured of steps, and the weights that each of them reads."""
 
     @property
+    def shape(self) -> str:
+        """Its name."""
+
+    @property
     def weight_bytes(self) -> int:
         """Of the model."""
 
@@ -97,8 +101,13 @@ def reading_rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
         )
 
 
-def step_rows(runs: Sequence[Run], bytes_per_second: float) -> Iterator[tuple[str, ...]]:
-    """The steps for people, beside the time that reading weights and state once takes."""
+def step_rows(
+    runs: Sequence[Stepped], bytes_per_second: float, sequences: int = 1
+) -> Iterator[tuple[str, ...]]:
+    """The steps for people, beside the time that reading weights and states once takes.
+
+    A step gives each of the `sequences` a token; `state_bytes` are those of all of them.
+    """
     for run in runs:
         for steps in run.steps:
             floor_ms = 1e3 * (run.weight_bytes + steps.state_bytes) / bytes_per_second
@@ -107,7 +116,7 @@ def step_rows(runs: Sequence[Run], bytes_per_second: float) -> Iterator[tuple[st
                 f"{steps.context:,}",
                 f"{steps.median_ms:.3f}",
                 f"{steps.least_ms:.3f} to {steps.most_ms:.3f}",
-                f"{1e3 / steps.median_ms:,.0f}",
+                f"{1e3 * sequences / steps.median_ms:,.0f}",
                 f"{floor_ms:.3f}",
                 f"{floor_ms / steps.median_ms:.0%}",
             )

@@ -26,7 +26,6 @@ from longspan.tensors import DTYPE_BYTES
 # than any vectorised load asks for.
 ALIGNMENT_BYTES = 256
 SLOTS = 2
-FLOAT32_BYTES = 4
 # Tables of which a chunk reads a few rows, and what belongs to them (``embedding_scales``).
 TABLES = ("embedding", "head")
 # Parameters of a mixture of experts that hold a matrix for each.
@@ -188,10 +187,10 @@ def with_brought_experts(manifest: Manifest, engine: Engine) -> Manifest:
     def brought(spent: ChunkBytes, layer: LayerConfig) -> ChunkBytes:
         if not isinstance(layer, MoeConfig):
             return spent
-        F, routing = layer.d_ff, 32 * layer.n_experts + (layer.n_experts + 24) * layer.top_k
+        F = layer.d_ff
         # All tokens may go to the same expert: what it reads and gives, its gate and rows, what
         # SiLU makes of them and their product; in float32 the sum, and twice what is added to it.
-        alone = b * (2 * D + 4 * F) + 3 * FLOAT32_BYTES * D + routing
+        alone = b * (2 * D + 4 * F) + 3 * DTYPE_BYTES["float32"] * D + layer.routing_bytes
         return replace(spent, per_token=max(spent.per_token, alone))
 
     *layers, rest = manifest.chunk_bytes[engine]

@@ -29,8 +29,7 @@ def moe(layer: MoeConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     Where experts stream to torch-cuda they take more: `longspan.runtime.plan_weights` tells.
     """
     F, D, b = layer.d_ff, width, DTYPE_BYTES[dtype]
-    # The router's probabilities, their order, and a token's pairs.
-    routing = 32 * layer.n_experts + (layer.n_experts + 24) * layer.top_k
+    routing = layer.routing_bytes
     # In Triton the most of: the router's float32 input; its shares and their order, which sorting
     # doubles; the sorting of a token's pairs; their hidden numbers and outputs, and the layer's.
     E, K = layer.n_experts, layer.top_k

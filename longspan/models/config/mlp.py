@@ -49,6 +49,11 @@ class MoeConfig:
         """The smallest that runs."""
         return cls(n_experts=2, top_k=1, d_ff=8)
 
+    @property
+    def routing_bytes(self) -> int:
+        """Bytes a token of the router's probabilities, their order, and the token's pairs."""
+        return 32 * self.n_experts + (self.n_experts + 24) * self.top_k
+
     def state(self, dtype: DType) -> tuple[TensorSpec, ...]:
         """Nothing: a mixture of experts looks at one token at a time."""
         del dtype

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from small import write_text
+from stories import EVENT, where_it_ended
 from systems import Tokens
 from tasks import (
     DRAW,
@@ -67,31 +68,14 @@ def test_one_of_the_needles_is_asked_for(text: Text) -> None:
         assert answer == f" {needles[asked]}\n"
 
 
-def where_it_ended(document: str, asked: str) -> str:
-    """Where somebody or something is, by the story."""
-    at: dict[str, str] = {}
-    holder: dict[str, str] = {}
-    for who, verb, what in re.findall(r"\n(\w+) (went to|took|dropped) the (\w+)\.\n", document):
-        if verb == "went to":
-            at[who] = what
-            at |= {thing: at[who] for thing, by in holder.items() if by == who}
-        elif verb == "took":
-            assert what not in holder, "nobody else holds it"
-            assert at.get(what, at[who]) == at[who], "it lies where it is taken"
-            holder[what] = who
-            at[what] = at[who]
-        else:
-            assert holder.pop(what) == who, "only its holder drops it"
-    return at[asked]
-
-
 @pytest.mark.parametrize("facts", [1, 2, 7])
 def test_mary_is_where_the_story_left_her(text: Text, facts: int) -> None:
     things = set()
     for document, answer in drawn(text, "mary", rows=200, facts=facts):
         (asked,) = re.findall(r"\nQuestion: Where is (?:the )?(\w+)\?\nAnswer:", document)
         things.add(asked)
-        assert answer == f" {where_it_ended(document, asked)}\n"
+        events = re.findall(rf"\n{EVENT}\n", document)
+        assert answer == f" {where_it_ended(events, asked)}\n"
     assert {"Mary", "John"} < things
     assert ("football" in things) == (facts > 1)
 
