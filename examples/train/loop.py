@@ -20,9 +20,12 @@ from tasks import Batch, Documents, Task
 MASTERED = 0.9  # exact answers of each task, of the last JUDGED ones to the longest documents
 JUDGED = 1000
 WARMUP_STEPS = 100
-REPORT_STEPS = 25
+REPORT_BATCHES = 25
 REPORT_SECONDS = 10
-FALLING = 0.4  # of a run's time, at its end, if the learning rate is to fall to zero
+FALLING = 0.4  # of a run, its last part, if the learning rate is to fall to zero
+# Passing a segment takes a third of training on it, so that long documents are worth several
+# endings: one for each so many segments, at most MOST_ENDINGS.
+SEGMENTS_AN_ENDING, MOST_ENDINGS = 16, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +86,33 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The time of a run, and the learning rate that belongs to it."""
+    """How much of a run is done, by its time or its tokens, and the learning rate that follows.
+
+    Attributes:
+        begin: monotonic seconds.
+        seconds: after which it ends.
+        tokens: after which it ends, too; None for no such end.
+        finish: whether the learning rate falls to zero.
+    """
 
     begin: float
     seconds: float
+    tokens: int | None
     finish: bool
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self.begin
 
-    def rate(self, step: int) -> float:
+    def done(self, tokens: int) -> float:
+        """The share of the run that is done after so many tokens; 1 or more at its end."""
+        by_time = self.elapsed() / self.seconds if self.seconds > 0 else 1.0
+        return by_time if self.tokens is None else max(by_time, tokens / max(1, self.tokens))
+
+    def rate(self, progress: Progress) -> float:
         """Warm up, stay, and when finishing fall to zero."""
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        left = min(1.0, max(0.0, 1.0 - self.elapsed() / self.seconds) / FALLING)
+        warm = min(1.0, (progress.step + 1) / WARMUP_STEPS)
+        left = min(1.0, max(0.0, 1.0 - self.done(progress.tokens)) / FALLING)
         return warm * (0.5 - 0.5 * math.cos(math.pi * left) if self.finish else 1.0)
 
 
@@ -111,11 +127,16 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     log: list[dict[str, Any]] = field(default_factory=list)
 
-    def train(self, seconds: float) -> None:
-        """Train until the time is over, a stage after the other."""
-        clock = Clock(time.monotonic(), seconds, self.run.finish)
+    def train(self, seconds: float, tokens: int | None = None) -> None:
+        """Train until the time is over, a stage after the other.
+
+        Args:
+            seconds: of this run.
+            tokens: with which it ends sooner, those of the runs before it among them.
+        """
+        clock = Clock(time.monotonic(), seconds, tokens, self.run.finish)
         before = self.progress.seconds
-        while clock.elapsed() < seconds:
+        while clock.done(self.progress.tokens) < 1:
             ended = self._stage(clock, before)
             if ended and self.progress.stage + 1 < len(self.run.stages):
                 self.progress.stage += 1
@@ -144,14 +165,17 @@ class Session:
         judged = math.ceil(JUDGED / stage.rows)
         hardest: deque[torch.Tensor] = deque(maxlen=judged)
         began = reported = clock.elapsed()
-        while (elapsed := clock.elapsed()) < clock.seconds:
-            set_lr(self.optimizer, self.run.lr * clock.rate(self.progress.step))
+        batches = 0
+        while clock.done(self.progress.tokens) < 1:
+            elapsed = clock.elapsed()
+            set_lr(self.optimizer, self.run.lr * clock.rate(self.progress))
             segments = draw_segments(stage)
             self.step(trainer, segments)
             shares = scores.add(trainer.right)
             if segments == stage.segments:
                 hardest.append(shares)
-            if self.progress.step % REPORT_STEPS or not hardest:
+            batches += 1
+            if batches % REPORT_BATCHES or not hardest:
                 continue
             least = float(torch.stack(list(hardest)).mean(0).min())
             mastered = bool(scores.tasks) and len(hardest) == judged and least >= MASTERED
@@ -187,18 +211,23 @@ class Session:
         )
 
     def step(self, trainer: Trainer, segments: int) -> None:
-        """Read new documents, training on the last segment of each."""
+        """Read new documents, training on the last segment of each, of long ones on several."""
         stage = trainer.stage
         batch = self.draw(stage, segments)
-        trainer.reset()
+        if not stage.carried or float(torch.rand(())) >= stage.carried:
+            trainer.reset()
         *passed, last = torch.split(batch.tokens, stage.length, dim=1)
         for segment in passed:
             trainer.tokens.copy_(segment)
             trainer.skip()
-        trainer.load(last, batch.answers)
-        trainer.train()
-        self.progress.step += 1
-        self.progress.tokens += batch.tokens.numel()
+        self.progress.tokens += sum(segment.numel() for segment in passed)
+        for ending in range(endings(segments)):
+            if ending:
+                last = self.documents.other_filler(last)
+            trainer.load(last, batch.answers)
+            trainer.train()
+            self.progress.step += 1
+            self.progress.tokens += last.numel()
 
     def draw(self, stage: Stage, segments: int) -> Batch:
         """Documents of so many segments; of several, the first fact stands in the first half."""
@@ -221,3 +250,8 @@ def draw_segments(stage: Stage) -> int:
     choices: list[int] = [2**i for i in range(stage.segments.bit_length())]
     weights = torch.tensor([n**-0.5 for n in choices])
     return choices[int(torch.multinomial(weights, 1).item())]
+
+
+def endings(segments: int) -> int:
+    """How many last segments, each with filler of its own, follow the segments before it."""
+    return max(1, min(MOST_ENDINGS, segments // SEGMENTS_AN_ENDING))

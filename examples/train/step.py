@@ -53,6 +53,8 @@ class Stage:
         segments: of the longest documents.
         tasks: how many of the run's tasks are asked, the first ones; None for all.
         facts: of needles and mary.
+        carried: share of the batches whose documents go on in the states that those before left:
+            a state is then older than any document (state passing, arXiv 2507.02782).
         lm: weight of the language-model loss. It is nothing at first: recall then starts in
             hundreds of steps instead of thousands.
         share: of the run's time, the most that the stage may take without being mastered.
@@ -64,6 +66,7 @@ class Stage:
     segments: int = 1
     tasks: int | None = None
     facts: int = 1
+    carried: float = 0.0
     lm: float = 0.0
     share: float = 1.0
 

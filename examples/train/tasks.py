@@ -257,6 +257,12 @@ class Documents:
         start = torch.randint(len(self.filler) - length, (rows, 1), device=device)
         return self.filler[start + torch.arange(length, device=device)].long()
 
+    def other_filler(self, last: torch.Tensor) -> torch.Tensor:
+        """The last segment int64 [B, L] of documents whose facts lie before it, filled anew."""
+        filler = self.filler_rows(*last.shape)
+        asked = self.questions.width
+        return torch.cat([filler[:, :-asked], last[:, -asked:]], dim=1)
+
     def draw(
         self, tasks: tuple[Task, ...], *, rows: int, length: int, gap: tuple[int, int], facts: int
     ) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import loop
 import pytest
@@ -15,9 +16,9 @@ from saving import in_pieces
 from small import small, write_text
 from stages import stages_of
 from start import new_model
-from step import Stage, new_optimizer, set_lr
+from step import Stage, Trainer, new_optimizer, set_lr
 from systems import SYSTEMS
-from tasks import Documents
+from tasks import Documents, Task
 from train import parser, train
 
 STAGES = (
@@ -109,7 +110,7 @@ def test_a_run_moves_through_its_stages(
 ) -> None:
     monkeypatch.setattr(loop, "MASTERED", 0.0)
     monkeypatch.setattr(loop, "JUDGED", 4)
-    monkeypatch.setattr(loop, "REPORT_STEPS", 2)
+    monkeypatch.setattr(loop, "REPORT_BATCHES", 2)
     session = new_session(tmp_path)
     session.train(2.0)
     assert session.progress.stage == 1
@@ -128,11 +129,86 @@ def test_pieces_are_small_and_hold_everything() -> None:
     assert [sum(t.nbytes for t in piece.values()) for piece in pieces] == [120, 40, 40, 12]
 
 
+@pytest.mark.parametrize("name", ["samba", "mamba2"])
+def test_documents_go_on_in_the_states_before_them_where_a_stage_says_so(
+    name: str, tmp_path: Path
+) -> None:
+    session = new_session(tmp_path, name)
+    for carried, reads in ((0.0, 2), (1.0, 6)):
+        trainer = session.trainer(replace(STAGES[1], carried=carried))
+        passed = count_passed(trainer)
+        for _ in range(3):
+            session.step(trainer, 2)
+        assert len(passed) == 3
+        # Passed again without a reset, the same segments lead to the state that is there.
+        state = {key: value.clone() for key, value in trainer.state.items()}
+        trainer.reset()
+        for segment in passed[-(reads // 2) :]:
+            trainer.tokens.copy_(segment)
+            trainer._skip()
+        for key, value in trainer.state.items():
+            torch.testing.assert_close(value, state[key], msg=key)
+
+
+def count_passed(trainer: Trainer) -> list[torch.Tensor]:
+    """The segments that are passed by from now on, with weights that stay as they are."""
+    passed: list[torch.Tensor] = []
+    skip = trainer.skip
+
+    def counted() -> None:
+        passed.append(trainer.tokens.clone())
+        skip()
+
+    trainer.skip = counted
+    set_lr(trainer.optimizer, 0.0)
+    return passed
+
+
+def test_long_documents_end_several_times_with_other_filler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SEGMENTS_AN_ENDING", 1)
+    session = new_session(tmp_path)
+    trainer, seen = session.trainer(session.run.stages[1]), []
+    train = trainer.train
+
+    def watched() -> None:
+        seen.append((trainer.tokens.clone(), trainer.answers.clone()))
+        train()
+
+    monkeypatch.setattr(trainer, "train", watched)
+    session.step(trainer, 2)
+    assert len(seen) == session.progress.step == 2
+    asked = session.documents.questions.width
+    (first, answers), (second, same_answers) = seen
+    assert torch.equal(first[:, -asked:], second[:, -asked:])
+    assert torch.equal(answers, same_answers)
+    assert not torch.equal(first, second)
+    assert session.progress.tokens == (1 + 2) * first.numel()
+
+
+@pytest.mark.parametrize(("segments", "count"), [(1, 1), (16, 1), (32, 2), (64, 4), (256, 4)])
+def test_the_longer_a_document_the_more_endings(segments: int, count: int) -> None:
+    assert loop.endings(segments) == count
+
+
+def test_a_run_ends_after_its_tokens(tmp_path: Path) -> None:
+    session = new_session(tmp_path)
+    session.run = replace(session.run, finish=True)
+    batch = STAGES[0].rows * STAGES[0].length
+    session.train(600.0, tokens=5 * batch)
+    assert session.progress.tokens == 5 * batch
+    assert float(session.optimizer.param_groups[0]["lr"]) < session.run.lr * 0.05
+
+
+@pytest.mark.parametrize("asked", [get_args(Task), ("passkey",)])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_every_stage_has_room_for_its_facts(name: str, tmp_path: Path) -> None:
+def test_every_stage_has_room_for_its_facts(
+    name: str, asked: tuple[Task, ...], tmp_path: Path
+) -> None:
     system = SYSTEMS[name]
     documents = Documents(write_text(tmp_path, system.tokens), "train", "cpu")
-    for stage in stages_of(system, asked=True, lm=True):
+    for stage in stages_of(system, asked, lm=True):
         assert documents.longest_gap(stage.length, 1) > 0
         wanted = documents.most_facts(stage.length, stage.facts)
         assert wanted == stage.facts or stage.length < 300
