@@ -26,6 +26,9 @@ FALLING = 0.4  # of a run, its last part, if the learning rate is to fall to zer
 # Passing a segment takes a third of training on it, so that long documents are worth several
 # endings: one for each so many segments, at most MOST_ENDINGS.
 SEGMENTS_AN_ENDING, MOST_ENDINGS = 16, 4
+# The text that documents follow grows by so many segments a batch, and so rarely begins anew that
+# it has a million tokens.
+AGEING, ANEW = 4, 1 / 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +217,7 @@ class Session:
         """Read new documents, training on the last segment of each, of long ones on several."""
         stage = trainer.stage
         batch = self.draw(stage, segments)
-        if not stage.carried or float(torch.rand(())) >= stage.carried:
-            trainer.reset()
+        self.begin(trainer)
         *passed, last = torch.split(batch.tokens, stage.length, dim=1)
         for segment in passed:
             trainer.tokens.copy_(segment)
@@ -228,6 +230,21 @@ class Session:
             trainer.train()
             self.progress.step += 1
             self.progress.tokens += last.numel()
+
+    def begin(self, trainer: Trainer) -> None:
+        """From a zero state, or where the text without facts is, which has been read on."""
+        stage, trained = trainer.stage, trainer.tokens
+        trainer.reset()
+        if not stage.follow:
+            return
+        rare, often = torch.rand(2).tolist()
+        more = [self.documents.filler_rows(*trained.shape) for _ in range(AGEING)]
+        trainer.age(more, anew=rare < ANEW)
+        self.progress.tokens += AGEING * trained.numel()
+        if often < stage.follow:
+            trainer.follow()
+        else:
+            trainer.reset()
 
     def draw(self, stage: Stage, segments: int) -> Batch:
         """Documents of so many segments; of several, the first fact stands in the first half."""

@@ -19,10 +19,10 @@ KEY_ALONE: tuple[Stage, ...] = (
     Stage(gap=96, length=160, rows=160, share=0.05),
     Stage(gap=480, length=640, rows=96, lm=0.05, share=0.05),
     Stage(gap=2000, length=2048, rows=48, lm=0.1, share=0.1),
-    Stage(gap=8192, length=2048, rows=48, segments=4, carried=0.9, lm=0.2, share=0.1),
-    Stage(gap=32768, length=2048, rows=48, segments=16, carried=0.9, lm=0.2, share=0.15),
-    Stage(gap=131072, length=2048, rows=48, segments=64, carried=0.9, lm=0.2, share=0.2),
-    Stage(gap=524288, length=2048, rows=48, segments=256, carried=0.9, lm=0.2),
+    Stage(gap=8192, length=2048, rows=48, segments=4, follow=0.75, lm=0.2, share=0.1),
+    Stage(gap=32768, length=2048, rows=48, segments=16, follow=0.75, lm=0.2, share=0.15),
+    Stage(gap=131072, length=2048, rows=48, segments=64, follow=0.75, lm=0.2, share=0.2),
+    Stage(gap=524288, length=2048, rows=48, segments=256, follow=0.75, lm=0.2),
 )
 STAGES: tuple[Stage, ...] = (
     Stage(gap=32, length=96, rows=256, tasks=1, share=0.05),

@@ -129,25 +129,43 @@ def test_pieces_are_small_and_hold_everything() -> None:
     assert [sum(t.nbytes for t in piece.values()) for piece in pieces] == [120, 40, 40, 12]
 
 
+@pytest.mark.parametrize("follow", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["samba", "mamba2"])
-def test_documents_go_on_in_the_states_before_them_where_a_stage_says_so(
-    name: str, tmp_path: Path
+def test_documents_follow_a_long_text_where_a_stage_says_so(
+    name: str, follow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "ANEW", 0.0)
     session = new_session(tmp_path, name)
-    for carried, reads in ((0.0, 2), (1.0, 6)):
-        trainer = session.trainer(replace(STAGES[1], carried=carried))
-        passed = count_passed(trainer)
-        for _ in range(3):
-            session.step(trainer, 2)
-        assert len(passed) == 3
-        # Passed again without a reset, the same segments lead to the state that is there.
-        state = {key: value.clone() for key, value in trainer.state.items()}
-        trainer.reset()
-        for segment in passed[-(reads // 2) :]:
-            trainer.tokens.copy_(segment)
-            trainer._skip()
-        for key, value in trainer.state.items():
-            torch.testing.assert_close(value, state[key], msg=key)
+    trainer = session.trainer(replace(STAGES[1], follow=follow))
+    passed = count_passed(trainer)
+    for _ in range(2):
+        session.step(trainer, 2)
+    state = {key: value.clone() for key, value in trainer.state.items()}
+    # Each batch reads on in the long text, then passes a document's first segment by.
+    each = loop.AGEING + 1
+    assert len(passed) == (2 * each if follow else 2)
+    before = passed[: loop.AGEING] + passed[each : each + loop.AGEING] if follow else []
+    trainer.reset()
+    for segment in [*before, passed[-1]]:
+        trainer.tokens.copy_(segment)
+        trainer._skip()
+    for key, value in trainer.state.items():
+        torch.testing.assert_close(value, state[key], msg=key)
+    assert session.progress.tokens == (len(passed) + 2) * trainer.tokens.numel()
+
+
+def test_the_long_text_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "ANEW", 1.0)
+    session = new_session(tmp_path)
+    trainer = session.trainer(replace(STAGES[1], follow=1.0))
+    passed = count_passed(trainer)
+    for _ in range(2):
+        session.step(trainer, 1)
+    assert len(passed) == 2 * loop.AGEING
+    read = loop.AGEING * trainer.tokens.shape[1]
+    positions = [value for key, value in trainer.old.items() if key.endswith("position")]
+    assert positions
+    assert all(int(value) == read for value in positions)
 
 
 def count_passed(trainer: Trainer) -> list[torch.Tensor]:
