@@ -39,7 +39,7 @@ def stages_of(system: System, *, asked: bool, lm: bool) -> tuple[Stage, ...]:
     """
     stages = STAGES if asked else WORDS_ALONE
     if system.model.has_cache:
-        stages = tuple(stage for stage in stages if stage.segments == 1)
+        stages = tuple(stage for stage in stages if stage.segments == 1 and not stage.lifetime)
     if system.tokens == "bytes":
         stages = tuple(
             replace(
