@@ -24,7 +24,7 @@ WARMUP_STEPS = 100
 ANEW = 0.25  # of the steps of a stage with streams, those on documents that end with the step
 REPORT_STEPS = 25
 REPORT_SECONDS = 10
-FALLING = 0.4  # of a run's time, at its end, if the learning rate is to fall to zero
+FALLING = 0.4  # of a run, its last part, if the learning rate is to fall to zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,20 +85,33 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The time of a run, and the learning rate that belongs to it."""
+    """How much of a run is done, by its time or its tokens, and the learning rate that follows.
+
+    Attributes:
+        begin: monotonic seconds.
+        seconds: after which it ends.
+        tokens: after which it ends, too; None for no such end.
+        finish: whether the learning rate falls to zero.
+    """
 
     begin: float
     seconds: float
+    tokens: int | None
     finish: bool
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self.begin
 
-    def rate(self, step: int) -> float:
+    def done(self, tokens: int) -> float:
+        """The share of the run that is done after so many tokens; 1 or more at its end."""
+        by_time = self.elapsed() / self.seconds if self.seconds > 0 else 1.0
+        return by_time if self.tokens is None else max(by_time, tokens / max(1, self.tokens))
+
+    def rate(self, progress: Progress) -> float:
         """Warm up, stay, and when finishing fall to zero."""
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        left = min(1.0, max(0.0, 1.0 - self.elapsed() / self.seconds) / FALLING)
+        warm = min(1.0, (progress.step + 1) / WARMUP_STEPS)
+        left = min(1.0, max(0.0, 1.0 - self.done(progress.tokens)) / FALLING)
         return warm * (0.5 - 0.5 * math.cos(math.pi * left) if self.finish else 1.0)
 
 
@@ -113,11 +126,16 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     log: list[dict[str, Any]] = field(default_factory=list)
 
-    def train(self, seconds: float) -> None:
-        """Train until the time is over, a stage after the other."""
-        clock = Clock(time.monotonic(), seconds, self.run.finish)
+    def train(self, seconds: float, tokens: int | None = None) -> None:
+        """Train until the time is over, a stage after the other.
+
+        Args:
+            seconds: of this run.
+            tokens: with which it ends sooner, those of the runs before it among them.
+        """
+        clock = Clock(time.monotonic(), seconds, tokens, self.run.finish)
         before = self.progress.seconds
-        while clock.elapsed() < seconds:
+        while clock.done(self.progress.tokens) < 1:
             ended = self._stage(clock, before)
             if ended and self.progress.stage + 1 < len(self.run.stages):
                 self.progress.stage += 1
@@ -148,8 +166,9 @@ class Session:
         judged = max(math.ceil(JUDGED / stage.rows), stage.lifetime)
         hardest: deque[torch.Tensor] = deque(maxlen=judged)
         began = reported = clock.elapsed()
-        while (elapsed := clock.elapsed()) < clock.seconds:
-            set_lr(self.optimizer, self.run.lr * clock.rate(self.progress.step))
+        while clock.done(self.progress.tokens) < 1:
+            elapsed = clock.elapsed()
+            set_lr(self.optimizer, self.run.lr * clock.rate(self.progress))
             if streams is not None and float(torch.rand(())) >= ANEW:
                 self.read_on(trainer, streams)
                 longest = True
@@ -220,8 +239,7 @@ class Session:
         trainer.go_on(streams.state, fresh)
         trainer.tokens.copy_(segment)
         trainer.skip()
-        for name, kept in streams.state.items():
-            kept.copy_(trainer.state[name])
+        streams.keep(trainer.state)
         trainer.load(*streams.ask())
         trainer.train()
         self.progress.step += 1

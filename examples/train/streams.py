@@ -66,6 +66,13 @@ class Streams:
         self.answers = torch.where(told, batch.answers, self.answers)
         return fresh, segment
 
+    def keep(self, state: State) -> None:
+        """Keep the state after a segment; a document whose state is not finite ends there."""
+        for name, kept in self.state.items():
+            kept.copy_(state[name])
+            if kept.is_floating_point():
+                self.left.masked_fill_(~kept.flatten(1).isfinite().all(1), 0)
+
     def ask(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A segment more that ends in the question, and its `answers`: none before the facts."""
         filler = self.documents.filler_rows(self.stage.rows, self.stage.length)

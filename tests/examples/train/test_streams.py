@@ -88,3 +88,16 @@ def test_a_document_is_read_in_one_state(tmp_path: Path) -> None:
             _, after = model(tokens[None], None, model.new_state(1, capacity=96))
         for name, want in after.items():
             torch.testing.assert_close(streams.state[name][row : row + 1], want)
+
+
+def test_a_document_whose_state_is_not_finite_ends(tmp_path: Path) -> None:
+    documents = Documents(write_text(tmp_path, "words"), "train", "cpu")
+    state = {"h": torch.zeros(6, 2, 3), "position": torch.zeros(1, dtype=torch.long)}
+    streams = Streams(documents, ("passkey",), STAGE, state)
+    streams.read_on()
+    streams.left.fill_(5)
+    state["h"][2, 1, 1] = float("nan")
+    state["h"][4, 0, 0] = float("inf")
+    streams.keep(state)
+    fresh, _ = streams.read_on()
+    assert fresh.tolist() == [False, False, True, False, True, False]
