@@ -15,20 +15,16 @@ from typing import Any
 
 import torch
 from step import Model, Stage, Trainer, set_lr
+from streams import Streams
 from tasks import Batch, Documents, Task
 
 MASTERED = 0.9  # exact answers of each task, of the last JUDGED ones to the longest documents
 JUDGED = 1000
 WARMUP_STEPS = 100
-REPORT_BATCHES = 25
+ANEW = 0.25  # of the steps of a stage with streams, those on documents that end with the step
+REPORT_STEPS = 25
 REPORT_SECONDS = 10
 FALLING = 0.4  # of a run, its last part, if the learning rate is to fall to zero
-# Passing a segment takes a third of training on it, so that long documents are worth several
-# endings: one for each so many segments, at most MOST_ENDINGS.
-SEGMENTS_AN_ENDING, MOST_ENDINGS = 16, 4
-# The text that documents follow grows by so many segments a batch, and so rarely begins anew that
-# it has a million tokens.
-AGEING, ANEW = 4, 1 / 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +69,9 @@ class Scores:
         self.owner = torch.cat(owners).to(device)
         self.sums = torch.zeros(max(1, len(tasks)), 2, device=device)
 
-    def add(self, right: torch.Tensor) -> torch.Tensor:
-        """Count right answers [B], 0 or 1; return this batch's share by task."""
-        both = torch.stack([torch.ones_like(right), right], dim=1)
+    def add(self, right: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """Count right answers [B], 0 or 1, of the rows `asked` [B]; return their share by task."""
+        both = torch.stack([asked.to(right.dtype), right * asked], dim=1)
         batch = torch.zeros_like(self.sums).index_add_(0, self.owner, both)
         self.sums += batch
         return batch[:, 1] / batch[:, 0].clamp(min=1)
@@ -165,20 +161,25 @@ class Session:
         stage = self.run.stages[self.progress.stage]
         trainer = self.trainer(stage)
         scores = Scores(self.tasks(stage), stage.rows, trainer.tokens.device)
-        judged = math.ceil(JUDGED / stage.rows)
+        streams = self.streams(trainer) if stage.lifetime else None
+        # Streams start young: only after a lifetime are documents of every age among them.
+        judged = max(math.ceil(JUDGED / stage.rows), stage.lifetime)
         hardest: deque[torch.Tensor] = deque(maxlen=judged)
         began = reported = clock.elapsed()
-        batches = 0
         while clock.done(self.progress.tokens) < 1:
             elapsed = clock.elapsed()
             set_lr(self.optimizer, self.run.lr * clock.rate(self.progress))
-            segments = draw_segments(stage)
-            self.step(trainer, segments)
-            shares = scores.add(trainer.right)
-            if segments == stage.segments:
+            if streams is not None and float(torch.rand(())) >= ANEW:
+                self.read_on(trainer, streams)
+                longest = True
+            else:
+                segments = draw_segments(stage)
+                self.step(trainer, segments)
+                longest = streams is None and segments == stage.segments
+            shares = scores.add(trainer.right, trainer.answers.any(1))
+            if longest:
                 hardest.append(shares)
-            batches += 1
-            if batches % REPORT_BATCHES or not hardest:
+            if self.progress.step % REPORT_STEPS or not hardest:
                 continue
             least = float(torch.stack(list(hardest)).mean(0).min())
             mastered = bool(scores.tasks) and len(hardest) == judged and least >= MASTERED
@@ -214,44 +215,43 @@ class Session:
         )
 
     def step(self, trainer: Trainer, segments: int) -> None:
-        """Read new documents, training on the last segment of each, of long ones on several."""
+        """Read new documents, training on the last segment of each."""
         stage = trainer.stage
         batch = self.draw(stage, segments)
-        self.begin(trainer)
+        trainer.reset()
         *passed, last = torch.split(batch.tokens, stage.length, dim=1)
         for segment in passed:
             trainer.tokens.copy_(segment)
             trainer.skip()
-        self.progress.tokens += sum(segment.numel() for segment in passed)
-        for ending in range(endings(segments)):
-            if ending:
-                last = self.documents.other_filler(last)
-            trainer.load(last, batch.answers)
-            trainer.train()
-            self.progress.step += 1
-            self.progress.tokens += last.numel()
+        trainer.load(last, batch.answers)
+        trainer.train()
+        self.progress.step += 1
+        self.progress.tokens += batch.tokens.numel()
 
-    def begin(self, trainer: Trainer) -> None:
-        """From a zero state, or where the text without facts is, which has been read on."""
-        stage, trained = trainer.stage, trainer.tokens
-        trainer.reset()
-        if not stage.follow:
-            return
-        rare, often = torch.rand(2).tolist()
-        more = [self.documents.filler_rows(*trained.shape) for _ in range(AGEING)]
-        trainer.age(more, anew=rare < ANEW)
-        self.progress.tokens += AGEING * trained.numel()
-        if often < stage.follow:
-            trainer.follow()
-        else:
-            trainer.reset()
+    def streams(self, trainer: Trainer) -> Streams:
+        """Documents that outlast a step, each at its start."""
+        stage = trainer.stage
+        return Streams(self.documents, self.tasks(stage), stage, trainer.state)
+
+    def read_on(self, trainer: Trainer, streams: Streams) -> None:
+        """Read a segment more of every document; train on another, which only asks."""
+        fresh, segment = streams.read_on()
+        trainer.go_on(streams.state, fresh)
+        trainer.tokens.copy_(segment)
+        trainer.skip()
+        streams.keep(trainer.state)
+        trainer.load(*streams.ask())
+        trainer.train()
+        self.progress.step += 1
+        self.progress.tokens += 2 * segment.numel()
 
     def draw(self, stage: Stage, segments: int) -> Batch:
         """Documents of so many segments; of several, the first fact stands in the first half."""
         length = segments * stage.length
         if not self.run.tasks:
             tokens = self.documents.filler_rows(stage.rows, length)
-            return Batch(tokens=tokens, answers=tokens.new_zeros(stage.rows, 0, dtype=torch.bool))
+            none = tokens.new_zeros(stage.rows, 0, dtype=torch.bool)
+            return Batch(tokens=tokens, asked=none, answers=none)
         least = 1 if segments == 1 else length // 2
         return self.documents.draw(
             self.tasks(stage),
@@ -267,8 +267,3 @@ def draw_segments(stage: Stage) -> int:
     choices: list[int] = [2**i for i in range(stage.segments.bit_length())]
     weights = torch.tensor([n**-0.5 for n in choices])
     return choices[int(torch.multinomial(weights, 1).item())]
-
-
-def endings(segments: int) -> int:
-    """How many last segments, each with filler of its own, follow the segments before it."""
-    return max(1, min(MOST_ENDINGS, segments // SEGMENTS_AN_ENDING))

@@ -19,10 +19,9 @@ KEY_ALONE: tuple[Stage, ...] = (
     Stage(gap=96, length=160, rows=160, share=0.05),
     Stage(gap=480, length=640, rows=96, lm=0.05, share=0.05),
     Stage(gap=2000, length=2048, rows=48, lm=0.1, share=0.1),
-    Stage(gap=8192, length=2048, rows=48, segments=4, follow=0.75, lm=0.2, share=0.1),
-    Stage(gap=32768, length=2048, rows=48, segments=16, follow=0.75, lm=0.2, share=0.15),
-    Stage(gap=131072, length=2048, rows=48, segments=64, follow=0.75, lm=0.2, share=0.2),
-    Stage(gap=524288, length=2048, rows=48, segments=256, follow=0.75, lm=0.2),
+    Stage(gap=8192, length=2048, rows=48, segments=4, lifetime=16, lm=0.2, share=0.1),
+    Stage(gap=32768, length=2048, rows=48, segments=16, lifetime=128, lm=0.2, share=0.2),
+    Stage(gap=32768, length=2048, rows=48, segments=16, lifetime=1024, lm=0.2),
 )
 STAGES: tuple[Stage, ...] = (
     Stage(gap=32, length=96, rows=256, tasks=1, share=0.05),
@@ -32,8 +31,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(gap=480, length=640, rows=96, facts=8, lm=0.05, share=0.15),
     Stage(gap=2000, length=2048, rows=48, facts=8, lm=0.1, share=0.15),
     Stage(gap=8192, length=2048, rows=48, segments=4, facts=8, lm=0.2, share=0.1),
-    Stage(gap=32768, length=2048, rows=48, segments=16, facts=8, lm=0.2, share=0.1),
-    Stage(gap=131072, length=2048, rows=48, segments=64, facts=8, lm=0.2),
+    Stage(gap=32768, length=2048, rows=48, segments=16, lifetime=64, facts=8, lm=0.2, share=0.1),
+    Stage(gap=32768, length=2048, rows=48, segments=16, lifetime=256, facts=8, lm=0.2),
 )
 BYTES_A_TOKEN = 4
 
@@ -53,7 +52,7 @@ def stages_of(system: System, asked: tuple[Task, ...], *, lm: bool) -> tuple[Sta
     if asked == ("passkey",):
         stages = KEY_ALONE
     if system.model.has_cache:
-        stages = tuple(stage for stage in stages if stage.segments == 1)
+        stages = tuple(stage for stage in stages if stage.segments == 1 and not stage.lifetime)
     if system.tokens == "bytes":
         stages = tuple(
             replace(

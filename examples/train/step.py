@@ -11,7 +11,7 @@ the stages, the clock.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,8 +53,7 @@ class Stage:
         segments: of the longest documents.
         tasks: how many of the run's tasks are asked, the first ones; None for all.
         facts: of needles and mary.
-        follow: share of the batches whose documents follow a text without facts, longer than any
-            document: a state is then as old as it gets (state passing, arXiv 2507.02782).
+        lifetime: segments of the longest documents that outlast a step (`streams.py`); 0 for none.
         lm: weight of the language-model loss. It is nothing at first: recall then starts in
             hundreds of steps instead of thousands.
         share: of the run's time, the most that the stage may take without being mastered.
@@ -66,7 +65,7 @@ class Stage:
     segments: int = 1
     tasks: int | None = None
     facts: int = 1
-    follow: float = 0.0
+    lifetime: int = 0
     lm: float = 0.0
     share: float = 1.0
 
@@ -100,7 +99,6 @@ class Trainer:
         device = self.parameters[0].device
         rows, length = stage.rows, stage.length
         self.state = model.new_state(rows, capacity=length)
-        self.old = model.new_state(rows, capacity=length) if stage.follow else {}
         self.tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
         self.answers = torch.zeros(rows, answer_tokens, dtype=torch.bool, device=device)
         room = length - answer_tokens - 1
@@ -110,7 +108,7 @@ class Trainer:
         self.losses = torch.zeros(2, device=device)
         self.train: Callable[[], None] = self._train
         self.skip: Callable[[], None] = self._skip
-        if graphs and stage.segments > 1:
+        if graphs and (stage.segments > 1 or stage.lifetime):
             self.skip = captured(self._skip, warm_up=self._skip)
         if graphs:
             self.train = captured(self._train, warm_up=self._gradients)
@@ -121,22 +119,15 @@ class Trainer:
         for tensor in self.state.values():
             tensor.zero_()
 
-    def follow(self) -> None:
-        """Begin new documents where the long text is by now."""
-        for name, tensor in self.state.items():
-            tensor.copy_(self.old[name])
+    def go_on(self, state: State, fresh: torch.Tensor) -> None:
+        """Take up the state of documents, those of the rows `fresh`, bool [B], begun anew.
 
-    def age(self, segments: Iterable[torch.Tensor], *, anew: bool) -> None:
-        """Read on in the long text [B, L] by [B, L], or with `anew` in another one."""
-        if anew:
-            self.reset()
-        else:
-            self.follow()
-        for segment in segments:
-            self.tokens.copy_(segment)
-            self.skip()
-        for name, tensor in self.old.items():
-            tensor.copy_(self.state[name])
+        What the rows share, the position, goes on: only differences of positions count.
+        """
+        for name, mine in self.state.items():
+            mine.copy_(state[name])
+            if mine.is_floating_point():
+                mine.masked_fill_(fresh.view(-1, *[1] * (mine.dim() - 1)), 0)
 
     def load(self, segment: torch.Tensor, answers: torch.Tensor) -> None:
         """Take tokens [B, L] and what of their end is the answer; draw where words are learnt."""

@@ -16,7 +16,7 @@ from saving import in_pieces
 from small import small, write_text
 from stages import stages_of
 from start import new_model
-from step import Stage, Trainer, new_optimizer, set_lr
+from step import Stage, new_optimizer, set_lr
 from systems import SYSTEMS
 from tasks import Documents, Task
 from train import parser, train
@@ -110,7 +110,7 @@ def test_a_run_moves_through_its_stages(
 ) -> None:
     monkeypatch.setattr(loop, "MASTERED", 0.0)
     monkeypatch.setattr(loop, "JUDGED", 4)
-    monkeypatch.setattr(loop, "REPORT_BATCHES", 2)
+    monkeypatch.setattr(loop, "REPORT_STEPS", 2)
     session = new_session(tmp_path)
     session.train(2.0)
     assert session.progress.stage == 1
@@ -127,87 +127,6 @@ def test_pieces_are_small_and_hold_everything() -> None:
     assert sum(len(piece) for piece in pieces) == len(tensors)
     # Only what is too large by itself is alone above the limit.
     assert [sum(t.nbytes for t in piece.values()) for piece in pieces] == [120, 40, 40, 12]
-
-
-@pytest.mark.parametrize("follow", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["samba", "mamba2"])
-def test_documents_follow_a_long_text_where_a_stage_says_so(
-    name: str, follow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "ANEW", 0.0)
-    session = new_session(tmp_path, name)
-    trainer = session.trainer(replace(STAGES[1], follow=follow))
-    passed = count_passed(trainer)
-    for _ in range(2):
-        session.step(trainer, 2)
-    state = {key: value.clone() for key, value in trainer.state.items()}
-    # Each batch reads on in the long text, then passes a document's first segment by.
-    each = loop.AGEING + 1
-    assert len(passed) == (2 * each if follow else 2)
-    before = passed[: loop.AGEING] + passed[each : each + loop.AGEING] if follow else []
-    trainer.reset()
-    for segment in [*before, passed[-1]]:
-        trainer.tokens.copy_(segment)
-        trainer._skip()
-    for key, value in trainer.state.items():
-        torch.testing.assert_close(value, state[key], msg=key)
-    assert session.progress.tokens == (len(passed) + 2) * trainer.tokens.numel()
-
-
-def test_the_long_text_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "ANEW", 1.0)
-    session = new_session(tmp_path)
-    trainer = session.trainer(replace(STAGES[1], follow=1.0))
-    passed = count_passed(trainer)
-    for _ in range(2):
-        session.step(trainer, 1)
-    assert len(passed) == 2 * loop.AGEING
-    read = loop.AGEING * trainer.tokens.shape[1]
-    positions = [value for key, value in trainer.old.items() if key.endswith("position")]
-    assert positions
-    assert all(int(value) == read for value in positions)
-
-
-def count_passed(trainer: Trainer) -> list[torch.Tensor]:
-    """The segments that are passed by from now on, with weights that stay as they are."""
-    passed: list[torch.Tensor] = []
-    skip = trainer.skip
-
-    def counted() -> None:
-        passed.append(trainer.tokens.clone())
-        skip()
-
-    trainer.skip = counted
-    set_lr(trainer.optimizer, 0.0)
-    return passed
-
-
-def test_long_documents_end_several_times_with_other_filler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "SEGMENTS_AN_ENDING", 1)
-    session = new_session(tmp_path)
-    trainer, seen = session.trainer(session.run.stages[1]), []
-    train = trainer.train
-
-    def watched() -> None:
-        seen.append((trainer.tokens.clone(), trainer.answers.clone()))
-        train()
-
-    monkeypatch.setattr(trainer, "train", watched)
-    session.step(trainer, 2)
-    assert len(seen) == session.progress.step == 2
-    asked = session.documents.questions.width
-    (first, answers), (second, same_answers) = seen
-    assert torch.equal(first[:, -asked:], second[:, -asked:])
-    assert torch.equal(answers, same_answers)
-    assert not torch.equal(first, second)
-    assert session.progress.tokens == (1 + 2) * first.numel()
-
-
-@pytest.mark.parametrize(("segments", "count"), [(1, 1), (16, 1), (32, 2), (64, 4), (256, 4)])
-def test_the_longer_a_document_the_more_endings(segments: int, count: int) -> None:
-    assert loop.endings(segments) == count
 
 
 def test_a_run_ends_after_its_tokens(tmp_path: Path) -> None:
