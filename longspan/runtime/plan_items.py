@@ -13,6 +13,7 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
+from longspan.models.config import Mamba2Config
 from longspan.runtime.plan_unfilled import PIECE_BYTES, unfilled_bytes
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.quantized_weights import quantized_weight_bytes
@@ -21,12 +22,12 @@ from longspan.tensors import DTYPE_BYTES, TensorSpec
 MIB = 2**20
 FLOAT32_BYTES = 4
 # What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
-# host memory. torch writes a layer's next state before it frees the one that the layer has read,
-# and has no second of the others; ONNX Runtime has two.
+# host memory. torch has no second of those, but for a layer's next state where that cannot be
+# written over the one before; ONNX Runtime has two.
 STATE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 3, "torch-cuda": 1}
 # What a call reads and what it writes, but for torch on CUDA, which writes into the caches that it
-# is given, and of anchors a layer's next ones before it frees those that the layer has read. On
-# CPUs also the memory that is asked or saved, in host memory.
+# is given, and of anchors a layer's next ones before these take their place. On CPUs also the
+# memory that is asked or saved, in host memory.
 CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 2, "torch-cuda": 1}
 # Logits float32 on the device and in the caller's hands, and while sampling a float64 copy, its
 # order int64 and its running sum.
@@ -106,7 +107,7 @@ def chunk_items(
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
     if engine == "torch-cuda":
-        return activations, _unfilled(unfilled_bytes(manifest, live, capacity))
+        return activations, _unfilled(unfilled_bytes(manifest, live))
     if engine not in ARENA_PERCENT:
         return (activations,)
     short = manifest.chunk_peak_bytes(engine, tokens)
@@ -178,7 +179,7 @@ def cache_items(
     if copies > 1:
         return (PlanItem(name=f"{name}, {copies} copies", bytes=taken),)
     if manifest.config.anchor_layers:
-        layer = max(_by_layer(manifest.state_at(capacity)).values())
+        layer = _largest(manifest.state_at(capacity))
         return (PlanItem(name=f"{name} and a layer's next", bytes=taken + layer),)
     return (PlanItem(name=name, bytes=taken),)
 
@@ -264,13 +265,24 @@ def _state(manifest: Manifest, engine: Engine) -> PlanItem:
     if copies > 1:
         name += f", {copies} copies"
     if engine.startswith("torch"):
-        return PlanItem(name=f"{name} and a layer's next", bytes=taken + _layer_state(manifest))
+        on_cuda = device_of(engine) == "cuda"
+        after = _next_on_cuda(manifest) if on_cuda else _largest(manifest.state)
+        name, taken = f"{name} and a layer's next" if after else name, taken + after
     return PlanItem(name=name, bytes=taken)
 
 
-def _layer_state(manifest: Manifest) -> int:
-    """Bytes of the largest layer's state, of what does not grow."""
-    return max(_by_layer(manifest.state).values(), default=0)
+def _next_on_cuda(manifest: Manifest) -> int:
+    """Bytes of a layer's next state where its kernels cannot write over the one before.
+
+    Of Mamba-2 several programs read that; tails of convolutions are small. The rest is overwritten.
+    """
+    dual = {i for i, layer in enumerate(manifest.config.layers) if isinstance(layer, Mamba2Config)}
+    return _largest(spec for spec in manifest.state if int(spec.name.split(".")[1]) in dual)
+
+
+def _largest(specs: Iterable[TensorSpec]) -> int:
+    """Bytes of the largest layer's state."""
+    return max(_by_layer(specs).values(), default=0)
 
 
 def _by_layer(specs: Iterable[TensorSpec]) -> Counter[str]:
