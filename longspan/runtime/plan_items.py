@@ -61,6 +61,8 @@ ARENA_ENTRIES_PERCENT_CUDA = 130
 ARENA_ENTRY_PERCENT, ARENA_WIDENED_ENTRY_PERCENT = 100, 50
 ARENA_SCORES_PERCENT = 15
 ARENA_SCORES_BYTES = 4 * MIB
+# Of anchors, whose formula has what the arena keeps of large ones: up to 25 percent of few scores.
+ARENA_ANCHORS_PERCENT, ARENA_ANCHORS_BYTES = 30, 10 * MIB
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
@@ -114,6 +116,9 @@ def chunk_items(
     around = short * ARENA_PERCENT[engine] // 100 + ARENA_BYTES
     if engine == "onnx-cuda":
         around += (live - short) * ARENA_ENTRIES_PERCENT_CUDA // 100
+    elif live > short and manifest.config.anchor_layers:
+        scores = (live - short) * ARENA_ANCHORS_PERCENT // 100
+        around = max(around + short - live, ARENA_BYTES + min(scores, ARENA_ANCHORS_BYTES))
     elif live > short:
         around += _cpu_arena_of_caches(manifest, live - short, capacity)
     source = "measured with onnxruntime 1.31 on many models"
