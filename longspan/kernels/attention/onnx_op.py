@@ -1,8 +1,8 @@
 """Sliding-window attention for the exporter, in plain ONNX operations.
 
 The past and the new keys are joined and masked as in the reference. The products are written as
-`matmul` with the heads in front: an `Einsum` costs ONNX Runtime transposes it cannot plan. Keys stay
-rows (`transB`): to put them in columns took longer than all else of a step.
+`matmul` with the heads in front: an `Einsum` costs ONNX Runtime transposes it cannot plan. Keys
+stay rows (`transB`): to put them in columns took longer than all else of a step.
 """
 
 from __future__ import annotations
