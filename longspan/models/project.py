@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.linear_conv import linear_conv
 from longspan.models.linear import Linear
 
 
 def project(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     in_proj: Linear,
     conv_weight: torch.Tensor,
     conv_bias: torch.Tensor | None,
@@ -17,7 +18,7 @@ def project(
     *,
     first: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Project x [B, L, D] to O channels, and convolve a part of them with SiLU.
+    """Project x [B, L, D], which may be a deferred norm, to O channels, and convolve a part of them with SiLU.
 
     Args:
         x: what the layer reads.
