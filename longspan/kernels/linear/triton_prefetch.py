@@ -9,6 +9,9 @@ overlap), of which nobody waits for the result.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 
@@ -35,3 +38,17 @@ def prefetch(ptr, start, numbers, end, WARPS: tl.constexpr):
         [(ptr + first).to(tl.int64), tl.where(wanted, 1, 0), share.to(tl.int32) * (16 // NUMBERS)],
         tl.int32, False, 1,
     )  # fmt: skip
+
+
+def can_prefetch(weight: torch.Tensor, scales: torch.Tensor | None) -> bool:
+    """Whether a packed matrix lies where the instruction takes it, and in half of the cache."""
+    if scales is None or weight.data_ptr() % 16 or scales.data_ptr() % 16:
+        return False
+    return 2 * (weight.nbytes + scales.nbytes) <= _cache_bytes(weight.device)
+
+
+@cache
+def _cache_bytes(device: torch.device) -> int:
+    """Bytes of the second cache."""
+    size: int = torch.cuda.get_device_properties(device).L2_cache_size
+    return size

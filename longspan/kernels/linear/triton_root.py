@@ -18,6 +18,8 @@ def load_squares(squares_ptr, PARTS: tl.constexpr, PART_BLOCK: tl.constexpr):
     if squares_ptr is not None:
         part = tl.arange(0, PART_BLOCK)
         squares = tl.load(squares_ptr + part, mask=part < PARTS, other=0.0)
+        # Otherwise the compiler asks for them when the product is done.
+        tl.debug_barrier()
     return squares
 
 

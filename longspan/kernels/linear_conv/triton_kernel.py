@@ -16,7 +16,7 @@ import triton.language as tl
 from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_prefetch import prefetch
+from longspan.kernels.linear.triton_prefetch import can_prefetch, prefetch
 from longspan.kernels.linear.triton_product import Matrix, as_matrix, finish_product, start_product
 from longspan.kernels.linear.triton_root import divide_by_root, load_squares, parts_of
 from longspan.kernels.linear_conv.reference import linear_conv as one_after_another
@@ -74,13 +74,14 @@ def _linear_conv(
         if tl.program_id(0) < AHEAD:
             prefetch(
                 weight_ptr, later * stride_weight, LATER * ROWS * stride_weight,
-                outputs * stride_weight, WARPS,
+                outputs.to(tl.int64) * stride_weight, WARPS,
             )  # fmt: skip
             if scales_ptr is not None:
                 blocks: tl.constexpr = (WIDTH + SCALED - 1) // SCALED
                 prefetch(
-                    scales_ptr, later * blocks, LATER * ROWS * blocks, outputs * blocks, WARPS
-                )
+                    scales_ptr, later * blocks, LATER * ROWS * blocks,
+                    outputs.to(tl.int64) * blocks, WARPS,
+                )  # fmt: skip
     output = program_first + tl.arange(0, ROWS)
     # A row for each channel, a column for each of the inputs and taps that meet; the last is ours.
     channel = (output - first)[:, None]
@@ -122,9 +123,10 @@ def _linear_conv(
 AHEAD = 264
 
 
-def ahead(matrix: Matrix, overlap: bool) -> dict[str, int]:
-    """How many programs prefetch, each for how many others; none where launches do not overlap."""
-    later = max(0, -(-(matrix.programs - AHEAD) // AHEAD)) if overlap and AHEAD else 0
+def _ahead(matrix: Matrix, overlap: bool) -> dict[str, int]:
+    """How many programs prefetch packed rows, each for how many others."""
+    prefetches = overlap and AHEAD and can_prefetch(matrix.weight, matrix.scales)
+    later = max(0, -(-(matrix.programs - AHEAD) // AHEAD)) if prefetches else 0
     return {"AHEAD": AHEAD if later else 0, "LATER": later, "WARPS": matrix.options["num_warps"]}
 
 
@@ -178,7 +180,7 @@ def linear_conv(
         **parts_of(squares),
         K=taps,
         TAPS=triton.next_power_of_2(taps),
-        **ahead(matrix, overlap["OVERLAP"]),
+        **_ahead(matrix, overlap["OVERLAP"]),
         **matrix.options,
         **overlap,
     )

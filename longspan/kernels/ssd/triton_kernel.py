@@ -15,6 +15,7 @@ import triton.language as tl
 
 from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
+from longspan.kernels.linear.triton_prefetch import prefetch
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
@@ -23,7 +24,7 @@ from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 TOKEN_VALUES = 2048
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(do_not_specialize=["length", "soon", "soon_scales"])
 def _scan_tokens(
     x_ptr,
     dt_ptr,
@@ -38,6 +39,10 @@ def _scan_tokens(
     z_ptr,
     norm_ptr,
     squares_ptr,
+    soon_ptr,
+    soon_scales_ptr,
+    soon,
+    soon_scales,
     low,
     high,
     length,
@@ -67,6 +72,7 @@ def _scan_tokens(
     P: tl.constexpr,
     STATES: tl.constexpr,
     WIDTH: tl.constexpr,
+    ONE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
@@ -93,24 +99,36 @@ def _scan_tokens(
     source = state_ptr + batch * stride_state_batch + head * stride_state_head
     source += n.to(tl.int64)[:, None] * stride_state_n + p.to(tl.int64)[None, :] * stride_state
     h = tl.load(source, mask=real, other=0.0).to(tl.float32)
+    if OVERLAP and soon_ptr is not None:
+        program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        share = (soon // programs + 32) // 32 * 32
+        prefetch(soon_ptr, program * share, share, soon, 4)
+        share = (soon_scales // programs + 64) // 64 * 64
+        prefetch(soon_scales_ptr, program * share, share, soon_scales, 4)
     wait_for_last_launch(OVERLAP)
-    for token in range(length):
+    # Without a loop, addresses are computed before the wait.
+    for token in range(1 if ONE else length):
         t = tl.cast(token, tl.int64)
-        step = softplus_step(tl.load(dt_ptr + t * stride_dt).to(tl.float32) + dt_bias, low, high)
-        x = tl.load(x_ptr + t * stride_x, mask=p < P, other=0.0).to(tl.float32)
-        B = tl.load(B_ptr + t * stride_B, mask=n < N, other=0.0).to(tl.float32)
-        C = tl.load(C_ptr + t * stride_C, mask=n < N, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + t * stride_x, mask=p < P, other=0.0)
+        B = tl.load(B_ptr + t * stride_B, mask=n < N, other=0.0)
+        C = tl.load(C_ptr + t * stride_C, mask=n < N, other=0.0)
         if z_ptr is not None:
             z_row = z_ptr + batch * stride_z_batch + t * stride_z + head * P
-            z = tl.load(z_row + p, mask=p < P, other=0.0).to(tl.float32)
+            z = tl.load(z_row + p, mask=p < P, other=0.0)
+        # Otherwise the compiler asks for B and C when dt has come, and its step is computed.
+        tl.debug_barrier()
+        step = softplus_step(tl.load(dt_ptr + t * stride_dt).to(tl.float32) + dt_bias, low, high)
+        x, B, C = x.to(tl.float32), B.to(tl.float32), C.to(tl.float32)
         h = tl.exp2(step * A) * h + B[:, None] * (step * x)[None, :]
         y = tl.sum(h * C[:, None], axis=0) + D * x
         row = (batch * length + t) * H + head
         if z_ptr is not None:
+            gate = z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
             # As it would be rounded on its way to the norm.
-            y = y.to(x_ptr.dtype.element_ty).to(tl.float32) * (z * tl.sigmoid(z))
+            y = y.to(x_ptr.dtype.element_ty).to(tl.float32) * gate
             square = squares_ptr + row * tl.num_programs(0) + tl.program_id(0)
-            tl.store(square, tl.sum(y * y))
+            tl.store(square, tl.sum(y * y, axis=0))
             if norm_ptr is not None:
                 y *= norm
         tl.store(y_ptr + row * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)
@@ -133,6 +151,7 @@ def scan_few_tokens(
     state: torch.Tensor,
     z: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
+    soon: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Walk the tokens in one launch; the arguments are those of `longspan.kernels.ssd.ssd`.
 
@@ -140,6 +159,7 @@ def scan_few_tokens(
         x, dt, A, B, C, D, dt_bias, dt_limit, state: see there.
         z: dtype of `x` [B, L, H P], a gate; None for none.
         norm_weight: float [H P] of the gated norm, which multiplies its row already; None for not.
+        soon: packed words and scales that the next launch reads, to be brought near; None for none.
 
     Returns:
         y, dtype of `x` [B, L, H, P], or with a gate y silu(z) in float32, of a y that was rounded
@@ -178,6 +198,8 @@ def scan_few_tokens(
         z,
         None if norm_weight is None else norm_weight.contiguous(),
         squares,
+        *(soon or (None, None)),
+        *((0, 0) if soon is None else (each.numel() for each in soon)),
         *dt_limit,
         length,
         *x.stride()[:3],
@@ -193,6 +215,7 @@ def scan_few_tokens(
         P=P,
         STATES=states,
         WIDTH=width,
+        ONE=length == 1,
         **overlap,
     )
     return y, squares, new_state
