@@ -52,12 +52,16 @@ class NextNorm:
     weight: torch.Tensor
     eps: float
 
-    def add(self, y: torch.Tensor) -> tuple[torch.Tensor, DeferredNorm]:
+    def add(self, y: torch.Tensor) -> Added:
         """The sum with y [B, L, D], in the residual's dtype; its norm in that of y."""
         total = self.residual + y.to(self.residual.dtype)
         row = (total * self.weight.to(total.dtype)).to(y.dtype)
         squares = total.square().sum(dim=-1, keepdim=True)
         return total, DeferredNorm(row=row, squares=squares, eps=self.eps)
+
+
+# A residual's sum, and the sum's norm.
+Added = tuple[torch.Tensor, DeferredNorm]
 
 
 def defers_norms(x: torch.Tensor, dtype: torch.dtype) -> bool:

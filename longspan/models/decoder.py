@@ -10,12 +10,12 @@ The same code reads a chunk, makes one step, and is exported:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from longspan.kernels.deferred_norm import DeferredNorm, NextNorm, defers_norms
+from longspan.kernels.deferred_norm import Added, DeferredNorm, NextNorm, defers_norms
 from longspan.kernels.dequantize import dequantize
 from longspan.kernels.linear import linear
 from longspan.kernels.quantized_linear import quantized_linear
@@ -63,6 +63,18 @@ class Layer(nn.Module):
         asked = (tokens,) if getattr(self.mixer, "reads_tokens", False) else ()
         result: tuple[torch.Tensor, State] = self.mixer(x, state, *asked)
         return result
+
+    def step_and_add(
+        self, x: torch.Tensor | DeferredNorm, state: State, then: NextNorm
+    ) -> tuple[Added, State]:
+        """The same of one token, added to the residual, and the sum's norm; `defers_norms` asks."""
+        result: tuple[Added, State] = cast(Any, self.mixer).step_and_add(x, state, then)
+        return result
+
+    @property
+    def defers_norms(self) -> bool:
+        """Whether the mixer reads and gives norms before their division."""
+        return bool(getattr(self.mixer, "defers_norms", False))
 
 
 class Decoder(nn.Module):
@@ -179,12 +191,12 @@ class Decoder(nn.Module):
             if then is None:
                 y, new = layer(y, past, tokens)
             else:
-                (x, y), new = layer.mixer.step_and_add(y, past, then)
+                (x, y), new = layer.step_and_add(y, past, then)
             after |= {prefix + name: new[name] for name in names}
         assert isinstance(y, torch.Tensor), "the last layer, of which there is one, defers nothing"
         x, y = _kept(x, y, keep)
-        _, y = self.norm(x, y, self.compute)
-        logits = self._logits(y)
+        _, normed = self.norm(x, y, self.compute)
+        logits = self._logits(normed)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after
 
     def _next_norm(self, index: int, x: torch.Tensor) -> NextNorm | None:
@@ -193,7 +205,7 @@ class Decoder(nn.Module):
         norm = pair[-1].norm
         if len(pair) < 2 or not isinstance(norm, RmsNorm) or not defers_norms(x, self.compute):
             return None
-        if not all(getattr(layer.mixer, "defers_norms", False) for layer in pair):
+        if not all(layer.defers_norms for layer in pair):
             return None
         return NextNorm(residual=x, weight=norm.weight, eps=norm.eps)
 

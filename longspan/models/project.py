@@ -18,10 +18,10 @@ def project(
     *,
     first: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Project x [B, L, D], which may be a deferred norm, to O channels, and convolve a part of them with SiLU.
+    """Project x [B, L, D] to O channels, and convolve a part of them with SiLU.
 
     Args:
-        x: what the layer reads.
+        x: what the layer reads, or the norm that it is before its division.
         in_proj: gives O channels; its weight may be quantised.
         conv_weight: float [E, 1, K].
         conv_bias: float [E], or None.

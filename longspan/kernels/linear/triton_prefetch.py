@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.linear.triton_product import Matrix
+
 _PREFETCH = tl.constexpr(
     "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $3; "
     "mov.b32 $0, 0; }"
@@ -40,8 +42,9 @@ def prefetch(ptr, start, numbers, end, WARPS: tl.constexpr):
     )  # fmt: skip
 
 
-def can_prefetch(weight: torch.Tensor, scales: torch.Tensor | None) -> bool:
-    """Whether a packed matrix lies where the instruction takes it, and in half of the cache."""
+def can_prefetch(matrix: Matrix) -> bool:
+    """Whether a matrix is packed, lies where the instruction takes it, and in half of the cache."""
+    weight, scales = matrix.weight, matrix.scales
     if scales is None or weight.data_ptr() % 16 or scales.data_ptr() % 16:
         return False
     return 2 * (weight.nbytes + scales.nbytes) <= _cache_bytes(weight.device)

@@ -125,7 +125,7 @@ AHEAD = 264
 
 def _ahead(matrix: Matrix, overlap: bool) -> dict[str, int]:
     """How many programs prefetch packed rows, each for how many others."""
-    prefetches = overlap and AHEAD and can_prefetch(matrix.weight, matrix.scales)
+    prefetches = overlap and AHEAD and can_prefetch(matrix)
     later = max(0, -(-(matrix.programs - AHEAD) // AHEAD)) if prefetches else 0
     return {"AHEAD": AHEAD if later else 0, "LATER": later, "WARPS": matrix.options["num_warps"]}
 

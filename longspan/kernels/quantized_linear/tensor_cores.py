@@ -68,7 +68,9 @@ def _numbers(bits: int) -> str:
             for j, mask in enumerate(masks):
                 pair = (2 * unit + i) * len(masks) + j
                 product, place = next(
-                    (p, places.index(pair)) for p, (places, _) in enumerate(products) if pair in places
+                    (p, places.index(pair))
+                    for p, (places, _) in enumerate(products)
+                    if pair in places
                 )
                 lines.append(f"and.b32 ${4 * product + 2 * place + half}, {source}, 0x{mask:08X};")
     return _block(lines)

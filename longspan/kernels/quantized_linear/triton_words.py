@@ -152,10 +152,16 @@ def _load_pairs(
     mask = holds & (column < WIDTH)
     high = load_x(x_ptr, norm_ptr, roots, y_ptr, column, mask, WIDTH, GROUPS)
     if BITS == 4:
-        asm: tl.constexpr = _PAIRS_OF_4_BITS_BF16 if BF16 else _PAIRS_OF_4_BITS_F16
+        pairs = tl.inline_asm_elementwise(
+            _PAIRS_OF_4_BITS_BF16 if BF16 else _PAIRS_OF_4_BITS_F16,
+            _PAIRS_OPERANDS, [low, high], tl.int32, True, 4,
+        )  # fmt: skip
     else:
-        asm: tl.constexpr = _PAIRS_OF_8_BITS_BF16 if BF16 else _PAIRS_OF_8_BITS_F16
-    return tl.inline_asm_elementwise(asm, _PAIRS_OPERANDS, [low, high], tl.int32, True, 4)
+        pairs = tl.inline_asm_elementwise(
+            _PAIRS_OF_8_BITS_BF16 if BF16 else _PAIRS_OF_8_BITS_F16,
+            _PAIRS_OPERANDS, [low, high], tl.int32, True, 4,
+        )  # fmt: skip
+    return pairs
 
 
 @triton.jit

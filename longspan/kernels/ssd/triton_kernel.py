@@ -16,6 +16,7 @@ import triton.language as tl
 from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.linear.triton_prefetch import prefetch
+from longspan.kernels.linear.triton_product import Matrix
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
@@ -151,7 +152,7 @@ def scan_few_tokens(
     state: torch.Tensor,
     z: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
-    soon: tuple[torch.Tensor, torch.Tensor] | None = None,
+    soon: Matrix | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Walk the tokens in one launch; the arguments are those of `longspan.kernels.ssd.ssd`.
 
@@ -159,7 +160,7 @@ def scan_few_tokens(
         x, dt, A, B, C, D, dt_bias, dt_limit, state: see there.
         z: dtype of `x` [B, L, H P], a gate; None for none.
         norm_weight: float [H P] of the gated norm, which multiplies its row already; None for not.
-        soon: packed words and scales that the next launch reads, to be brought near; None for none.
+        soon: a packed matrix that the next launch reads, to be brought near; None for none.
 
     Returns:
         y, dtype of `x` [B, L, H, P], or with a gate y silu(z) in float32, of a y that was rounded
@@ -198,8 +199,10 @@ def scan_few_tokens(
         z,
         None if norm_weight is None else norm_weight.contiguous(),
         squares,
-        *(soon or (None, None)),
-        *((0, 0) if soon is None else (each.numel() for each in soon)),
+        None if soon is None else soon.weight,
+        None if soon is None else soon.scales,
+        0 if soon is None else soon.weight.numel(),
+        0 if soon is None or soon.scales is None else soon.scales.numel(),
         *dt_limit,
         length,
         *x.stride()[:3],

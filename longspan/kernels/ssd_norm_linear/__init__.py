@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import torch
 
 from longspan.kernels.checks import require_shape
 from longspan.kernels.choice import implementation
-from longspan.kernels.deferred_norm import NextNorm
+from longspan.kernels.deferred_norm import Added, NextNorm
 from longspan.kernels.dequantize import check_matrix
 from longspan.kernels.ssd import check_dual
 
@@ -36,7 +34,7 @@ def ssd_norm_linear(
     zeros: torch.Tensor | None = None,
     bits: int | None = None,
     then: NextNorm | None = None,
-) -> tuple[Any, torch.Tensor]:
+) -> tuple[torch.Tensor | Added, torch.Tensor]:
     """Compute ``norm(y silu(z)) @ weight.T + bias`` of the dual's y (arXiv 2405.21060, figure 6).
 
     y is what `ssd` gives, E = H P channels of a token. The norm is `rms_norm` with a mean square
@@ -64,7 +62,8 @@ def ssd_norm_linear(
         then: what the result is added to, and the norm of the sum; None for neither.
 
     Returns:
-        dtype of `x` [B, L, O], or with `then` the sum and its norm; and the state after the last token, float32 [B, H, N, P].
+        dtype of `x` [B, L, O], or with `then` the sum and its norm; and the state after the last
+        token, float32 [B, H, N, P].
 
     Raises:
         ValueError: a shape, a dtype, `dt_limit` or `bits` does not fit.
@@ -80,7 +79,7 @@ def ssd_norm_linear(
         require_shape(op, "residual", then.residual, (*x.shape[:2], weight.shape[0]))
         require_shape(op, "weight of the next norm", then.weight, (weight.shape[0],))
     check_dual(op, x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state)
-    result: tuple[Any, torch.Tensor] = implementation(op, x)(
+    result: tuple[torch.Tensor | Added, torch.Tensor] = implementation(op, x)(
         x, dt, A, B, C, z, norm_weight, weight, bias,
         eps=eps, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state,
         scales=scales, zeros=zeros, bits=bits, then=then,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from longspan.kernels.deferred_norm import NextNorm
+from longspan.kernels.deferred_norm import Added, NextNorm
 from longspan.kernels.quantized_linear.any import linear_of_any
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.ssd import ssd
@@ -32,7 +30,7 @@ def ssd_norm_linear(
     zeros: torch.Tensor | None = None,
     bits: int | None = None,
     then: NextNorm | None = None,
-) -> tuple[Any, torch.Tensor]:
+) -> tuple[torch.Tensor | Added, torch.Tensor]:
     """See `longspan.kernels.ssd_norm_linear.ssd_norm_linear`."""
     y, state = ssd(x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state)
     y = gated_norm(y.flatten(-2), z, norm_weight, B.shape[2], eps)

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.deferred_norm import DTYPES, DeferredNorm, NextNorm
+from longspan.kernels.deferred_norm import DTYPES, Added, DeferredNorm, NextNorm
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.linear.triton_prefetch import can_prefetch
 from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
@@ -134,7 +134,7 @@ def ssd_norm_linear(
     zeros: torch.Tensor | None,
     bits: int | None,
     then: NextNorm | None = None,
-) -> tuple[Any, torch.Tensor]:
+) -> tuple[torch.Tensor | Added, torch.Tensor]:
     """See `longspan.kernels.ssd_norm_linear.ssd_norm_linear`."""
     dual: dict[str, Any] = {"D": D, "dt_bias": dt_bias, "dt_limit": dt_limit, "state": state}
     if x.shape[:2].numel() != 1:
@@ -147,8 +147,8 @@ def ssd_norm_linear(
     matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
     overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
     soon = None
-    if SOON and overlap["OVERLAP"] and can_prefetch(matrix.weight, matrix.scales):
-        soon = (matrix.weight, matrix.scales)
+    if SOON and overlap["OVERLAP"] and can_prefetch(matrix):
+        soon = matrix
     gated, squares, new_state = scan_few_tokens(
         x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, soon=soon, **dual
     )
@@ -183,5 +183,6 @@ def ssd_norm_linear(
     )
     if then is None:
         return y, new_state
+    assert total is not None, "made above"
     assert next_squares is not None, "made above"
     return (total, DeferredNorm(row=y, squares=next_squares, eps=then.eps)), new_state
