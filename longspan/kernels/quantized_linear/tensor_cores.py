@@ -11,8 +11,8 @@ lane's own sum is its first result plus its last.
 A number is an operand as it lies in its word: the low 8 bits of 16 are, with the rest zero, as many
 times the smallest subnormal number of bfloat16, 2^-133, and of float16, 2^-24; tensor cores take
 subnormal numbers as they are. So a pair of numbers takes one bit operation. Of 4 bits every second
-pair is 16 times as large, and has a sum of its own. In bfloat16 x is multiplied by 2^64 first, which
-keeps the sums far from float32's own subnormal numbers. Products are exact, sums are float32.
+pair is 16 times as large, and has a sum of its own. In bfloat16 x is multiplied by 2^64 first,
+which keeps the sums far from float32's own subnormal numbers. Products are exact, sums float32.
 
 Steps, so that several rows of x meet the numbers of one:
 
@@ -20,7 +20,7 @@ Steps, so that several rows of x meet the numbers of one:
 - `NUMBERS` takes four words; it gives four registers of pairs for each product, of which 4 bits
   need four and 8 bits two.
 - `PRODUCTS` takes those and `PAIRS`, four for two products; it gives four results.
-- `OFFSETS` takes minus the zero point as a pair, in four copies, and `PAIRS`; it gives four results.
+- `OFFSETS` takes minus the zero point as a pair, in four copies, and `PAIRS`; four results.
 """
 
 from __future__ import annotations

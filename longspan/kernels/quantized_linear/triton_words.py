@@ -15,31 +15,13 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.linear.triton_rows import load_x
-from longspan.kernels.quantized_linear import tensor_cores
-
-_PAIRS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PAIRS_OF_4_BITS_BF16)
-_PAIRS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PAIRS_OF_4_BITS_F16)
-_PAIRS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PAIRS_OF_8_BITS_BF16)
-_PAIRS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PAIRS_OF_8_BITS_F16)
-_NUMBERS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS)
-_NUMBERS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS)
-_PRODUCTS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_BF16)
-_PRODUCTS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_F16)
-_PRODUCTS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_BF16)
-_PRODUCTS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_F16)
-_OFFSETS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.OFFSETS_OF_4_BITS_BF16)
-_OFFSETS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.OFFSETS_OF_4_BITS_F16)
-_OFFSETS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.OFFSETS_OF_8_BITS_BF16)
-_OFFSETS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.OFFSETS_OF_8_BITS_F16)
-_PAIRS_OPERANDS = tl.constexpr(tensor_cores.PAIRS_OPERANDS)
-_NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_4_BITS)
-_NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_8_BITS)
-_PRODUCTS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_4_BITS)
-_PRODUCTS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_8_BITS)
-_OFFSETS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.OFFSETS_OPERANDS_OF_4_BITS)
-_OFFSETS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.OFFSETS_OPERANDS_OF_8_BITS)
-_RESULT_FACTOR_BF16 = tl.constexpr(tensor_cores.RESULT_FACTOR_BF16)
-_RESULT_FACTOR_F16 = tl.constexpr(tensor_cores.RESULT_FACTOR_F16)
+from longspan.kernels.quantized_linear.triton_cores import (
+    numbers_of,
+    offsets_of,
+    pairs_of_x,
+    result_factor,
+    sum_of_products,
+)
 
 
 @triton.jit
@@ -151,17 +133,7 @@ def _load_pairs(
     column = tl.max_contiguous(first[:, :, None] + 4 + tl.arange(0, 4), [1, 2, 4])
     mask = holds & (column < WIDTH)
     high = load_x(x_ptr, norm_ptr, roots, y_ptr, column, mask, WIDTH, GROUPS)
-    if BITS == 4:
-        pairs = tl.inline_asm_elementwise(
-            _PAIRS_OF_4_BITS_BF16 if BF16 else _PAIRS_OF_4_BITS_F16,
-            _PAIRS_OPERANDS, [low, high], tl.int32, True, 4,
-        )  # fmt: skip
-    else:
-        pairs = tl.inline_asm_elementwise(
-            _PAIRS_OF_8_BITS_BF16 if BF16 else _PAIRS_OF_8_BITS_F16,
-            _PAIRS_OPERANDS, [low, high], tl.int32, True, 4,
-        )  # fmt: skip
-    return pairs
+    return pairs_of_x(low, high, BITS, BF16)
 
 
 @triton.jit
@@ -198,66 +170,6 @@ def _by_float32(words, x, zero, BITS: tl.constexpr):
     for i in tl.static_range(1, 32 // BITS):
         product += _number(words, i, less, BITS) * x[i]
     return tl.sum(product, axis=2)
-
-
-@triton.jit
-def _numbers(words, BITS: tl.constexpr):
-    """Each lane's numbers as pairs of 16 bits."""
-    if BITS == 4:
-        numbers = tl.inline_asm_elementwise(
-            _NUMBERS_OF_4_BITS, _NUMBERS_OPERANDS_OF_4_BITS, [words],
-            (tl.int32, tl.int32, tl.int32, tl.int32), True, 4,
-        )  # fmt: skip
-    else:
-        numbers = tl.inline_asm_elementwise(
-            _NUMBERS_OF_8_BITS, _NUMBERS_OPERANDS_OF_8_BITS, [words],
-            (tl.int32, tl.int32), True, 4,
-        )  # fmt: skip
-    return numbers
-
-
-@triton.jit
-def _own_sum(results):
-    """A lane's sum, of its four results: float32 [lines, 4]."""
-    even, odd = tl.split(tl.reshape(results, [results.shape[0], 4, 2, 2]))
-    first, _ = tl.split(even)
-    _, last = tl.split(odd)
-    return first + last
-
-
-@triton.jit
-def _offsets(zero, x, BITS: tl.constexpr, BF16: tl.constexpr):
-    """Minus the zero point times the sum of x that each lane's numbers meet: float32 [lines, 4]."""
-    taken = ((zero * 0x00010001) | -0x7FFF8000)[:, :, None]
-    if BITS == 4:
-        results = tl.inline_asm_elementwise(
-            _OFFSETS_OF_4_BITS_BF16 if BF16 else _OFFSETS_OF_4_BITS_F16,
-            _OFFSETS_OPERANDS_OF_4_BITS, [taken, x[0], x[1]], tl.float32, True, 4,
-        )  # fmt: skip
-    else:
-        results = tl.inline_asm_elementwise(
-            _OFFSETS_OF_8_BITS_BF16 if BF16 else _OFFSETS_OF_8_BITS_F16,
-            _OFFSETS_OPERANDS_OF_8_BITS, [taken, x[0]], tl.float32, True, 4,
-        )  # fmt: skip
-    return _own_sum(results)
-
-
-@triton.jit
-def _by_tensor_cores(numbers, x, BITS: tl.constexpr, BF16: tl.constexpr):
-    """The sum of each lane's numbers, zero points and all, times x: float32 [lines, 4]."""
-    if BITS == 4:
-        results = tl.inline_asm_elementwise(
-            _PRODUCTS_OF_4_BITS_BF16 if BF16 else _PRODUCTS_OF_4_BITS_F16,
-            _PRODUCTS_OPERANDS_OF_4_BITS,
-            [numbers[0], numbers[1], numbers[2], numbers[3], x[0], x[1]], tl.float32, True, 4,
-        )  # fmt: skip
-    else:
-        results = tl.inline_asm_elementwise(
-            _PRODUCTS_OF_8_BITS_BF16 if BF16 else _PRODUCTS_OF_8_BITS_F16,
-            _PRODUCTS_OPERANDS_OF_8_BITS,
-            [numbers[0], numbers[1], x[0]], tl.float32, True, 4,
-        )  # fmt: skip
-    return _own_sum(results)
 
 
 @triton.jit
@@ -314,7 +226,7 @@ def multiply_words(
             offsets = ()
             if TENSOR_CORES and zeros_ptr is None:
                 for x_row in tl.static_range(X_ROWS):
-                    offsets = offsets + (_offsets(zero, xs[x_row], BITS, BF16),)
+                    offsets = offsets + (offsets_of(zero, xs[x_row], BITS, BF16),)
             after = ()
             for r in tl.static_range(R):
                 words = all_words[part * R + r]
@@ -324,21 +236,21 @@ def multiply_words(
                     if BITS == 4:
                         zero = (zero >> (word // BLOCK_WORDS % 2 * 4)) & 15
                 if TENSOR_CORES:
-                    numbers = _numbers(words, BITS)
+                    numbers = numbers_of(words, BITS)
                 for x_row in tl.static_range(X_ROWS):
                     if TENSOR_CORES:
                         if zeros_ptr is not None:
-                            offset = _offsets(zero, xs[x_row], BITS, BF16)
+                            offset = offsets_of(zero, xs[x_row], BITS, BF16)
                         else:
                             offset = offsets[x_row]
-                        product = _by_tensor_cores(numbers, xs[x_row], BITS, BF16) + offset
+                        product = sum_of_products(numbers, xs[x_row], BITS, BF16) + offset
                     else:
                         product = _by_float32(words, xs[x_row], zero, BITS)
                     after = after + (totals[r * X_ROWS + x_row] + product * scale,)
             totals = after
     factor = 1.0
     if TENSOR_CORES:
-        factor = _RESULT_FACTOR_BF16 if BF16 else _RESULT_FACTOR_F16
+        factor = result_factor(BF16)
     results = ()
     for x_row in tl.static_range(X_ROWS):
         lines = tl.sum(totals[x_row], axis=1)

@@ -163,9 +163,10 @@ def scan_few_tokens(
         soon: a packed matrix that the next launch reads, to be brought near; None for none.
 
     Returns:
-        y, dtype of `x` [B, L, H, P], or with a gate y silu(z) in float32, of a y that was rounded
-        first, with a norm's weight in the dtype of `x`; then the squares of that product, summed up in parts of each head, float32
-        [B, L, H, parts], or None without a gate; then the state, float32 [B, H, N, P].
+        y, dtype of `x` [B, L, H, P]; with a gate y silu(z) in float32, of a y that was rounded
+        first, or with a norm's weight, too, that times the weight in the dtype of `x`; then the
+        squares of y silu(z), summed up in parts of each head, float32 [B, L, H, parts], or None
+        without a gate; then the state, float32 [B, H, N, P].
     """
     batch, length, H, P = x.shape
     N = B.shape[3]
