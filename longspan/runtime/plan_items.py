@@ -145,18 +145,25 @@ def _unfilled(size_bytes: int) -> PlanItem:
 def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
     """What a recorded step takes: its state's own buffers too; nothing on engines without one.
 
-    torch overwrites one state; that its caches are a further copy, `copied_caches` tells. ONNX
-    Runtime goes back and forth between two states.
+    torch overwrites one state, whose buffers are there from the start, unless it has caches; that
+    its caches are a further copy, `copied_caches` tells. ONNX Runtime goes back and forth between
+    two states.
     """
-    layers = len(manifest.config.layers)
-    taken = {
-        "torch-cuda": GRAPH_BYTES + manifest.state_bytes,
-        "onnx-cuda": onnx_graph_bytes(layers) + 2 * manifest.state_bytes,
-    }
-    if engine not in taken:
-        return ()
+    if engine == "torch-cuda":
+        stage: Stage = "working" if manifest.cache_entry_bytes else "loaded"
+        return (
+            _recorded(GRAPH_BYTES),
+            PlanItem(name="state of the recorded step", bytes=manifest.state_bytes, stage=stage),
+        )
+    if engine == "onnx-cuda":
+        layers = len(manifest.config.layers)
+        return (_recorded(onnx_graph_bytes(layers) + 2 * manifest.state_bytes),)
+    return ()
+
+
+def _recorded(size_bytes: int) -> PlanItem:
     source = "measured on an H100, beside the state's own buffers"
-    return (PlanItem(name="recorded step", bytes=taken[engine], source=source),)
+    return PlanItem(name="recorded step", bytes=size_bytes, source=source)
 
 
 def onnx_graph_bytes(layers: int) -> int:
