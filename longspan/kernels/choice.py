@@ -125,6 +125,22 @@ def implementations(op: str) -> tuple[Name, ...]:
     )
 
 
+def chosen(op: str, tensor: torch.Tensor) -> Name | Implementation:
+    """What computes `op` for tensors like `tensor`: an override, or the choice's name."""
+    exporting = torch.onnx.is_in_onnx_export()
+    return (
+        _overrides.get().get(op)
+        or choose(
+            op,
+            device_type=tensor.device.type,
+            exporting=exporting,
+            dtype=tensor.dtype,
+            # While exporting, lengths may be symbols.
+            rows=1 if exporting else tensor.shape[:-1].numel(),
+        ).name
+    )
+
+
 def implementation(op: str, tensor: torch.Tensor) -> Implementation:
     """The function that computes `op` for tensors like `tensor`: an override, or the choice.
 
@@ -134,26 +150,16 @@ def implementation(op: str, tensor: torch.Tensor) -> Implementation:
     names = _recorded.get()
     if names is not None:
         names.add(op)
-    chosen = _overrides.get().get(op)
-    if chosen is None:
-        exporting = torch.onnx.is_in_onnx_export()
-        chosen = choose(
-            op,
-            device_type=tensor.device.type,
-            exporting=exporting,
-            dtype=tensor.dtype,
-            # While exporting, lengths may be symbols.
-            rows=1 if exporting else tensor.shape[:-1].numel(),
-        ).name
-    if callable(chosen):
-        return chosen
+    found = chosen(op, tensor)
+    if callable(found):
+        return found
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if chosen == "triton" and tensor.device.type != "cuda" and not interpreted:
+    if found == "triton" and tensor.device.type != "cuda" and not interpreted:
         raise RuntimeError(
             f"the Triton kernel of {op} was asked for with a tensor on {tensor.device}; it runs on "
             "CUDA, or on the CPU under TRITON_INTERPRET=1"
         )
-    return _function(op, chosen)
+    return _function(op, found)
 
 
 @cache
