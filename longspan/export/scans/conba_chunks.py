@@ -90,7 +90,7 @@ def _in_chunks(
     last = body.add("Sub", tokens, one)
     chunks = body.add("Add", body.add("Div", last, size), one)
     first = body.add("Mul", body.add("Range", zero, chunks, one), size)
-    inside = body.constant(np.arange(scratch.CHUNK_TOKENS)[:, None, None])
+    inside = body.constant(np.arange(scratch.CHUNK_TOKENS, dtype=np.int64)[:, None, None])
     places = body.add("Add", inside, body.add("Unsqueeze", first, body.axes(1)))
     places = body.add("Min", places, last)
     s, a = (body.add("Gather", each, places, axis=0) for each in (s, a))
