@@ -21,20 +21,21 @@ from typing import Any, Literal, get_args
 
 import torch
 
-Name = Literal["reference", "grouped", "triton", "onnx"]
+Name = Literal["reference", "grouped", "chunked", "triton", "onnx"]
 Implementation = Callable[..., Any]
 
 _MODULES: Mapping[str, str] = MappingProxyType(
     {
         "reference": "reference",
         "grouped": "grouped",
+        "chunked": "chunked",
         "triton": "triton_kernel",
         "onnx": "onnx_op",
     }
 )
 _FOLDERS: Mapping[str, str] = MappingProxyType({"window_attention": "attention"})
-# Ops whose oracle does needless work, so that plain torch has a second way.
-_PLAIN: Mapping[str, Name] = MappingProxyType({"moe": "grouped"})
+# Ops whose oracle does needless work, or takes tokens in turn, so that plain torch has another way.
+_PLAIN: Mapping[str, Name] = MappingProxyType({"moe": "grouped", "conba": "chunked"})
 _PRODUCT = "torch's own matrix product"
 _overrides: ContextVar[Mapping[str, Name | Implementation]] = ContextVar(
     "longspan_overrides", default=MappingProxyType({})
@@ -94,9 +95,9 @@ def override(op: str, implementation: Name | Implementation) -> Iterator[None]:
 
     Args:
         op: name of the op's public function.
-        implementation: ``"reference"``, ``"grouped"`` (of ``moe`` alone), ``"triton"`` (on CPU
-            tensors it needs ``TRITON_INTERPRET=1``), ``"onnx"``, or a callable with the op's
-            signature.
+        implementation: ``"reference"``, ``"grouped"`` (of ``moe`` alone), ``"chunked"`` (of
+            ``conba`` alone), ``"triton"`` (on CPU tensors it needs ``TRITON_INTERPRET=1``),
+            ``"onnx"``, or a callable with the op's signature.
     """
     token = _overrides.set(MappingProxyType({**_overrides.get(), op: implementation}))
     try:
@@ -124,6 +125,22 @@ def implementations(op: str) -> tuple[Name, ...]:
     )
 
 
+def chosen(op: str, tensor: torch.Tensor) -> Name | Implementation:
+    """What computes `op` for tensors like `tensor`: an override, or the choice's name."""
+    exporting = torch.onnx.is_in_onnx_export()
+    return (
+        _overrides.get().get(op)
+        or choose(
+            op,
+            device_type=tensor.device.type,
+            exporting=exporting,
+            dtype=tensor.dtype,
+            # While exporting, lengths may be symbols.
+            rows=1 if exporting else tensor.shape[:-1].numel(),
+        ).name
+    )
+
+
 def implementation(op: str, tensor: torch.Tensor) -> Implementation:
     """The function that computes `op` for tensors like `tensor`: an override, or the choice.
 
@@ -133,26 +150,16 @@ def implementation(op: str, tensor: torch.Tensor) -> Implementation:
     names = _recorded.get()
     if names is not None:
         names.add(op)
-    chosen = _overrides.get().get(op)
-    if chosen is None:
-        exporting = torch.onnx.is_in_onnx_export()
-        chosen = choose(
-            op,
-            device_type=tensor.device.type,
-            exporting=exporting,
-            dtype=tensor.dtype,
-            # While exporting, lengths may be symbols.
-            rows=1 if exporting else tensor.shape[:-1].numel(),
-        ).name
-    if callable(chosen):
-        return chosen
+    found = chosen(op, tensor)
+    if callable(found):
+        return found
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if chosen == "triton" and tensor.device.type != "cuda" and not interpreted:
+    if found == "triton" and tensor.device.type != "cuda" and not interpreted:
         raise RuntimeError(
             f"the Triton kernel of {op} was asked for with a tensor on {tensor.device}; it runs on "
             "CUDA, or on the CPU under TRITON_INTERPRET=1"
         )
-    return _function(op, chosen)
+    return _function(op, found)
 
 
 @cache

@@ -10,18 +10,19 @@ The same code reads a chunk, makes one step, and is exported:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from longspan.kernels.deferred_norm import Added, DeferredNorm, NextNorm, defers_norms
 from longspan.kernels.dequantize import dequantize
 from longspan.kernels.linear import linear
 from longspan.kernels.quantized_linear import quantized_linear
 from longspan.models.config import LayerConfig, ModelConfig, Quantization
 from longspan.models.linear import Linear, quantized_parameters
 from longspan.models.mixers import make_mixer
-from longspan.models.norm import make_norm
+from longspan.models.norm import RmsNorm, make_norm
 from longspan.tensors import CacheDType, DType, dtype_name
 
 State = dict[str, torch.Tensor]
@@ -56,12 +57,24 @@ class Layer(nn.Module):
         self.mixer = make_mixer(config, model.d_model, dtype)
 
     def forward(
-        self, x: torch.Tensor, state: State, tokens: torch.Tensor
+        self, x: torch.Tensor | DeferredNorm, state: State, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, State]:
         """What the mixer makes of x [B, L, D], normalised, made of tokens int64 [B, L]."""
         asked = (tokens,) if getattr(self.mixer, "reads_tokens", False) else ()
         result: tuple[torch.Tensor, State] = self.mixer(x, state, *asked)
         return result
+
+    def step_and_add(
+        self, x: torch.Tensor | DeferredNorm, state: State, then: NextNorm
+    ) -> tuple[Added, State]:
+        """The same of one token, added to the residual, and the sum's norm; `defers_norms` asks."""
+        result: tuple[Added, State] = cast(Any, self.mixer).step_and_add(x, state, then)
+        return result
+
+    @property
+    def defers_norms(self) -> bool:
+        """Whether the mixer reads and gives norms before their division."""
+        return bool(getattr(self.mixer, "defers_norms", False))
 
 
 class Decoder(nn.Module):
@@ -164,7 +177,7 @@ class Decoder(nn.Module):
         """
         x = self._embedded(tokens)
         # What is still to be added to x; then its norm, under the same name, so that it is freed.
-        y: torch.Tensor | None = None
+        y: torch.Tensor | DeferredNorm | None = None
         after: State = {}
         left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
@@ -172,14 +185,29 @@ class Decoder(nn.Module):
             kept = self.config.layer_state(i, self.state_dtype(), self.cache_dtype)
             names = [spec.name for spec in kept]
             past = {name: left.pop(prefix + name) for name in names}
-            x, y = layer.norm(x, y, self.compute)
-            y, new = layer(y, past, tokens)
+            if not isinstance(y, DeferredNorm):
+                x, y = layer.norm(x, y, self.compute)
+            then = self._next_norm(i, x)
+            if then is None:
+                y, new = layer(y, past, tokens)
+            else:
+                (x, y), new = layer.step_and_add(y, past, then)
             after |= {prefix + name: new[name] for name in names}
-        assert y is not None, "a model has at least one layer"
+        assert isinstance(y, torch.Tensor), "the last layer, of which there is one, defers nothing"
         x, y = _kept(x, y, keep)
-        _, y = self.norm(x, y, self.compute)
-        logits = self._logits(y)
+        _, normed = self.norm(x, y, self.compute)
+        logits = self._logits(normed)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), after
+
+    def _next_norm(self, index: int, x: torch.Tensor) -> NextNorm | None:
+        """The norm after layer `index`, where its mixer and the next one's have it between them."""
+        pair = list(cast(Iterable[Layer], self.layers[index : index + 2]))
+        norm = pair[-1].norm
+        if len(pair) < 2 or not isinstance(norm, RmsNorm) or not defers_norms(x, self.compute):
+            return None
+        if not all(layer.defers_norms for layer in pair):
+            return None
+        return NextNorm(residual=x, weight=norm.weight, eps=norm.eps)
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding, in the residual's dtype."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from longspan.kernels.deferred_norm import DeferredNorm, NextNorm
 from longspan.kernels.linear_conv.reference import conv_of_part
 from longspan.kernels.ssd import ssd
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
@@ -62,11 +63,38 @@ class Mamba2(nn.Module):
         self.out_proj = Linear(inner, d_model, bias=bias, dtype=dtype)
 
     def forward(
-        self, x: torch.Tensor, state: dict[str, torch.Tensor]
+        self, x: torch.Tensor | DeferredNorm, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Read x [B, L, D] from state {conv [B, K-1, E + 2 G N], ssm float32 [B, H, N, P]}."""
-        if x.shape[1] > 1 and not torch.onnx.is_in_onnx_export():
+        """Read x [B, L, D] from state {conv [B, K-1, E + 2 G N], ssm float32 [B, H, N, P]}.
+
+        The norm of one token may be deferred.
+        """
+        if (
+            not isinstance(x, DeferredNorm)
+            and x.shape[1] > 1
+            and not torch.onnx.is_in_onnx_export()
+        ):
             return self._read_chunk(x, state)
+        return self._step(x, state, None)
+
+    def step_and_add(
+        self, x: torch.Tensor | DeferredNorm, state: dict[str, torch.Tensor], then: NextNorm
+    ) -> tuple[tuple[torch.Tensor, DeferredNorm], dict[str, torch.Tensor]]:
+        """Read one token; give the residual's sum with what comes of it, and the sum's norm."""
+        return self._step(x, state, then)
+
+    @property
+    def defers_norms(self) -> bool:
+        """Whether `step_and_add` can be called: with a gated norm."""
+        return self.norm is not None
+
+    def _step(
+        self,
+        x: torch.Tensor | DeferredNorm,
+        state: dict[str, torch.Tensor],
+        then: NextNorm | None,
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Read one token, or export."""
         z, u, dt, conv = project(
             x, self.in_proj, self.conv_weight, self.conv_bias, state["conv"],
             first=self.config.d_inner,
@@ -74,13 +102,15 @@ class Mamba2(nn.Module):
         inputs, options = self._dual(u, dt, state["ssm"])
         norm, out_proj = self.norm, self.out_proj
         if norm is None:
+            assert then is None, "`defers_norms` said so"
             y, ssm = ssd(*inputs, **options)
             out = out_proj(swiglu(z, y.flatten(-2)))
         else:
             options |= out_proj.packing
             out, ssm = ssd_norm_linear(
-                *inputs, z, norm.weight, out_proj.weight, out_proj.bias, eps=norm.eps, **options
-            )
+                *inputs, z, norm.weight, out_proj.weight, out_proj.bias,
+                eps=norm.eps, then=then, **options,
+            )  # fmt: skip
         return out, {"conv": conv, "ssm": ssm}
 
     def _read_chunk(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.linear_conv import linear_conv
 from longspan.models.linear import Linear
 
 
 def project(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     in_proj: Linear,
     conv_weight: torch.Tensor,
     conv_bias: torch.Tensor | None,
@@ -20,7 +21,7 @@ def project(
     """Project x [B, L, D] to O channels, and convolve a part of them with SiLU.
 
     Args:
-        x: what the layer reads.
+        x: what the layer reads, or the norm that it is before its division.
         in_proj: gives O channels; its weight may be quantised.
         conv_weight: float [E, 1, K].
         conv_bias: float [E], or None.

@@ -55,9 +55,8 @@ def _scalar(op: str, given: list[Lanes]) -> Lanes:
         return given[0]
     if op == "shr.u32":
         return given[0] >> given[1]
-    if op == "lop3.b32":
-        assert (given[3] == 0xEA).all(), "(a & b) | c"
-        return (given[0] & given[1]) | given[2]
+    if op == "and.b32":
+        return given[0] & given[1]
     if op == "prmt.b32":
         both = given[0].astype(np.uint64) | (given[1].astype(np.uint64) << np.uint64(32))
         result = np.zeros(LANES, dtype=np.uint64)
@@ -66,15 +65,13 @@ def _scalar(op: str, given: list[Lanes]) -> Lanes:
             byte = (both >> (place * np.uint64(8))) & np.uint64(255)
             result |= byte << np.uint64(8 * i)
         return result.astype(np.uint32)
-    if op == "add.f32":
-        return (given[0].view(np.float32) + given[1].view(np.float32)).view(np.uint32)
-    if op.startswith("fma.rn."):
-        kind = op.removeprefix("fma.rn.").removesuffix("x2")
-        a, b, c = (_halves(each, kind).double() for each in given)
-        return _packed(a * b + c, kind)
-    assert op == "cvt.rn.bf16x2.f32", op
-    high, low = (torch.from_numpy(each.view(np.float32).copy()) for each in given)
-    return _packed(torch.stack([low, high], dim=-1).double(), "bf16")
+    if op == "fma.rn.f32":
+        a, b, c = (each.view(np.float32) for each in given)
+        return (a * b + c).view(np.uint32)
+    assert op.startswith("fma.rn."), op
+    kind = op.removeprefix("fma.rn.").removesuffix("x2")
+    left, right, more = (_halves(each, kind).double() for each in given)
+    return _packed(left * right + more, kind)
 
 
 def _halves(words: Lanes, kind: str) -> torch.Tensor:

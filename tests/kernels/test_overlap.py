@@ -8,7 +8,7 @@ import torch
 from longspan.kernels.donation import states_donated
 from longspan.kernels.launch import overlap_options
 from longspan.kernels.overlap import launches_may_overlap, launches_overlap
-from longspan.models.config import Mamba2Config, MlpConfig, ModelConfig
+from longspan.models.config import Mamba2Config, MlpConfig, ModelConfig, Quantization
 from longspan.models.decoder import State
 from tests.kernels.devices import DEVICES
 from tests.runtime.stand_in import random_decoder
@@ -36,11 +36,18 @@ def test_only_where_the_gpu_can(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_steps_are_the_same_to_the_bit() -> None:
-    """Wide enough for many programs a launch, deep enough for many launches under way."""
+@pytest.mark.parametrize("stored", [None, Quantization(bits=4), Quantization(bits=8)], ids=str)
+@pytest.mark.parametrize("every", [1, 2], ids=["one kind", "two kinds"])
+def test_steps_are_the_same_to_the_bit(every: int, stored: Quantization | None) -> None:
+    """Wide enough for many programs a launch, deep enough for many launches under way.
+
+    Where one mixer follows another of its kind, the norm between them is deferred.
+    """
     mixer = Mamba2Config(n_heads=32, head_dim=64, n_groups=1, d_state=128, d_conv=4)
-    layers = (mixer, MlpConfig(d_ff=3000)) * 8
-    config = ModelConfig(family="none", vocab_size=20_000, d_model=1024, layers=layers)
+    layers = (mixer, MlpConfig(d_ff=3000))[:every] * 8
+    config = ModelConfig(
+        family="none", vocab_size=20_000, d_model=1024, layers=layers, quantization=stored
+    )
     decoder = random_decoder(config, "bfloat16").to("cuda")
     tokens = torch.randint(20_000, (1, STEPS), device="cuda")
 

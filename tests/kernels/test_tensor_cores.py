@@ -13,25 +13,23 @@ import torch
 from longspan.kernels.quantized_linear import tensor_cores
 from tests.kernels.ptx import LANES, run
 
-PROGRAMS = {
-    (4, "bf16"): (tensor_cores.NUMBERS_OF_4_BITS_BF16, tensor_cores.PRODUCTS_OF_4_BITS_BF16),
-    (4, "f16"): (tensor_cores.NUMBERS_OF_4_BITS_F16, tensor_cores.PRODUCTS_OF_4_BITS_F16),
-    (8, "bf16"): (tensor_cores.NUMBERS_OF_8_BITS_BF16, tensor_cores.PRODUCTS_OF_8_BITS_BF16),
-    (8, "f16"): (tensor_cores.NUMBERS_OF_8_BITS_F16, tensor_cores.PRODUCTS_OF_8_BITS_F16),
-}
+CASES = [(bits, kind) for bits in (4, 8) for kind in ("bf16", "f16")]
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
-def _taken(zero: np.ndarray, bits: int, kind: str) -> np.ndarray:
-    """What a kernel takes off: minus the mantissa's power of two, and the zero point."""
-    zero = zero.astype(np.uint32)
-    if (bits, kind) == (8, "bf16"):
-        return zero | np.uint32(0xCB000000)
-    return (zero * np.uint32(0x00010001)) | np.uint32(0xC300C300 if kind == "bf16" else 0xE400E400)
+def _program(name: str, bits: int, kind: str) -> str:
+    program: str = getattr(tensor_cores, f"{name}_OF_{bits}_BITS_{kind.upper()}")
+    return program
 
 
-@pytest.mark.parametrize(("bits", "kind"), PROGRAMS)
-def test_a_lane_has_the_product_of_its_own_numbers(bits: int, kind: str) -> None:
+def _halves(numbers: torch.Tensor) -> np.ndarray:
+    """Numbers of 16 bits as words, the first in the low half: uint32 [count / 2]."""
+    return numbers.contiguous().view(torch.int16).numpy().view(np.uint32)
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-20, 2.0**14])
+@pytest.mark.parametrize(("bits", "kind"), CASES)
+def test_a_lane_has_the_product_of_its_own_numbers(bits: int, kind: str, size: float) -> None:
     rng = np.random.default_rng(0)
     numbers = 32 // bits  # of a word
     count, units = 4 * numbers, 16 // bits // 2
@@ -39,26 +37,35 @@ def test_a_lane_has_the_product_of_its_own_numbers(bits: int, kind: str) -> None
     words[:, 0], words[:, 1] = 0, 2**32 - 1
     zero = rng.integers(0, 2**bits, LANES, dtype=np.uint32)
     # Lanes of one place meet the same x.
-    x = torch.randn(4, count).to(DTYPES[kind])
-    pairs = np.zeros((4 * units, LANES), dtype=np.uint32)
+    x = (torch.rand(4, count) * size).to(DTYPES[kind])
+    fours = np.zeros((units, 4, LANES), dtype=np.uint32)
     for lane in range(LANES):
         row, place = divmod(lane, 4)
         if row // 2 == place:
             for unit in range(units):
-                eight = x[place][(row % 2 * units + unit) * 8 :][:8].view(torch.int16).numpy()
-                low, high = eight[:4].view(np.uint16), eight[4:].view(np.uint16)
-                pairs[4 * unit : 4 * unit + 4, lane] = low | (high.astype(np.uint32) << 16)
-    taken = np.broadcast_to(_taken(zero, bits, kind), (4, LANES))
-    unpack, multiply = PROGRAMS[bits, kind]
-    pairs_of_numbers = run(unpack, np.concatenate([words, taken]), 8 * units)
-    sums = run(multiply, np.concatenate([pairs_of_numbers, pairs]), 4).view(np.float32)
+                fours[unit, :, lane] = _halves(x[place][(row % 2 * units + unit) * 8 :][:8])
+    pairs = np.concatenate([run(_program("PAIRS", bits, kind), each, 4) for each in fours])
+    taken = (zero * np.uint32(0x00010001)) | np.uint32(0x80008000)
+    start = np.concatenate([np.broadcast_to(taken, (4, LANES)), pairs])
+    unpacked = run(getattr(tensor_cores, f"NUMBERS_OF_{bits}_BITS"), words, 8 * units)
+    products = np.concatenate([unpacked, pairs])
+    found = sum(
+        sums[0].astype(np.float64) + sums[3]
+        for sums in (
+            run(_program("OFFSETS", bits, kind), start, 4).view(np.float32),
+            run(_program("PRODUCTS", bits, kind), products, 4).view(np.float32),
+        )
+    )
 
     packed = words.T.copy().view(np.uint8)
     if bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(LANES, count)
     q = packed.astype(np.float64) - zero[:, None]
     expected = (q * x.double().numpy()[np.arange(LANES) % 4]).sum(axis=1)
-    np.testing.assert_allclose(sums[0] + sums[3], expected, rtol=1e-5, atol=2e-3)
+    factor = getattr(tensor_cores, f"RESULT_FACTOR_{kind.upper()}")
+    np.testing.assert_allclose(
+        found * factor, expected, rtol=1e-5, atol=1e-6 * size * 2**bits * count
+    )
 
 
 def test_lanes_have_the_words_that_the_ptx_takes_them_for() -> None:

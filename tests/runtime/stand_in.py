@@ -82,7 +82,14 @@ def random_decoder(config: ModelConfig, dtype: DType, seed: int = 0) -> Decoder:
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
-            if name.endswith(".A"):
+            if parameter.dtype == torch.uint8:
+                values = torch.randint(256, parameter.shape, generator=generator)
+            elif name.endswith("scales"):
+                # Of a block's numbers, which are of the size of their range.
+                numbers = decoder.config.quantization
+                assert numbers is not None, "there are scales"
+                values /= 2**numbers.bits * (parameter.shape[-1] * numbers.block) ** 0.5
+            elif name.endswith(".A"):
                 values = -values.abs() - 0.05
             elif parameter.ndim > 1:
                 values /= parameter.shape[-1] ** 0.5

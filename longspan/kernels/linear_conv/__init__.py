@@ -6,13 +6,14 @@ import torch
 
 from longspan.kernels.checks import require_shape
 from longspan.kernels.choice import implementation
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.dequantize import check_matrix
 
 __all__ = ["linear_conv"]
 
 
 def linear_conv(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     conv_weight: torch.Tensor,
@@ -30,7 +31,7 @@ def linear_conv(
     changes nothing.
 
     Args:
-        x: float [B, L, D].
+        x: float [B, L, D], or a norm of such rows that this op is to divide.
         weight: float [O, D]; cast to the dtype of `x` if it is stored in another. With `bits`,
             uint8 [O, blocks, bytes of a block], see `longspan.kernels.dequantize`.
         bias: float [O], or None.
@@ -50,20 +51,21 @@ def linear_conv(
         ValueError: a shape does not match, or `bits` is neither 4 nor 8.
     """
     op = "linear_conv"
+    row = x.row if isinstance(x, DeferredNorm) else x
     channels = conv_weight.shape[0]
-    check_matrix(op, weight, scales, zeros, bits=bits, width=x.shape[2])
+    check_matrix(op, weight, scales, zeros, bits=bits, width=row.shape[2])
     if bias is not None:
         require_shape(op, "bias", bias, (weight.shape[0],))
     require_shape(op, "conv_weight", conv_weight, (channels, 1, None))
     if conv_bias is not None:
         require_shape(op, "conv_bias", conv_bias, (channels,))
-    require_shape(op, "tail", tail, (x.shape[0], conv_weight.shape[2] - 1, channels))
+    require_shape(op, "tail", tail, (row.shape[0], conv_weight.shape[2] - 1, channels))
     if not 0 <= first <= weight.shape[0] - channels:
         raise ValueError(
             f"{op}: first is {first}; {channels} channels of {weight.shape[0]} are convolved, so "
             f"it must be from 0 to {weight.shape[0] - channels}"
         )
-    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = implementation(op, x)(
+    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = implementation(op, row)(
         x,
         weight,
         bias,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from longspan.kernels.causal_conv import causal_conv
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.quantized_linear.any import linear_of_any
 
 
 def linear_conv(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     conv_weight: torch.Tensor,
@@ -22,7 +25,12 @@ def linear_conv(
     bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.linear_conv.linear_conv`."""
-    projected = linear_of_any(x, weight, bias, scales=scales, zeros=zeros, bits=bits)
+    packing: dict[str, Any] = {"scales": scales, "zeros": zeros, "bits": bits}
+    if isinstance(x, DeferredNorm):
+        product = linear_of_any(x.row, weight, None, **packing) * x.root()
+        projected = (product if bias is None else product + bias.to(x.row.dtype)).to(x.row.dtype)
+    else:
+        projected = linear_of_any(x, weight, bias, **packing)
     return conv_of_part(projected, conv_weight, conv_bias, tail, first=first)
 
 

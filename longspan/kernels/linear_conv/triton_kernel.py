@@ -13,15 +13,19 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
+from longspan.kernels.linear.triton_prefetch import can_prefetch, prefetch
+from longspan.kernels.linear.triton_product import Matrix, as_matrix, finish_product, start_product
+from longspan.kernels.linear.triton_root import divide_by_root, load_squares, parts_of
 from longspan.kernels.linear_conv.reference import linear_conv as one_after_another
 
 
 @triton.jit
 def _linear_conv(
     x_ptr,
+    squares_ptr,
     weight_ptr,
     scales_ptr,
     zeros_ptr,
@@ -34,6 +38,7 @@ def _linear_conv(
     outputs,
     first,
     channels,
+    eps,
     stride_weight,
     stride_zeros,
     stride_conv,
@@ -41,6 +46,8 @@ def _linear_conv(
     stride_tail_token,
     stride_tail,
     WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PART_BLOCK: tl.constexpr,
     K: tl.constexpr,
     TAPS: tl.constexpr,
     BITS: tl.constexpr,
@@ -50,6 +57,9 @@ def _linear_conv(
     NEIGHBOURS: tl.constexpr,
     DEPTH: tl.constexpr,
     TENSOR_CORES: tl.constexpr,
+    AHEAD: tl.constexpr,
+    LATER: tl.constexpr,
+    WARPS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
@@ -58,6 +68,20 @@ def _linear_conv(
         weight_ptr, scales_ptr, zeros_ptr, program_first, outputs, stride_weight, stride_zeros,
         WIDTH, BITS, SCALED, ROWS, BLOCK, DEPTH,
     )  # fmt: skip
+    if AHEAD > 0:
+        # What a program begins with when one of these has ended.
+        later = (AHEAD + tl.program_id(0).to(tl.int64) * LATER) * ROWS
+        if tl.program_id(0) < AHEAD:
+            prefetch(
+                weight_ptr, later * stride_weight, LATER * ROWS * stride_weight,
+                outputs.to(tl.int64) * stride_weight, WARPS,
+            )  # fmt: skip
+            if scales_ptr is not None:
+                blocks: tl.constexpr = (WIDTH + SCALED - 1) // SCALED
+                prefetch(
+                    scales_ptr, later * blocks, LATER * ROWS * blocks,
+                    outputs.to(tl.int64) * blocks, WARPS,
+                )  # fmt: skip
     output = program_first + tl.arange(0, ROWS)
     # A row for each channel, a column for each of the inputs and taps that meet; the last is ours.
     channel = (output - first)[:, None]
@@ -73,11 +97,13 @@ def _linear_conv(
         conv_bias += tl.load(conv_bias_ptr + channel + j, mask=once, other=0.0).to(tl.float32)
     wait_for_last_launch(OVERLAP)
 
+    squares = load_squares(squares_ptr, PARTS, PART_BLOCK)
     p = finish_product(
         started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, projected_ptr,
         program_first, outputs, 0, stride_zeros,
         1, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
+    p = divide_by_root(p, squares, eps, WIDTH)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + output, mask=output < outputs, other=0.0)
         p += bias.to(projected_ptr.dtype.element_ty).to(tl.float32)
@@ -93,8 +119,19 @@ def _linear_conv(
     tl.store(target, inputs, mask=convolved & (j > 0) & (j < K))
 
 
+# Programs that bring in the rows of those that come later.
+AHEAD = 264
+
+
+def _ahead(matrix: Matrix, overlap: bool) -> dict[str, int]:
+    """How many programs prefetch packed rows, each for how many others."""
+    prefetches = overlap and AHEAD and can_prefetch(matrix)
+    later = max(0, -(-(matrix.programs - AHEAD) // AHEAD)) if prefetches else 0
+    return {"AHEAD": AHEAD if later else 0, "LATER": later, "WARPS": matrix.options["num_warps"]}
+
+
 def linear_conv(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     conv_weight: torch.Tensor,
@@ -107,19 +144,21 @@ def linear_conv(
     bits: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.linear_conv.linear_conv`."""
-    if x.shape[:2].numel() != 1:
+    row, squares, eps = (x.row, x.squares, x.eps) if isinstance(x, DeferredNorm) else (x, None, 0.0)
+    if row.shape[:2].numel() != 1:
         return one_after_another(
             x, weight, bias, conv_weight, conv_bias, tail,
             first=first, scales=scales, zeros=zeros, bits=bits,
         )  # fmt: skip
-    outputs, width = weight.shape[0], x.shape[2]
+    outputs, width = weight.shape[0], row.shape[2]
     channels, _, taps = conv_weight.shape
-    overlap = overlap_options(x, weight, scales, zeros, conv_weight, conv_bias, tail)
-    matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
-    projected = x.new_empty(1, 1, outputs)
+    overlap = overlap_options(row, weight, scales, zeros, conv_weight, conv_bias, tail)
+    matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=row.dtype, depth=1)
+    projected = row.new_empty(1, 1, outputs)
     new_tail = new_like(tail, in_place=True)
     _linear_conv[(matrix.programs,)](
-        x.contiguous(),
+        row.contiguous(),
+        squares,
         matrix.weight,
         matrix.scales,
         matrix.zeros,
@@ -132,13 +171,16 @@ def linear_conv(
         outputs,
         first,
         channels,
+        eps,
         *matrix.strides,
         conv_weight.stride(0),
         conv_weight.stride(2),
         tail.stride(1),
         tail.stride(2),
+        **parts_of(squares),
         K=taps,
         TAPS=triton.next_power_of_2(taps),
+        **_ahead(matrix, overlap["OVERLAP"]),
         **matrix.options,
         **overlap,
     )

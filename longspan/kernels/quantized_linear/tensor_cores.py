@@ -8,103 +8,124 @@ with one of 8 columns: the first half of a lane's numbers counts as row g, the s
 columns 2 t and 2 t + 1 hold x for the two halves of place t, and zeros for other places. So a
 lane's own sum is its first result plus its last.
 
-A number comes out of its word in 16 bits, less its zero point, exactly: its bits are set into the
-mantissa of 2^7 (bfloat16) or 2^10 (float16), from which 2^7 + zero or 2^10 + zero is taken off; 8
-bits in bfloat16 go by 2^23 in float32. Products are exact, sums are float32.
+A number is an operand as it lies in its word: the low 8 bits of 16 are, with the rest zero, as many
+times the smallest subnormal number of bfloat16, 2^-133, and of float16, 2^-24; tensor cores take
+subnormal numbers as they are. So a pair of numbers takes one bit operation. Of 4 bits every second
+pair is 16 times as large, and has a sum of its own. In bfloat16 x is multiplied by 2^64 first,
+which keeps the sums far from float32's own subnormal numbers. Products are exact, sums float32.
 
-Two steps, so that several rows of x meet the numbers of one. `NUMBERS` takes four words, and what
-is taken off, negative, in four copies; it gives four registers of pairs for each product, of which
-4 bits need four and 8 bits two. `PRODUCTS` takes those, then x as pairs (x[i], x[i + 4]) of 8
-numbers, four pairs for two products; it gives four results.
+Steps, so that several rows of x meet the numbers of one:
+
+- `PAIRS` takes 8 numbers of x in two fours, and gives them as four registers of pairs.
+- `NUMBERS` takes four words; it gives four registers of pairs for each product, of which 4 bits
+  need four and 8 bits two.
+- `PRODUCTS` takes those and `PAIRS`, four for two products; it gives four results.
+- `OFFSETS` takes minus the zero point as a pair, in four copies, and `PAIRS`; four results.
 """
 
 from __future__ import annotations
 
-# Of 16-bit types: PTX name, mantissa that a number is set into, and one.
-_BF16 = "bf16", 0x43004300, 0x3F803F80
-_F16 = "f16", 0x64006400, 0x3C003C00
-# Where a product's four registers come from: a half's first word, and one of two pairs.
-_PLACES = ((0, 0), (2, 0), (0, 1), (2, 1))
+# Of 16-bit types: what x is multiplied with, as a pair; None for one.
+_X_FACTORS = {"bf16": 0x5F805F80, "f16": None}
+# What results are to be multiplied with.
+RESULT_FACTOR_BF16, RESULT_FACTOR_F16 = 2.0**69, 2.0**24
+# Of a product's two pairs of each half, their places among the half's; how much each counts.
+_PRODUCTS = {
+    4: (((0, 2), 1), ((1, 3), 16), ((4, 6), 1), ((5, 7), 16)),
+    8: (((0, 1), 1), ((2, 3), 1)),
+}
 
 
-def _numbers_of_4_bits(kind: str, mantissa: int, one: int) -> str:
-    """Words 0 and 1 are the first half, words 2 and 3 the second; a pair is a word's."""
+def _pairs(bits: int, kind: str) -> str:
+    """Pairs as the words have them: x[i], x[i + 4] beside 4 bits, x[i], x[i + 2] beside 8."""
+    sources = (("$4", "$6"), ("$5", "$7")) if bits == 4 else (("$4", "$5"), ("$6", "$7"))
+    lines, factor = [], _X_FACTORS[kind]
+    for i, (low, high) in enumerate(sources):
+        for j, chosen in enumerate(("0x5410", "0x7632")):
+            result = f"${2 * i + j}"
+            lines.append(f"prmt.b32 {result}, {low}, {high}, {chosen};")
+            if factor is not None:
+                lines.append(f"fma.rn.{kind}x2 {result}, {result}, o, r;")
+    if factor is not None:
+        lines = [f"mov.b32 o, 0x{factor:08X};", "mov.b32 r, 0x80008000;", *lines]
+    return _block(lines)
+
+
+def _numbers(bits: int) -> str:
+    """Words 0 and 1 are the first half, words 2 and 3 the second."""
+    products = _PRODUCTS[bits]
+    first_word = 4 * len(products)
     lines = []
-    for product in range(4):
-        unit, half = divmod(product, 2)
-        for place, (word, pair) in enumerate(_PLACES):
-            source, shift = f"${16 + word + unit}", 4 * (2 * half + pair)
-            if shift:
-                lines.append(f"shr.u32 s, {source}, {shift};")
+    for word in range(4):
+        half, unit = divmod(word, 2)
+        source = f"${first_word + word}"
+        # Pairs of a word: of its low 8 bits of each 16, then of the high ones.
+        masks = (0x000F000F, 0x00F000F0) if bits == 4 else (0x00FF00FF,)
+        for i in range(2):
+            if i == 1:
+                lines.append(f"shr.u32 s, {source}, 8;")
                 source = "s"
-            lines += [
-                f"lop3.b32 s, {source}, 0x000F000F, 0x{mantissa:08X}, 0xEA;",
-                f"fma.rn.{kind}x2 ${4 * product + place}, s, o, $20;",
-            ]
-    return _block([f"mov.b32 o, 0x{one:08X};", *lines])
+            for j, mask in enumerate(masks):
+                pair = (2 * unit + i) * len(masks) + j
+                product, place = next(
+                    (p, places.index(pair))
+                    for p, (places, _) in enumerate(products)
+                    if pair in places
+                )
+                lines.append(f"and.b32 ${4 * product + 2 * place + half}, {source}, 0x{mask:08X};")
+    return _block(lines)
 
 
-def _numbers_of_8_bits(kind: str, mantissa: int, one: int) -> str:
-    """Words 0 and 1 are the first half, 2 and 3 the second; a pair has a byte of both words."""
-    lines = []
-    for product in range(2):
-        for place, (word, pair) in enumerate(_PLACES):
-            byte, low, high = 2 * product + pair, f"${8 + word}", f"${9 + word}"
-            result = f"${4 * product + place}"
-            if kind == "bf16":
-                # A mantissa of 7 bits has no room for 8.
-                lines += [
-                    f"prmt.b32 s, {low}, 0x4B000000, 0x765{byte};",
-                    f"prmt.b32 r, {high}, 0x4B000000, 0x765{byte};",
-                    "mov.b32 f0, s;",
-                    "mov.b32 f1, r;",
-                    "mov.b32 f2, $12;",
-                    "add.f32 f0, f0, f2;",
-                    "add.f32 f1, f1, f2;",
-                    f"cvt.rn.bf16x2.f32 {result}, f1, f0;",
-                ]
-            else:
-                lines += [
-                    f"prmt.b32 s, {low}, {high}, 0x00{4 + byte}{byte};",
-                    f"prmt.b32 s, s, 0x{mantissa:08X}, 0x5150;",
-                    f"fma.rn.f16x2 {result}, s, o, $12;",
-                ]
-    return _block([f"mov.b32 o, 0x{one:08X};", *lines])
+def _products(bits: int, kind: str) -> str:
+    """So many products; those of one weight are added to each other, then all."""
+    products = _PRODUCTS[bits]
+    first_x = 4 + 4 * len(products)
+    lines, started = [], set()
+    for product, ((low, high), weight) in enumerate(products):
+        sums = [f"{'c' if weight == 1 else 'd'}{i}" for i in range(4)]
+        if weight not in started:
+            lines += [f"mov.f32 {name}, 0f00000000;" for name in sums]
+            started.add(weight)
+        left = [f"${4 + 4 * product + i}" for i in range(4)]
+        lines.append(_multiply(kind, sums, left, [f"${first_x + low}", f"${first_x + high}"]))
+    # 0f3D800000 is a sixteenth.
+    combine = "fma.rn.f32 ${0}, d{0}, 0f3D800000, c{0};" if 16 in started else "mov.f32 ${0}, c{0};"
+    return _block(lines + [combine.format(i) for i in range(4)])
 
 
-def _products(kind: str, count: int) -> str:
-    """So many products, one added to the other."""
-    names = [f"c{i}" for i in range(4)]
-    sums = "{" + ", ".join(names) + "}"
-    lines = [f"mov.f32 {name}, 0f00000000;" for name in names]
-    for product in range(count):
-        left = ", ".join(f"${4 + 4 * product + i}" for i in range(4))
-        right = ", ".join(f"${4 + 4 * count + 2 * product + i}" for i in range(2))
-        lines.append(
-            f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
-            f"{sums}, {{{left}}}, {{{right}}}, {sums};"
-        )
-    return _block(lines + [f"mov.f32 ${i}, {name};" for i, name in enumerate(names)])
+def _offsets(bits: int, kind: str) -> str:
+    """Products of a matrix that has one pair everywhere, added to each other."""
+    sums = [f"c{i}" for i in range(4)]
+    lines = [f"mov.f32 {name}, 0f00000000;" for name in sums]
+    for (low, high), _ in _PRODUCTS[bits]:
+        lines.append(_multiply(kind, sums, ["$4"] * 4, [f"${8 + low}", f"${8 + high}"]))
+    return _block(lines + [f"mov.f32 ${i}, {name};" for i, name in enumerate(sums)])
+
+
+def _multiply(kind: str, sums: list[str], left: list[str], right: list[str]) -> str:
+    """``sums += left @ right``."""
+    c, a, b = ("{" + ", ".join(names) + "}" for names in (sums, left, right))
+    return f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {c}, {a}, {b}, {c};"
 
 
 def _block(lines: list[str]) -> str:
     """The instructions, in registers of their own."""
-    registers = [".reg .b32 o, r, s;", ".reg .f32 c0, c1, c2, c3, f0, f1, f2;"]
+    registers = [".reg .b32 o, r, s;", ".reg .f32 c0, c1, c2, c3, d0, d1, d2, d3;"]
     return "\n".join(["{", *registers, *lines, "}"])
 
 
-NUMBERS_OF_4_BITS_BF16, NUMBERS_OF_4_BITS_F16 = (
-    _numbers_of_4_bits(*_BF16),
-    _numbers_of_4_bits(*_F16),
-)
-NUMBERS_OF_8_BITS_BF16, NUMBERS_OF_8_BITS_F16 = (
-    _numbers_of_8_bits(*_BF16),
-    _numbers_of_8_bits(*_F16),
-)
-PRODUCTS_OF_4_BITS_BF16, PRODUCTS_OF_4_BITS_F16 = _products("bf16", 4), _products("f16", 4)
-PRODUCTS_OF_8_BITS_BF16, PRODUCTS_OF_8_BITS_F16 = _products("bf16", 2), _products("f16", 2)
-# Early clobber: words are read after the first numbers are written.
-NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 8)
-NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 8)
+PAIRS_OF_4_BITS_BF16, PAIRS_OF_4_BITS_F16 = _pairs(4, "bf16"), _pairs(4, "f16")
+PAIRS_OF_8_BITS_BF16, PAIRS_OF_8_BITS_F16 = _pairs(8, "bf16"), _pairs(8, "f16")
+NUMBERS_OF_4_BITS, NUMBERS_OF_8_BITS = _numbers(4), _numbers(8)
+PRODUCTS_OF_4_BITS_BF16, PRODUCTS_OF_4_BITS_F16 = _products(4, "bf16"), _products(4, "f16")
+PRODUCTS_OF_8_BITS_BF16, PRODUCTS_OF_8_BITS_F16 = _products(8, "bf16"), _products(8, "f16")
+OFFSETS_OF_4_BITS_BF16, OFFSETS_OF_4_BITS_F16 = _offsets(4, "bf16"), _offsets(4, "f16")
+OFFSETS_OF_8_BITS_BF16, OFFSETS_OF_8_BITS_F16 = _offsets(8, "bf16"), _offsets(8, "f16")
+# Early clobber: operands are read after the first results are written.
+PAIRS_OPERANDS = ",".join(["=&r"] * 4 + ["r"] * 4)
+NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 4)
+NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 4)
 PRODUCTS_OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 24)
 PRODUCTS_OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 12)
+OFFSETS_OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 12)
+OFFSETS_OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 8)

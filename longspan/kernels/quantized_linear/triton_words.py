@@ -15,20 +15,13 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.linear.triton_rows import load_x
-from longspan.kernels.quantized_linear import tensor_cores
-
-_NUMBERS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_BF16)
-_NUMBERS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_F16)
-_NUMBERS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_BF16)
-_NUMBERS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_F16)
-_PRODUCTS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_BF16)
-_PRODUCTS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_F16)
-_PRODUCTS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_BF16)
-_PRODUCTS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_F16)
-_NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_4_BITS)
-_NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_8_BITS)
-_PRODUCTS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_4_BITS)
-_PRODUCTS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_8_BITS)
+from longspan.kernels.quantized_linear.triton_cores import (
+    numbers_of,
+    offsets_of,
+    pairs_of_x,
+    result_factor,
+    sum_of_products,
+)
 
 
 @triton.jit
@@ -114,13 +107,6 @@ def _number(words, index: tl.constexpr, zero, BITS: tl.constexpr):
 
 
 @triton.jit
-def _bits_of_pair(low, high):
-    """Two numbers of 16 bits in one of 32."""
-    low = low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return low | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
-
-
-@triton.jit
 def _load_pairs(
     x_ptr,
     norm_ptr,
@@ -134,8 +120,9 @@ def _load_pairs(
 ):
     """What a lane's numbers meet in x, on the two lanes of each place that hold it, else zeros.
 
-    Eight numbers of x as pairs (x[i], x[i + 4]): unit `unit` of the half that a lane holds.
+    Eight numbers of x as four pairs: unit `unit` of the half that a lane holds.
     """
+    BF16: tl.constexpr = y_ptr.dtype.element_ty == tl.bfloat16
     UNITS: tl.constexpr = 16 // BITS // 2  # of half of a lane's numbers
     row = (tl.arange(0, word.shape[0]) % 8)[:, None]
     holds = (row // 2 == tl.arange(0, 4)[None, :])[:, :, None]
@@ -146,7 +133,7 @@ def _load_pairs(
     column = tl.max_contiguous(first[:, :, None] + 4 + tl.arange(0, 4), [1, 2, 4])
     mask = holds & (column < WIDTH)
     high = load_x(x_ptr, norm_ptr, roots, y_ptr, column, mask, WIDTH, GROUPS)
-    return _bits_of_pair(low, high)
+    return pairs_of_x(low, high, BITS, BF16)
 
 
 @triton.jit
@@ -183,52 +170,6 @@ def _by_float32(words, x, zero, BITS: tl.constexpr):
     for i in tl.static_range(1, 32 // BITS):
         product += _number(words, i, less, BITS) * x[i]
     return tl.sum(product, axis=2)
-
-
-@triton.jit
-def _numbers(words, zero, BITS: tl.constexpr, BF16: tl.constexpr):
-    """Each lane's numbers less their zero points, as pairs of 16 bits."""
-    # What is taken off, in the format that the numbers are set into.
-    if BITS == 8 and BF16:
-        taken = zero | -0x35000000
-    elif BF16:
-        taken = (zero * 0x00010001) | -0x3CFF3D00
-    else:
-        taken = (zero * 0x00010001) | -0x1BFF1C00
-    taken = taken[:, :, None]
-    if BITS == 4:
-        numbers = tl.inline_asm_elementwise(
-            _NUMBERS_OF_4_BITS_BF16 if BF16 else _NUMBERS_OF_4_BITS_F16,
-            _NUMBERS_OPERANDS_OF_4_BITS, [words, taken],
-            (tl.int32, tl.int32, tl.int32, tl.int32), True, 4,
-        )  # fmt: skip
-    else:
-        numbers = tl.inline_asm_elementwise(
-            _NUMBERS_OF_8_BITS_BF16 if BF16 else _NUMBERS_OF_8_BITS_F16,
-            _NUMBERS_OPERANDS_OF_8_BITS, [words, taken], (tl.int32, tl.int32), True, 4,
-        )  # fmt: skip
-    return numbers
-
-
-@triton.jit
-def _by_tensor_cores(numbers, x, BITS: tl.constexpr, BF16: tl.constexpr):
-    """The sum of each lane's numbers times x: float32 [lines, 4]."""
-    if BITS == 4:
-        sums = tl.inline_asm_elementwise(
-            _PRODUCTS_OF_4_BITS_BF16 if BF16 else _PRODUCTS_OF_4_BITS_F16,
-            _PRODUCTS_OPERANDS_OF_4_BITS,
-            [numbers[0], numbers[1], numbers[2], numbers[3], x[0], x[1]], tl.float32, True, 4,
-        )  # fmt: skip
-    else:
-        sums = tl.inline_asm_elementwise(
-            _PRODUCTS_OF_8_BITS_BF16 if BF16 else _PRODUCTS_OF_8_BITS_F16,
-            _PRODUCTS_OPERANDS_OF_8_BITS,
-            [numbers[0], numbers[1], x[0]], tl.float32, True, 4,
-        )  # fmt: skip
-    even, odd = tl.split(tl.reshape(sums, [sums.shape[0], 4, 2, 2]))
-    first, _ = tl.split(even)
-    _, last = tl.split(odd)
-    return first + last
 
 
 @triton.jit
@@ -281,24 +222,35 @@ def multiply_words(
                     WIDTH, GROUPS, BITS, TENSOR_CORES,
                 )  # fmt: skip
                 xs = xs + (x,)
+            zero = tl.full([BLOCK // 2, 4], 2 ** (BITS - 1), tl.int32)
+            offsets = ()
+            if TENSOR_CORES and zeros_ptr is None:
+                for x_row in tl.static_range(X_ROWS):
+                    offsets = offsets + (offsets_of(zero, xs[x_row], BITS, BF16),)
             after = ()
             for r in tl.static_range(R):
                 words = all_words[part * R + r]
                 scale = all_scales[part * R + r].to(tl.float32)
-                zero = tl.full([BLOCK // 2, 4], 2 ** (BITS - 1), tl.int32)
                 if zeros_ptr is not None:
                     zero = all_zeros[part * R + r].to(tl.int32)
                     if BITS == 4:
                         zero = (zero >> (word // BLOCK_WORDS % 2 * 4)) & 15
                 if TENSOR_CORES:
-                    numbers = _numbers(words, zero, BITS, BF16)
+                    numbers = numbers_of(words, BITS)
                 for x_row in tl.static_range(X_ROWS):
                     if TENSOR_CORES:
-                        product = _by_tensor_cores(numbers, xs[x_row], BITS, BF16)
+                        if zeros_ptr is not None:
+                            offset = offsets_of(zero, xs[x_row], BITS, BF16)
+                        else:
+                            offset = offsets[x_row]
+                        product = sum_of_products(numbers, xs[x_row], BITS, BF16) + offset
                     else:
                         product = _by_float32(words, xs[x_row], zero, BITS)
                     after = after + (totals[r * X_ROWS + x_row] + product * scale,)
             totals = after
+    factor = 1.0
+    if TENSOR_CORES:
+        factor = result_factor(BF16)
     results = ()
     for x_row in tl.static_range(X_ROWS):
         lines = tl.sum(totals[x_row], axis=1)
@@ -309,5 +261,5 @@ def multiply_words(
             even = tl.join(lines, tl.sum(totals[2 * X_ROWS + x_row], axis=1))
             odd = tl.sum(totals[X_ROWS + x_row], axis=1)
             lines = tl.join(even, tl.join(odd, tl.sum(totals[3 * X_ROWS + x_row], axis=1)))
-        results = results + (tl.sum(tl.reshape(lines, [BLOCK // 16, ROWS]), axis=0),)
+        results = results + (factor * tl.sum(tl.reshape(lines, [BLOCK // 16, ROWS]), axis=0),)
     return results

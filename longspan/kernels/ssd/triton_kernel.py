@@ -13,8 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.donation import new_like
+from longspan.kernels.donation import moved_into, new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
+from longspan.kernels.linear.triton_prefetch import prefetch
+from longspan.kernels.linear.triton_product import Matrix
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
@@ -23,7 +25,7 @@ from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 TOKEN_VALUES = 2048
 
 
-@triton.jit(do_not_specialize=["length"])
+@triton.jit(do_not_specialize=["length", "soon", "soon_scales"])
 def _scan_tokens(
     x_ptr,
     dt_ptr,
@@ -36,7 +38,12 @@ def _scan_tokens(
     y_ptr,
     new_state_ptr,
     z_ptr,
+    norm_ptr,
     squares_ptr,
+    soon_ptr,
+    soon_scales_ptr,
+    soon,
+    soon_scales,
     low,
     high,
     length,
@@ -66,6 +73,7 @@ def _scan_tokens(
     P: tl.constexpr,
     STATES: tl.constexpr,
     WIDTH: tl.constexpr,
+    ONE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
@@ -87,26 +95,43 @@ def _scan_tokens(
     if D_ptr is not None:
         D_row = D_ptr + head * stride_D_head + p * stride_D
         D = tl.load(D_row, mask=p < P, other=0.0).to(tl.float32)
+    if norm_ptr is not None:
+        norm = tl.load(norm_ptr + head * P + p, mask=p < P, other=0.0).to(tl.float32)
     source = state_ptr + batch * stride_state_batch + head * stride_state_head
     source += n.to(tl.int64)[:, None] * stride_state_n + p.to(tl.int64)[None, :] * stride_state
     h = tl.load(source, mask=real, other=0.0).to(tl.float32)
+    if OVERLAP and soon_ptr is not None:
+        program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        share = (soon // programs + 32) // 32 * 32
+        prefetch(soon_ptr, program * share, share, soon, 4)
+        share = (soon_scales // programs + 64) // 64 * 64
+        prefetch(soon_scales_ptr, program * share, share, soon_scales, 4)
     wait_for_last_launch(OVERLAP)
-    for token in range(length):
+    # Without a loop, addresses are computed before the wait.
+    for token in range(1 if ONE else length):
         t = tl.cast(token, tl.int64)
+        x = tl.load(x_ptr + t * stride_x, mask=p < P, other=0.0)
+        B = tl.load(B_ptr + t * stride_B, mask=n < N, other=0.0)
+        C = tl.load(C_ptr + t * stride_C, mask=n < N, other=0.0)
+        if z_ptr is not None:
+            z_row = z_ptr + batch * stride_z_batch + t * stride_z + head * P
+            z = tl.load(z_row + p, mask=p < P, other=0.0)
+        # Otherwise the compiler asks for B and C when dt has come, and its step is computed.
+        tl.debug_barrier()
         step = softplus_step(tl.load(dt_ptr + t * stride_dt).to(tl.float32) + dt_bias, low, high)
-        x = tl.load(x_ptr + t * stride_x, mask=p < P, other=0.0).to(tl.float32)
-        B = tl.load(B_ptr + t * stride_B, mask=n < N, other=0.0).to(tl.float32)
-        C = tl.load(C_ptr + t * stride_C, mask=n < N, other=0.0).to(tl.float32)
+        x, B, C = x.to(tl.float32), B.to(tl.float32), C.to(tl.float32)
         h = tl.exp2(step * A) * h + B[:, None] * (step * x)[None, :]
         y = tl.sum(h * C[:, None], axis=0) + D * x
         row = (batch * length + t) * H + head
         if z_ptr is not None:
-            z_row = z_ptr + batch * stride_z_batch + t * stride_z + head * P
-            z = tl.load(z_row + p, mask=p < P, other=0.0).to(tl.float32)
+            gate = z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
             # As it would be rounded on its way to the norm.
-            y = y.to(x_ptr.dtype.element_ty).to(tl.float32) * (z * tl.sigmoid(z))
+            y = y.to(x_ptr.dtype.element_ty).to(tl.float32) * gate
             square = squares_ptr + row * tl.num_programs(0) + tl.program_id(0)
-            tl.store(square, tl.sum(y * y))
+            tl.store(square, tl.sum(y * y, axis=0))
+            if norm_ptr is not None:
+                y *= norm
         tl.store(y_ptr + row * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)
     target = new_state_ptr + (batch * H + head) * (N * P) + n[:, None] * P + p[None, :]
     # The new state may lie where the old one does: no warp stores before all have loaded.
@@ -126,21 +151,26 @@ def scan_few_tokens(
     dt_limit: tuple[float, float],
     state: torch.Tensor,
     z: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    soon: Matrix | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Walk the tokens in one launch; the arguments are those of `longspan.kernels.ssd.ssd`.
 
     Args:
         x, dt, A, B, C, D, dt_bias, dt_limit, state: see there.
         z: dtype of `x` [B, L, H P], a gate; None for none.
+        norm_weight: float [H P] of the gated norm, which multiplies its row already; None for not.
+        soon: a packed matrix that the next launch reads, to be brought near; None for none.
 
     Returns:
-        y, dtype of `x` [B, L, H, P], or with a gate y silu(z) in float32, of a y that was rounded
-        first; then the squares of that product, summed up in parts of each head, float32
-        [B, L, H, parts], or None without a gate; then the state, float32 [B, H, N, P].
+        y, dtype of `x` [B, L, H, P]; with a gate y silu(z) in float32, of a y that was rounded
+        first, or with a norm's weight, too, that times the weight in the dtype of `x`; then the
+        squares of y silu(z), summed up in parts of each head, float32 [B, L, H, parts], or None
+        without a gate; then the state, float32 [B, H, N, P].
     """
     batch, length, H, P = x.shape
     N = B.shape[3]
-    overlap = overlap_options(x, A, D, dt_bias, state)
+    overlap = overlap_options(x, A, D, dt_bias, state, norm_weight)
     x, B, C = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, B, C))
     if z is not None and z.stride(-1) != 1:
         z = z.contiguous()
@@ -148,8 +178,13 @@ def scan_few_tokens(
     states = triton.next_power_of_2(N)
     width = max(1, min(32, TOKEN_VALUES // states, triton.next_power_of_2(P)))
     parts = triton.cdiv(P, width)
-    y = torch.empty(x.shape, dtype=x.dtype if z is None else torch.float32, device=x.device)
-    squares = None if z is None else y.new_empty(batch, length, H, parts)
+    as_x = z is None or norm_weight is not None
+    y = torch.empty(x.shape, dtype=x.dtype if as_x else torch.float32, device=x.device)
+    squares = (
+        None
+        if z is None
+        else torch.empty(batch, length, H, parts, dtype=torch.float32, device=x.device)
+    )
     new_state = new_like(state, in_place=True)
     _scan_tokens[(parts, H, batch)](
         x,
@@ -163,7 +198,12 @@ def scan_few_tokens(
         y,
         new_state,
         z,
+        None if norm_weight is None else norm_weight.contiguous(),
         squares,
+        None if soon is None else soon.weight,
+        None if soon is None else soon.scales,
+        0 if soon is None else soon.weight.numel(),
+        0 if soon is None or soon.scales is None else soon.scales.numel(),
         *dt_limit,
         length,
         *x.stride()[:3],
@@ -179,6 +219,7 @@ def scan_few_tokens(
         P=P,
         STATES=states,
         WIDTH=width,
+        ONE=length == 1,
         **overlap,
     )
     return y, squares, new_state
@@ -221,4 +262,4 @@ def ssd(
             new_state=new_state,
         )
     )
-    return y, new_state
+    return y, moved_into(state, new_state)

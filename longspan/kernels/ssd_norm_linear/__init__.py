@@ -8,6 +8,7 @@ import torch
 
 from longspan.kernels.checks import require_shape
 from longspan.kernels.choice import implementation
+from longspan.kernels.deferred_norm import Added, NextNorm
 from longspan.kernels.dequantize import check_matrix
 from longspan.kernels.ssd import check_dual
 
@@ -33,7 +34,8 @@ def ssd_norm_linear(
     scales: torch.Tensor | None = None,
     zeros: torch.Tensor | None = None,
     bits: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    then: NextNorm | None = None,
+) -> tuple[torch.Tensor | Added, torch.Tensor]:
     """Compute ``norm(y silu(z)) @ weight.T + bias`` of the dual's y (arXiv 2405.21060, figure 6).
 
     y is what `ssd` gives, E = H P channels of a token. The norm is `rms_norm` with a mean square
@@ -58,9 +60,11 @@ def ssd_norm_linear(
         scales: float [O, blocks] of a weight of 8 or 4 bits, else None.
         zeros: uint8 [O, ceil(blocks bits / 8)] of such a weight, or None.
         bits: of a number of such a weight, 4 or 8; None for floating point.
+        then: what the result is added to, and the norm of the sum; None for neither.
 
     Returns:
-        dtype of `x` [B, L, O], and the state after the last token, float32 [B, H, N, P].
+        dtype of `x` [B, L, O], or with `then` the sum and its norm; and the state after the last
+        token, float32 [B, H, N, P].
 
     Raises:
         ValueError: a shape, a dtype, `dt_limit` or `bits` does not fit.
@@ -72,10 +76,13 @@ def ssd_norm_linear(
     check_matrix(op, weight, scales, zeros, bits=bits, width=inner)
     if bias is not None:
         require_shape(op, "bias", bias, (weight.shape[0],))
+    if then is not None:
+        require_shape(op, "residual", then.residual, (*x.shape[:2], weight.shape[0]))
+        require_shape(op, "weight of the next norm", then.weight, (weight.shape[0],))
     check_dual(op, x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state)
-    result: tuple[torch.Tensor, torch.Tensor] = implementation(op, x)(
+    result: tuple[torch.Tensor | Added, torch.Tensor] = implementation(op, x)(
         x, dt, A, B, C, z, norm_weight, weight, bias,
         eps=eps, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state,
-        scales=scales, zeros=zeros, bits=bits,
+        scales=scales, zeros=zeros, bits=bits, then=then,
     )  # fmt: skip
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.deferred_norm import Added, NextNorm
 from longspan.kernels.quantized_linear.any import linear_of_any
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.ssd import ssd
@@ -28,11 +29,13 @@ def ssd_norm_linear(
     scales: torch.Tensor | None = None,
     zeros: torch.Tensor | None = None,
     bits: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    then: NextNorm | None = None,
+) -> tuple[torch.Tensor | Added, torch.Tensor]:
     """See `longspan.kernels.ssd_norm_linear.ssd_norm_linear`."""
     y, state = ssd(x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, state=state)
     y = gated_norm(y.flatten(-2), z, norm_weight, B.shape[2], eps)
-    return linear_of_any(y, weight, bias, scales=scales, zeros=zeros, bits=bits), state
+    y = linear_of_any(y, weight, bias, scales=scales, zeros=zeros, bits=bits)
+    return y if then is None else then.add(y), state
 
 
 def gated_norm(

@@ -15,10 +15,26 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.deferred_norm import DTYPES, Added, DeferredNorm, NextNorm
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
+from longspan.kernels.linear.triton_prefetch import can_prefetch
 from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
+from longspan.kernels.linear.triton_root import divide_by_root, load_squares
 from longspan.kernels.ssd.triton_kernel import scan_few_tokens
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as one_after_another
+
+SOON = True
+
+
+@triton.jit
+def _roots(squares, eps, WIDTH: tl.constexpr, GROUPS: tl.constexpr):
+    """1 / root of each group's mean square, of the squares [at least GROUPS, parts]."""
+    group = tl.arange(0, squares.shape[0])
+    of_groups = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / (WIDTH // GROUPS) + eps)
+    roots = ()
+    for each in tl.static_range(GROUPS):
+        roots = roots + (tl.sum(tl.where(group == each, of_groups, 0.0)),)
+    return roots
 
 
 @triton.jit
@@ -30,6 +46,9 @@ def _norm_linear(
     scales_ptr,
     zeros_ptr,
     bias_ptr,
+    residual_ptr,
+    next_norm_ptr,
+    next_squares_ptr,
     y_ptr,
     outputs,
     eps,
@@ -51,30 +70,48 @@ def _norm_linear(
 ):
     start_next_launch(OVERLAP)
     first = tl.program_id(0).to(tl.int64) * ROWS
+    output = first + tl.arange(0, ROWS)
+    real = output < outputs
     started = start_product(
         weight_ptr, scales_ptr, zeros_ptr, first, outputs, stride_weight, stride_zeros,
         WIDTH, BITS, SCALED, ROWS, BLOCK, DEPTH,
     )  # fmt: skip
+    if residual_ptr is not None:
+        next_norm = tl.load(next_norm_ptr + output, mask=real, other=0.0).to(tl.float32)
     wait_for_last_launch(OVERLAP)
 
-    group = tl.arange(0, GROUP_BLOCK)
-    part = tl.arange(0, PART_BLOCK)[None, :]
-    source = squares_ptr + group[:, None] * PARTS + part
-    squares = tl.load(source, mask=(group < GROUPS)[:, None] & (part < PARTS), other=0.0)
-    group_roots = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / (WIDTH // GROUPS) + eps)
-    roots = ()
-    for each in tl.static_range(GROUPS):
-        roots = roots + (tl.sum(tl.where(group == each, group_roots, 0.0)),)
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + output, mask=real, other=0.0)
+    if norm_ptr is not None:
+        group = tl.arange(0, GROUP_BLOCK)[:, None]
+        part = tl.arange(0, PART_BLOCK)[None, :]
+        source = squares_ptr + group * PARTS + part
+        squares = tl.load(source, mask=(group < GROUPS) & (part < PARTS), other=0.0)
+        roots = _roots(squares, eps, WIDTH, GROUPS)
+    else:
+        squares = load_squares(squares_ptr, PARTS, PART_BLOCK)
+        roots = None
     y = finish_product(
         started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, norm_ptr, roots, y_ptr,
         first, outputs, 0, stride_zeros,
         1, WIDTH, GROUPS, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
-    output = first + tl.arange(0, ROWS)
+    if norm_ptr is None:
+        y = divide_by_root(y, squares, eps, WIDTH)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + output, mask=output < outputs, other=0.0)
+        bias = tl.load(bias_ptr + output, mask=real, other=0.0)
         y += bias.to(y_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(y_ptr + output, y.to(y_ptr.dtype.element_ty), mask=output < outputs)
+    if residual_ptr is not None:
+        # As it would be rounded on its way to the sum.
+        y = y.to(y_ptr.dtype.element_ty).to(tl.float32)
+        total = tl.where(real, residual.to(tl.float32) + y, 0.0).to(residual.dtype)
+        y = total.to(tl.float32) * next_norm
+        total_squares = tl.sum(total.to(tl.float32) * total.to(tl.float32))
+        tl.store(next_squares_ptr + tl.program_id(0), total_squares)
+        # Warps share outputs: none stores before all have loaded.
+        tl.debug_barrier()
+        tl.store(residual_ptr + output, total, mask=real)
+    tl.store(y_ptr + output, y.to(y_ptr.dtype.element_ty), mask=real)
 
 
 def ssd_norm_linear(
@@ -96,30 +133,43 @@ def ssd_norm_linear(
     scales: torch.Tensor | None,
     zeros: torch.Tensor | None,
     bits: int | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    then: NextNorm | None = None,
+) -> tuple[torch.Tensor | Added, torch.Tensor]:
     """See `longspan.kernels.ssd_norm_linear.ssd_norm_linear`."""
     dual: dict[str, Any] = {"D": D, "dt_bias": dt_bias, "dt_limit": dt_limit, "state": state}
     if x.shape[:2].numel() != 1:
         return one_after_another(
             x, dt, A, B, C, z, norm_weight, weight, bias,
-            eps=eps, scales=scales, zeros=zeros, bits=bits, **dual,
+            eps=eps, scales=scales, zeros=zeros, bits=bits, then=then, **dual,
         )  # fmt: skip
-    gated, squares, new_state = scan_few_tokens(x, dt, A, B, C, z=z, **dual)
-    assert squares is not None, "a gate was given"
-    outputs, width = weight.shape[0], z.shape[2]
-    overlap = overlap_options(x, weight, scales, zeros)
+    outputs, width, groups = weight.shape[0], z.shape[2], B.shape[2]
+    deferred = groups == 1 and x.dtype in DTYPES
     matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
+    overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
+    soon = None
+    if SOON and overlap["OVERLAP"] and can_prefetch(matrix):
+        soon = matrix
+    gated, squares, new_state = scan_few_tokens(
+        x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, soon=soon, **dual
+    )
+    assert squares is not None, "a gate was given"
     y = torch.empty(*x.shape[:2], outputs, dtype=x.dtype, device=x.device)
-    groups = B.shape[2]
+    total, next_squares = None, None
+    if then is not None:
+        total = then.residual.contiguous()
+        next_squares = squares.new_empty(1, 1, matrix.programs)
     parts = squares.numel() // groups
     _norm_linear[(matrix.programs,)](
         gated,
         squares,
-        norm_weight.contiguous(),
+        None if deferred else norm_weight.contiguous(),
         matrix.weight,
         matrix.scales,
         matrix.zeros,
         None if bias is None else bias.contiguous(),
+        total,
+        None if then is None else then.weight.contiguous(),
+        next_squares,
         y,
         outputs,
         eps,
@@ -131,4 +181,8 @@ def ssd_norm_linear(
         **matrix.options,
         **overlap,
     )
-    return y, new_state
+    if then is None:
+        return y, new_state
+    assert total is not None, "made above"
+    assert next_squares is not None, "made above"
+    return (total, DeferredNorm(row=y, squares=next_squares, eps=then.eps)), new_state
