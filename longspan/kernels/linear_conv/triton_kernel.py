@@ -18,7 +18,7 @@ from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.linear.triton_prefetch import can_prefetch, prefetch
 from longspan.kernels.linear.triton_product import Matrix, as_matrix, finish_product, start_product
-from longspan.kernels.linear.triton_root import divide_by_root, load_squares, parts_of
+from longspan.kernels.linear.triton_root import inverse_root, parts_of
 from longspan.kernels.linear_conv.reference import linear_conv as one_after_another
 
 
@@ -47,7 +47,7 @@ def _linear_conv(
     stride_tail,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
-    PART_BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
     K: tl.constexpr,
     TAPS: tl.constexpr,
     BITS: tl.constexpr,
@@ -97,13 +97,13 @@ def _linear_conv(
         conv_bias += tl.load(conv_bias_ptr + channel + j, mask=once, other=0.0).to(tl.float32)
     wait_for_last_launch(OVERLAP)
 
-    squares = load_squares(squares_ptr, PARTS, PART_BLOCK)
+    root = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES)
     p = finish_product(
         started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, projected_ptr,
         program_first, outputs, 0, stride_zeros,
         1, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
-    p = divide_by_root(p, squares, eps, WIDTH)
+    p *= root
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + output, mask=output < outputs, other=0.0)
         p += bias.to(projected_ptr.dtype.element_ty).to(tl.float32)
