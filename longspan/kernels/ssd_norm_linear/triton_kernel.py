@@ -17,13 +17,10 @@ import triton.language as tl
 
 from longspan.kernels.deferred_norm import DTYPES, Added, DeferredNorm, NextNorm
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_prefetch import can_prefetch
 from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
 from longspan.kernels.linear.triton_root import inverse_root, parts_of
 from longspan.kernels.ssd.triton_kernel import scan_few_tokens
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as one_after_another
-
-SOON = True
 
 
 @triton.jit
@@ -149,11 +146,8 @@ def ssd_norm_linear(
     deferred = groups == 1 and x.dtype in DTYPES
     matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
     overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
-    soon = None
-    if SOON and overlap["OVERLAP"] and can_prefetch(matrix):
-        soon = matrix
     gated, squares, new_state = scan_few_tokens(
-        x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, soon=soon, **dual
+        x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, **dual
     )
     assert squares is not None, "a gate was given"
     y = torch.empty(*x.shape[:2], outputs, dtype=x.dtype, device=x.device)
