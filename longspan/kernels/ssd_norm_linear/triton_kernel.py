@@ -1,8 +1,10 @@
 """The state-space dual, gated norm and linear layer of one token in two launches.
 
-The dual's launch, which has y in registers, gates it and leaves the squares' sums beside it. The
-product's programs begin with those, a few hundred numbers, and normalise what they multiply. Of
-more tokens the ops run one after another.
+The dual's launch, which has y in registers, gates it, leaves the squares' sums beside it, and has
+its row multiplied by the norm's weight: the product's sums are divided by the root. Of several
+groups, which have a root each, and in float16 the product's programs normalise what they multiply.
+They own a part of the residual, too, where its sum and the next norm are asked for. Of more tokens
+the ops run one after another.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
