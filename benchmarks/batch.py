@@ -56,13 +56,15 @@ def comparison(runs: Sequence[BatchRun], generate: int) -> list[str]:
     # The states are those of all sequences already.
     floors = [generation_floor_bytes(run, generate, 1) for run in (first, second)]
     means = [1e3 * each / generate for each in seconds]
+    longest = [max(run.steps, key=lambda each: each.context) for run in (first, second)]
     said = (
         f"{first.shape} against {second.shape}: {generate:,} tokens in each of {first.batch} "
         f"sequences are generated {seconds[1] / seconds[0]:.2f} times as fast "
         f"(paper: {PAPER['generating']}x with 16 sequences on an A100): {seconds[0]:,.0f} s "
         f"against {seconds[1]:,.0f} s, {means[0]:.2f} and {means[1]:.2f} ms a step on average, "
         "integrated over the steps below. By bytes of weights and states the two are "
-        f"{floors[1] / floors[0]:.2f} apart."
+        f"{floors[1] / floors[0]:.2f} apart. After {longest[0].context:,} tokens a step is "
+        f"{longest[1].median_ms / longest[0].median_ms:.2f} times as fast."
     )
     return [said, ""]
 

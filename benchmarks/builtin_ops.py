@@ -29,7 +29,7 @@ from longspan import builtin_bundle
 from longspan.bundle import open_bundle
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.graph import OPSET
-from longspan.kernels import override
+from longspan.kernels import choose, override
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.onnx_session import available_threads
 from longspan.runtime.doctor import OPS, examine
@@ -50,7 +50,7 @@ def public(op: str) -> Callable[..., Any]:
 
 def plain(op: str) -> Callable[..., Any]:
     """What torch runs on a CPU."""
-    module = "grouped" if op == "moe" else "reference"
+    module = choose(op, device_type="cpu", exporting=False).name
     function: Callable[..., Any] = getattr(
         import_module(f"longspan.kernels.{FOLDERS.get(op, op)}.{module}"), op
     )

@@ -2,10 +2,12 @@
 
     python benchmarks/end_to_end.py --shape mamba2-2.7b --over-weights 0.6GiB --chunk 8K
     python benchmarks/end_to_end.py --shape samba-1.7b,llama-1.6b --prompt 128K --generate 64K
+    python benchmarks/end_to_end.py --weights bfloat16,int8,int4 --tokens 8K --contexts 0
 
-Weights are random, in a published shape: for memory and speed, not for words. Each shape runs in a
-process of its own. Steps are timed after several contexts; where --generate is given, the time to
-generate so many tokens after an empty prompt is the integral of what was measured between them.
+Weights are random, in a published shape: for memory and speed, not for words. Each shape, and each
+dtype of weights, runs in a process of its own. Steps are timed after several contexts; where
+--generate is given, the time to generate so many tokens after an empty prompt is the integral of
+what was measured between them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,7 @@ import torch
 from model_runs import Options, Run, Steps, apart, copy_rate, measure_shape, transformers_run
 from report import command_line, markdown_table, versions_line, write_section
 
+from longspan.export.weight_options import QUANTIZED_BITS
 from longspan.runtime.doctor import examine
 from longspan.sizes import format_bytes, parse_bytes, parse_tokens
 
@@ -142,6 +145,22 @@ def comparison(runs: Sequence[Run], prompt: int, generate: int) -> list[str]:
     return [said, ""]
 
 
+def packed_steps(runs: Sequence[Run]) -> list[str]:
+    """The steps of each run against those of the first, where that has other weights."""
+    first, *others = runs
+    said = [
+        f"A step after {steps.context:,} tokens against that of {first.shape} "
+        f"({steps.median_ms:.3f} ms): "
+        + ", ".join(
+            f"{other.shape} {steps.median_ms / other.steps[at].median_ms:.2f} times as fast"
+            for other in others
+        )
+        + "."
+        for at, steps in enumerate(first.steps)
+    ]
+    return [" ".join(said), ""]
+
+
 def beside_transformers(found: Mapping[str, Any] | str) -> list[str]:
     """What transformers took, or why it did not run."""
     if isinstance(found, str):
@@ -179,6 +198,8 @@ def text_of(run: Mapping[str, Any], runs: Sequence[Run]) -> str:
     ]
     if run["generate"]:
         lines += comparison(runs, run["tokens"], run["generate"])
+    if "," in run["weights"]:
+        lines += packed_steps(runs)
     if run["transformers"] is not None:
         lines += beside_transformers(run["transformers"])
     reading = (
@@ -199,7 +220,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", default="mamba2-2.7b", help="names, with commas between them")
-    parser.add_argument("--dtype", default="bfloat16", help="of the weights")
+    parser.add_argument(
+        "--weights", "--dtype", default="bfloat16", help="dtypes, int8 or int4, with commas"
+    )
     parser.add_argument("--tokens", "--prompt", default="256K", help="that are read")
     parser.add_argument("--contexts", default="0,64K,256K", help="tokens before steps are timed")
     parser.add_argument("--generate", default=None, help="compare two shapes over so many tokens")
@@ -236,9 +259,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         chunk_tokens=options.chunk and parse_tokens(options.chunk),
     )
     runs = []
-    for shape in options.shape.split(","):
-        print(f"measuring {shape}", file=sys.stderr, flush=True)
-        runs.append(asdict(measure_shape(shape, options.dtype, wanted)))
+    kinds = options.weights.split(",")
+    for shape, weights in product(options.shape.split(","), kinds):
+        name = shape if len(kinds) == 1 else f"{shape} {weights}"
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        runs.append(asdict(measure_shape(shape, weights, name, wanted)))
     found: Mapping[str, Any] | str | None = None
     if options.transformers is not None:
         try:
@@ -250,9 +275,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "command": command_line("end_to_end.py"),
         "device": report.device.name,
         "versions": report.versions,
-        "weights": options.dtype,
+        "weights": ", ".join(kinds),
         "over_weights": wanted.over_weights,
-        "copy_bytes_per_second": apart(copy_rate, options.device, options.dtype),
+        "copy_bytes_per_second": apart(
+            copy_rate, options.device, "bfloat16" if kinds[0] in QUANTIZED_BITS else kinds[0]
+        ),
         "tokens": wanted.tokens,
         "generate": options.generate and parse_tokens(options.generate),
         "runs": runs,

@@ -200,12 +200,12 @@ def run_bundle(shape: str, bundle: Path, options: Options) -> Run:
         )
 
 
-def measure_shape(shape: str, weights: DType, options: Options) -> Run:
-    """Write a bundle of a shape, and measure it in a process of its own."""
+def measure_shape(shape: str, weights: str, name: str, options: Options) -> Run:
+    """Write a bundle of a shape, and measure it in a process of its own, under a name."""
     from random_bundle import random_bundle
 
     with random_bundle(shape, weights) as bundle:
-        return apart(run_bundle, shape, bundle, options)
+        return apart(run_bundle, name, bundle, options)
 
 
 def copy_rate(device: Device, weights: DType) -> float:

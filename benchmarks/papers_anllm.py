@@ -1,6 +1,6 @@
 """AnLLM beside itself with a full cache: bytes and seconds of five-shot prompts.
 
-    for row in five_shot(runtime, material, shots=5, length=256, seed=0): ...
+    for row in five_shot(runtime, material, anchor, shots=5, length=256, task="needles", ...): ...
 
 A demonstration is filler with a fact, its question and its answer. Two prompts are read: with an
 anchor after every sentence, as the model was trained; and with one at the end of each demonstration
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
-from papers_documents import Asked, Material, Story, Tokens, stories
+from papers_documents import Asked, Material, Story, Task, Tokens, stories
 from papers_recall import Row, answered, memory_facts
 from papers_words import cached_bytes
 
@@ -31,10 +32,17 @@ def demonstration(material: Material, story: Story, length: int, start: int) -> 
 
 
 def prompts(
-    material: Material, anchor: int, *, shots: int, length: int, number: int, seed: int
+    material: Material,
+    anchor: int,
+    *,
+    shots: int,
+    length: int,
+    number: int,
+    seed: int,
+    task: Task,
 ) -> dict[str, tuple[Tokens, Asked | None]]:
     """A prompt of `shots` demonstrations and a last text with its question, by its anchors."""
-    told = stories("needles", rows=shots + 1, facts=1, seed=seed)
+    told = stories(task, rows=shots + 1, facts=1, seed=seed)
     starts = [material.start(number * (shots + 1) + i, 1000, length) for i in range(shots + 1)]
     shown = [
         demonstration(material, story, length, start)
@@ -57,6 +65,7 @@ def five_shot(
     *,
     shots: int,
     length: int,
+    task: Task,
     trials: int,
     seed: int,
 ) -> Iterator[Row]:
@@ -65,14 +74,12 @@ def five_shot(
     `uncached_seconds` is what the answer takes where nothing is kept: everything before is read
     anew for each of its tokens.
     """
-    kinds = list(prompts(material, anchor, shots=shots, length=length, number=0, seed=seed))
-    for kind in kinds:
+    drawn = partial(prompts, material, anchor, shots=shots, length=length, task=task)
+    for kind in drawn(number=0, seed=seed):
         exact, cached, tokens = 0, 0, 0
         seconds, uncached = [], []
         for trial in range(trials):
-            prompt, asked = prompts(
-                material, anchor, shots=shots, length=length, number=trial, seed=seed + trial
-            )[kind]
+            prompt, asked = drawn(number=trial, seed=seed + trial)[kind]
             started = time.perf_counter()
             memory = runtime.read_tokens([prompt])
             if asked is not None:

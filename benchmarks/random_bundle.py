@@ -10,7 +10,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
+from dataclasses import replace
+from math import prod, sqrt
 from pathlib import Path
 from zlib import crc32
 
@@ -18,6 +19,7 @@ import torch
 
 from longspan.bundle import WEIGHTS, Manifest, file_sha256, write_manifest
 from longspan.export.activations import chunk_bytes
+from longspan.export.weight_options import QUANTIZED_BITS
 from longspan.export.weights import write_safetensors
 from longspan.models.checkpoint import empty_decoder, is_float32
 from longspan.models.config import (
@@ -26,9 +28,10 @@ from longspan.models.config import (
     MambaConfig,
     MlpConfig,
     ModelConfig,
+    Quantization,
     WindowAttentionConfig,
 )
-from longspan.tensors import DType, TensorSpec
+from longspan.tensors import TensorSpec, dtype_name
 
 # No multiple of a matrix's width, so that its rows differ.
 BLOCK = 2**20 + 7
@@ -81,10 +84,16 @@ SHAPES: Mapping[str, ModelConfig] = {
 }
 
 
-def scaled(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def scaled(
+    name: str, values: torch.Tensor, shape: tuple[int, ...], stored: Quantization | None = None
+) -> torch.Tensor:
     """Normal numbers, made fit for a parameter of this name and shape."""
     if name.endswith(".A"):
         return -values.exp()
+    if name.endswith("scales") and stored is not None:
+        # Of numbers that are spread evenly from -half to half.
+        spread = 2.0**stored.bits / sqrt(12)
+        return values / (spread * sqrt(shape[-1] * stored.block))
     return values * shape[-1] ** -0.5 if len(shape) > 1 else values
 
 
@@ -100,32 +109,43 @@ def repeated(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 @contextmanager
 def random_bundle(
-    shape: str, dtype: DType, seed: int = 0, *, config: ModelConfig | None = None
+    shape: str, weights: str, seed: int = 0, *, config: ModelConfig | None = None
 ) -> Iterator[Path]:
     """A temporary bundle of one of `SHAPES`; weights are scaled so that activations stay finite.
 
-    A `config` is taken in place of the shape of that name.
+    They are of a dtype, or int8 or int4 in blocks with scales in bfloat16, as `longspan export`
+    makes them. A `config` is taken in place of the shape of that name.
 
     Every tensor repeats the same `BLOCK` numbers from a place of its own: billions of fresh ones
     take minutes, and neither memory nor time depends on them.
     """
     config = SHAPES[shape] if config is None else config
+    parameters = sum(each.numel() for each in empty_decoder(config).state_dict().values())
+    dtype = dtype_name("bfloat16" if weights in QUANTIZED_BITS else weights)
+    if weights in QUANTIZED_BITS:
+        config = replace(config, quantization=Quantization(bits=QUANTIZED_BITS[weights]))
     specs = tuple(
         TensorSpec(
             name=name,
             shape=tuple(parameter.shape),
-            dtype="float32" if is_float32(name) else dtype,
+            dtype="uint8" if parameter.dtype == torch.uint8
+            else "float32" if is_float32(name) else dtype,
         )
         for name, parameter in empty_decoder(config).state_dict().items()
-    )
+    )  # fmt: skip
     by_name = {spec.name: spec for spec in specs}
-    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).repeat(2)
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(BLOCK, generator=generator).repeat(2)
+    packed = torch.randint(256, (BLOCK,), generator=generator, dtype=torch.uint8).repeat(2)
 
     def read(name: str) -> torch.Tensor:
-        shape = by_name[name].shape
+        spec = by_name[name]
         first = crc32(name.encode()) % BLOCK
-        values = scaled(name, block[first : first + min(prod(shape), BLOCK)], shape)
-        return repeated(values.to(getattr(torch, by_name[name].dtype)), shape)
+        part = slice(first, first + min(prod(spec.shape), BLOCK))
+        if spec.dtype == "uint8":
+            return repeated(packed[part], spec.shape)
+        values = scaled(name, block[part], spec.shape, config.quantization)
+        return repeated(values.to(getattr(torch, spec.dtype)), spec.shape)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -133,7 +153,7 @@ def random_bundle(
         manifest = Manifest(
             config=config,
             dtype=dtype,
-            parameters=sum(prod(spec.shape) for spec in specs),
+            parameters=parameters,
             weight_bytes=sum(spec.nbytes for spec in specs),
             state=config.state_layout(dtype),
             chunk_bytes=chunk_bytes(config, dtype),

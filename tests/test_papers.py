@@ -25,7 +25,7 @@ from papers_anllm import prompts
 from papers_bundles import Bundles, bundles
 from papers_bytes import flops_per_byte, megabyte_words
 from papers_documents import Asked, Material, Story, stories
-from papers_measure import Options, measured
+from papers_measure import Options, Part, measured
 from papers_mixcon import (
     ONE_BLOCK,
     Sizes,
@@ -193,6 +193,16 @@ def test_attention_alone_has_as_many_active_parameters() -> None:
     assert mixed.layers_by_kind() == {"conba": 6, "mlp": 4, "moe": 4, "full_attention": 2}
 
 
+def test_a_system_is_asked_what_it_was_trained_on(there: Bundles, checkpoints: Path) -> None:
+    part = Part(there, options_for(checkpoints / "data"))
+    assert part.taught("mambabyte", ("needles", "mary")) == ["needles", "mary"], "it does not say"
+    notes = {"tasks": ["passkey", "mary", "lm"]}
+    known = replace(there["mambabyte"], training=notes)
+    part = Part(replace(there, found={"mambabyte": known}), part.options)
+    assert part.taught("mambabyte", ("needles", "mary")) == ["mary"]
+    assert list(part.tasks("mambabyte", ("needles",), (256,))) == []
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_throughput_of_both_is_measured(device: Device) -> None:
     sizes = Sizes(
@@ -209,7 +219,7 @@ def test_a_prompt_has_its_anchors(tmp_path: Path) -> None:
     write_text(tmp_path, "sentences")
     material, anchor = Material.of(tmp_path, "sentences"), SYSTEMS["anllm"].anchor
     assert anchor is not None
-    found = prompts(material, anchor, shots=5, length=128, number=0, seed=0)
+    found = prompts(material, anchor, shots=5, length=128, number=0, seed=0, task="needles")
     count = {kind: int((tokens == anchor).sum()) for kind, (tokens, _) in found.items()}
     assert count["an anchor a demonstration"] == count["the demonstrations alone"] == 5
     assert count["an anchor a sentence"] > 25

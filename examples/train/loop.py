@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 from step import Model, Stage, Trainer, set_lr
+from streams import Streams
 from tasks import Batch, Documents, Task
 
 MASTERED = 0.9  # exact answers of each task, of the last JUDGED ones to the longest documents
 JUDGED = 1000
 WARMUP_STEPS = 100
+ANEW = 0.25  # of the steps of a stage with streams, those on documents that end with the step
 REPORT_STEPS = 25
 REPORT_SECONDS = 10
-FALLING = 0.4  # of a run's time, at its end, if the learning rate is to fall to zero
+FALLING = 0.4  # of a run, its last part, if the learning rate is to fall to zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +69,9 @@ class Scores:
         self.owner = torch.cat(owners).to(device)
         self.sums = torch.zeros(max(1, len(tasks)), 2, device=device)
 
-    def add(self, right: torch.Tensor) -> torch.Tensor:
-        """Count right answers [B], 0 or 1; return this batch's share by task."""
-        both = torch.stack([torch.ones_like(right), right], dim=1)
+    def add(self, right: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """Count right answers [B], 0 or 1, of the rows `asked` [B]; return their share by task."""
+        both = torch.stack([asked.to(right.dtype), right * asked], dim=1)
         batch = torch.zeros_like(self.sums).index_add_(0, self.owner, both)
         self.sums += batch
         return batch[:, 1] / batch[:, 0].clamp(min=1)
@@ -83,20 +85,33 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The time of a run, and the learning rate that belongs to it."""
+    """How much of a run is done, by its time or its tokens, and the learning rate that follows.
+
+    Attributes:
+        begin: monotonic seconds.
+        seconds: after which it ends.
+        tokens: after which it ends, too; None for no such end.
+        finish: whether the learning rate falls to zero.
+    """
 
     begin: float
     seconds: float
+    tokens: int | None
     finish: bool
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self.begin
 
-    def rate(self, step: int) -> float:
+    def done(self, tokens: int) -> float:
+        """The share of the run that is done after so many tokens; 1 or more at its end."""
+        by_time = self.elapsed() / self.seconds if self.seconds > 0 else 1.0
+        return by_time if self.tokens is None else max(by_time, tokens / max(1, self.tokens))
+
+    def rate(self, progress: Progress) -> float:
         """Warm up, stay, and when finishing fall to zero."""
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        left = min(1.0, max(0.0, 1.0 - self.elapsed() / self.seconds) / FALLING)
+        warm = min(1.0, (progress.step + 1) / WARMUP_STEPS)
+        left = min(1.0, max(0.0, 1.0 - self.done(progress.tokens)) / FALLING)
         return warm * (0.5 - 0.5 * math.cos(math.pi * left) if self.finish else 1.0)
 
 
@@ -111,11 +126,16 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     log: list[dict[str, Any]] = field(default_factory=list)
 
-    def train(self, seconds: float) -> None:
-        """Train until the time is over, a stage after the other."""
-        clock = Clock(time.monotonic(), seconds, self.run.finish)
+    def train(self, seconds: float, tokens: int | None = None) -> None:
+        """Train until the time is over, a stage after the other.
+
+        Args:
+            seconds: of this run.
+            tokens: with which it ends sooner, those of the runs before it among them.
+        """
+        clock = Clock(time.monotonic(), seconds, tokens, self.run.finish)
         before = self.progress.seconds
-        while clock.elapsed() < seconds:
+        while clock.done(self.progress.tokens) < 1:
             ended = self._stage(clock, before)
             if ended and self.progress.stage + 1 < len(self.run.stages):
                 self.progress.stage += 1
@@ -141,15 +161,23 @@ class Session:
         stage = self.run.stages[self.progress.stage]
         trainer = self.trainer(stage)
         scores = Scores(self.tasks(stage), stage.rows, trainer.tokens.device)
-        judged = math.ceil(JUDGED / stage.rows)
+        streams = self.streams(trainer) if stage.lifetime else None
+        # Streams start young: only after a lifetime are documents of every age among them.
+        judged = max(math.ceil(JUDGED / stage.rows), stage.lifetime)
         hardest: deque[torch.Tensor] = deque(maxlen=judged)
         began = reported = clock.elapsed()
-        while (elapsed := clock.elapsed()) < clock.seconds:
-            set_lr(self.optimizer, self.run.lr * clock.rate(self.progress.step))
-            segments = draw_segments(stage)
-            self.step(trainer, segments)
-            shares = scores.add(trainer.right)
-            if segments == stage.segments:
+        while clock.done(self.progress.tokens) < 1:
+            elapsed = clock.elapsed()
+            set_lr(self.optimizer, self.run.lr * clock.rate(self.progress))
+            if streams is not None and float(torch.rand(())) >= ANEW:
+                self.read_on(trainer, streams)
+                longest = True
+            else:
+                segments = draw_segments(stage)
+                self.step(trainer, segments)
+                longest = streams is None and segments == stage.segments
+            shares = scores.add(trainer.right, trainer.answers.any(1))
+            if longest:
                 hardest.append(shares)
             if self.progress.step % REPORT_STEPS or not hardest:
                 continue
@@ -200,12 +228,30 @@ class Session:
         self.progress.step += 1
         self.progress.tokens += batch.tokens.numel()
 
+    def streams(self, trainer: Trainer) -> Streams:
+        """Documents that outlast a step, each at its start."""
+        stage = trainer.stage
+        return Streams(self.documents, self.tasks(stage), stage, trainer.state)
+
+    def read_on(self, trainer: Trainer, streams: Streams) -> None:
+        """Read a segment more of every document; train on another, which only asks."""
+        fresh, segment = streams.read_on()
+        trainer.go_on(streams.state, fresh)
+        trainer.tokens.copy_(segment)
+        trainer.skip()
+        streams.keep(trainer.state)
+        trainer.load(*streams.ask())
+        trainer.train()
+        self.progress.step += 1
+        self.progress.tokens += 2 * segment.numel()
+
     def draw(self, stage: Stage, segments: int) -> Batch:
         """Documents of so many segments; of several, the first fact stands in the first half."""
         length = segments * stage.length
         if not self.run.tasks:
             tokens = self.documents.filler_rows(stage.rows, length)
-            return Batch(tokens=tokens, answers=tokens.new_zeros(stage.rows, 0, dtype=torch.bool))
+            none = tokens.new_zeros(stage.rows, 0, dtype=torch.bool)
+            return Batch(tokens=tokens, asked=none, answers=none)
         least = 1 if segments == 1 else length // 2
         return self.documents.draw(
             self.tasks(stage),

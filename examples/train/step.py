@@ -53,6 +53,7 @@ class Stage:
         segments: of the longest documents.
         tasks: how many of the run's tasks are asked, the first ones; None for all.
         facts: of needles and mary.
+        lifetime: segments of the longest documents that outlast a step (`streams.py`); 0 for none.
         lm: weight of the language-model loss. It is nothing at first: recall then starts in
             hundreds of steps instead of thousands.
         share: of the run's time, the most that the stage may take without being mastered.
@@ -64,6 +65,7 @@ class Stage:
     segments: int = 1
     tasks: int | None = None
     facts: int = 1
+    lifetime: int = 0
     lm: float = 0.0
     share: float = 1.0
 
@@ -106,7 +108,7 @@ class Trainer:
         self.losses = torch.zeros(2, device=device)
         self.train: Callable[[], None] = self._train
         self.skip: Callable[[], None] = self._skip
-        if graphs and stage.segments > 1:
+        if graphs and (stage.segments > 1 or stage.lifetime):
             self.skip = captured(self._skip, warm_up=self._skip)
         if graphs:
             self.train = captured(self._train, warm_up=self._gradients)
@@ -116,6 +118,16 @@ class Trainer:
         """Begin new documents."""
         for tensor in self.state.values():
             tensor.zero_()
+
+    def go_on(self, state: State, fresh: torch.Tensor) -> None:
+        """Take up the state of documents, those of the rows `fresh`, bool [B], begun anew.
+
+        What the rows share, the position, goes on: only differences of positions count.
+        """
+        for name, mine in self.state.items():
+            mine.copy_(state[name])
+            if mine.is_floating_point():
+                mine.masked_fill_(fresh.view(-1, *[1] * (mine.dim() - 1)), 0)
 
     def load(self, segment: torch.Tensor, answers: torch.Tensor) -> None:
         """Take tokens [B, L] and what of their end is the answer; draw where words are learnt."""

@@ -226,9 +226,16 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Documents: tokens int64 [B, L], and which of the last A are the answer, bool [B, A]."""
+    """Documents.
+
+    Attributes:
+        tokens: int64 [B, L].
+        asked: bool [B, Q], which of the last Q are the question and its answer.
+        answers: bool [B, A], which of the last A are the answer.
+    """
 
     tokens: torch.Tensor
+    asked: torch.Tensor
     answers: torch.Tensor
 
 
@@ -277,6 +284,7 @@ class Documents:
         ]
         return Batch(
             tokens=torch.cat([batch.tokens for batch in batches]),
+            asked=torch.cat([batch.asked for batch in batches]),
             answers=torch.cat([batch.answers for batch in batches]),
         )
 
@@ -299,12 +307,13 @@ class Documents:
         tokens = torch.nn.functional.pad(self.filler_rows(rows, length), (0, 1))
         tokens.scatter_(1, columns.flatten(1), texts.reshape(rows, -1))
 
-        asked = self.questions.rows(drawn.question, drawn.answer)
+        questions = self.questions.rows(drawn.question, drawn.answer)
         end = torch.arange(self.questions.width, 0, -1, device=device)
         last = tokens[:, length - self.questions.width : length]
-        last.copy_(torch.where(end <= self.questions.lengths[drawn.question][:, None], asked, last))
+        places = end <= self.questions.lengths[drawn.question][:, None]
+        last.copy_(torch.where(places, questions, last))
         answers = end[-self.answer_tokens :] <= self.questions.answers[drawn.question][:, None]
-        return Batch(tokens=tokens[:, :length].contiguous(), answers=answers)
+        return Batch(tokens=tokens[:, :length].contiguous(), asked=places, answers=answers)
 
 
 def log_uniform(rows: int, low: int, high: int, device: torch.device) -> torch.Tensor:

@@ -37,7 +37,7 @@ from longspan.version import __version__
 
 LM = "lm"
 TOKENIZER = "tokenizer.json"
-SHORT, LONG = (512, 2048), (16_384, 65_536)
+SHORT, LONG = (512, 2048), (16_384, 65_536, 262_144)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def new_session(options: argparse.Namespace, system: System) -> Session:
     model = new_model(system.model, compute=getattr(torch, options.compute), device=options.device)
     run = Run(
         tasks=options.tasks.tasks,
-        stages=stages_of(system, asked=bool(options.tasks.tasks), lm=options.tasks.lm),
+        stages=stages_of(system, options.tasks.tasks, lm=options.tasks.lm),
         lr=options.lr,
         anchor=system.anchor,
         graphs=options.device == "cuda" and not options.eager,

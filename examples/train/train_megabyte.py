@@ -7,7 +7,8 @@
 No family of longspan's is MegaByte, so its model is that of `benchmarks/megabyte.py`, and its
 checkpoint is its own: `sizes.json`, float32 weights in pieces, what it cost in `training.json`. A
 byte costs it about as many FLOPs as it costs MambaByte (7.5M, `benchmarks/megabyte_sizes.py`; 7.1M
-in MambaByte's matrices, 0.6M in its scan), so after as many bytes both have had the same compute.
+in MambaByte's matrices, 0.6M in its scan), so after as many bytes both have had the same compute:
+`--like` reads how many those were, and ends when MegaByte has read them, in the same batches.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def new_session(options: argparse.Namespace, sizes: Sizes) -> Session:
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
     model = Trained(sizes, getattr(torch, options.compute)).to(options.device)
-    stages = stages_of(SYSTEMS["mambabyte"], asked=False, lm=True)
+    stages = stages_of(SYSTEMS["mambabyte"], (), lm=True)
     length = min(stages[0].length, sizes.context_bytes)
     run = Run(
         tasks=(),
@@ -103,10 +104,17 @@ def save(session: Session, notes: dict[str, Any], sizes: Sizes, folder: Path) ->
     (folder / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 
+def bytes_read(folder: Path) -> int:
+    """How many bytes the model of a folder of `train.py` was trained on."""
+    notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+    return int(notes["tokens"])
+
+
 def train(options: argparse.Namespace, sizes: Sizes = SIZES) -> None:
-    """Train by the clock, evaluate, save."""
+    """Train by the clock or on as many bytes as another model, evaluate, save."""
     session = new_session(options, sizes)
-    session.train(60 * options.minutes)
+    wanted = None if options.like is None else bytes_read(options.like)
+    session.train(60 * options.minutes, wanted)
     held_out = Documents(Text(options.data, "bytes"), "books", options.device)
     length = min(session.run.stages[0].length, sizes.context_bytes)
     loss = loss_of_words(session.model, held_out, length=length, rows=16)
@@ -116,6 +124,7 @@ def train(options: argparse.Namespace, sizes: Sizes = SIZES) -> None:
         "parameters": sizes.parameters,
         "flops_per_byte": sizes.flops_per_byte(),
         "tokens": session.progress.tokens,
+        "tokens_asked": wanted,
         "gpu_minutes": session.progress.seconds / 60 if options.device == "cuda" else 0.0,
         "seed": options.seed,
         "nats_a_byte": loss,
@@ -131,7 +140,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, required=True, help="what text.py wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--like", type=Path, help="a folder of train.py: end after as many bytes")
+    parser.add_argument("--minutes", type=float, default=4.0, help="at most")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--compute", default="bfloat16", choices=("bfloat16", "float32"))

@@ -1,13 +1,15 @@
-"""Rewrite selective scans for the CPU: LinearAttention with heads of width one becomes a Scan.
+"""Rewrite recurrences for the CPU, where a turn of a loop costs little: Scans over tokens.
 
 ONNX Runtime's LinearAttention wants a key and a decay for every head and token, [L, E N] each, and
 walks the heads one by one. An ONNX Scan over tokens needs neither: its body computes one token's
-decay from the step and A, and updates a state [E, N] that stays in the cache.
+decay from the step and A, and updates a state [E, N] that stays in the cache. Conba's chunks, which
+save turns and compute every token four times, are the walk over tokens that they have beside them.
 
     model = onnx.load("graph.onnx", load_external_data=False)
     quick = scan_on_cpu(model)       # same inputs, outputs and weights
 
-It knows the nodes that `longspan.kernels.selective_scan.onnx_op` leaves, and a batch of 1.
+It knows the nodes that `longspan.kernels.selective_scan.onnx_op` leaves and the If that
+`longspan.export.scans.conba_chunks` writes, and a batch of 1.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import onnx
 from onnx import helper
 
 from longspan.export.nodes import alive, set_nodes
+from longspan.export.scans.conba_chunks import is_in_chunks, walk_of
 
 __all__ = ["scan_on_cpu"]
 
 
 def scan_on_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace every LinearAttention whose heads have width one by an ONNX Scan.
+    """Replace every LinearAttention whose heads have width one, and Conba's chunks, by a Scan.
 
     Args:
         model: a float32 graph of batch 1, opset 13 or later; it is not changed.
@@ -43,6 +46,9 @@ def scan_on_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         if _is_selective_scan(node, producers):
             nodes.extend(_as_scan(node, producers, graph))
+            replaced = True
+        elif is_in_chunks(node):
+            nodes.append(walk_of(node))
             replaced = True
         else:
             nodes.append(node)

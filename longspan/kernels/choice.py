@@ -21,20 +21,21 @@ from typing import Any, Literal, get_args
 
 import torch
 
-Name = Literal["reference", "grouped", "triton", "onnx"]
+Name = Literal["reference", "grouped", "chunked", "triton", "onnx"]
 Implementation = Callable[..., Any]
 
 _MODULES: Mapping[str, str] = MappingProxyType(
     {
         "reference": "reference",
         "grouped": "grouped",
+        "chunked": "chunked",
         "triton": "triton_kernel",
         "onnx": "onnx_op",
     }
 )
 _FOLDERS: Mapping[str, str] = MappingProxyType({"window_attention": "attention"})
-# Ops whose oracle does needless work, so that plain torch has a second way.
-_PLAIN: Mapping[str, Name] = MappingProxyType({"moe": "grouped"})
+# Ops whose oracle does needless work, or takes tokens in turn, so that plain torch has another way.
+_PLAIN: Mapping[str, Name] = MappingProxyType({"moe": "grouped", "conba": "chunked"})
 _PRODUCT = "torch's own matrix product"
 _overrides: ContextVar[Mapping[str, Name | Implementation]] = ContextVar(
     "longspan_overrides", default=MappingProxyType({})
@@ -94,9 +95,9 @@ def override(op: str, implementation: Name | Implementation) -> Iterator[None]:
 
     Args:
         op: name of the op's public function.
-        implementation: ``"reference"``, ``"grouped"`` (of ``moe`` alone), ``"triton"`` (on CPU
-            tensors it needs ``TRITON_INTERPRET=1``), ``"onnx"``, or a callable with the op's
-            signature.
+        implementation: ``"reference"``, ``"grouped"`` (of ``moe`` alone), ``"chunked"`` (of
+            ``conba`` alone), ``"triton"`` (on CPU tensors it needs ``TRITON_INTERPRET=1``),
+            ``"onnx"``, or a callable with the op's signature.
     """
     token = _overrides.set(MappingProxyType({**_overrides.get(), op: implementation}))
     try:

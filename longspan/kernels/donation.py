@@ -3,9 +3,9 @@
     with states_donated():
         y, state = ssd(..., state=state)     # the given tensor itself, overwritten
 
-An op overwrites only what it has read before, which its kernel for one token does; elsewhere, and
-outside the block, the next state is in memory of its own. So the owner looks which tensor came
-back. Plain torch overwrites nothing.
+An op overwrites only what its kernels have read before; elsewhere, and outside the block, the next
+state is in memory of its own. So the owner looks which tensor came back. Plain torch overwrites
+nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from contextvars import ContextVar
 
 import torch
 
+# Smaller tensors share pieces of 2 MiB in torch's CUDA allocator: nothing large falls between them.
+LARGE_BYTES = 2**20
 _donated: ContextVar[bool] = ContextVar("longspan_donated", default=False)
 
 
@@ -47,3 +49,21 @@ def new_like(state: torch.Tensor, *, in_place: bool) -> torch.Tensor:
     if in_place and is_donated(state):
         return state
     return torch.empty(state.shape, dtype=state.dtype, device=state.device)
+
+
+def moved_into(state: torch.Tensor, new_state: torch.Tensor) -> torch.Tensor:
+    """The next state where the present one lies, if that was given away and is large.
+
+    A large state in memory of its own would come to lie among a chunk's tensors, and those of the
+    next layer would not fit around it: torch's allocator would grow by as much again.
+
+    Args:
+        state: the present one, which nothing reads any more.
+        new_state: the next one, of its shape and dtype.
+
+    Returns:
+        `state`, overwritten, or `new_state`.
+    """
+    if new_state is state or new_state.nbytes <= LARGE_BYTES or not is_donated(state):
+        return new_state
+    return state.copy_(new_state)

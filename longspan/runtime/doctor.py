@@ -33,6 +33,7 @@ _LINEAR_REASON = "it reads weights as they lie in the file; Transpose and MatMul
 _CONV_REASON = "ONNX Runtime's own kernel: one node for the window of inputs and the activation"
 _SSD_REASON = "ONNX Runtime's recurrent kernel: a decay a head is the shape that it was made for"
 _CONBA_REASON = "ONNX Runtime has no operator for it: one token at a time"
+_CONBA_CHUNKS_REASON = f"{_CONBA_REASON}, or chunks of tokens side by side without a gain"
 _MOE_REASON = "one expert at a time, for the tokens that were sent to it; of standard operations"
 _GLA_REASON = "ONNX Runtime's recurrent kernel takes a decay a key channel, and one a head"
 _QUANTIZED_REASON = "ONNX Runtime's own kernel: it reads 8 and 4 bits as the bundle holds them"
@@ -67,7 +68,7 @@ _ONNX_OPS: dict[Device, dict[str, tuple[str, str]]] = {
         "add_norm": ("plain", _PLAIN_REASON),
         "anchor_attention": ("plain", _PLAIN_REASON),
         "causal_conv": ("CausalConvWithState", _CONV_REASON),
-        "conba": ("Scan", _CONBA_REASON),
+        "conba": ("Scan", _CONBA_CHUNKS_REASON),
         "dequantize": ("plain", _PLAIN_REASON),
         "full_attention": ("plain", _PLAIN_REASON),
         "gla": ("LinearAttention", _GLA_REASON),

@@ -13,6 +13,7 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
+from longspan.models.config import Mamba2Config
 from longspan.runtime.plan_unfilled import PIECE_BYTES, unfilled_bytes
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.quantized_weights import quantized_weight_bytes
@@ -21,12 +22,12 @@ from longspan.tensors import DTYPE_BYTES, TensorSpec
 MIB = 2**20
 FLOAT32_BYTES = 4
 # What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
-# host memory. torch writes a layer's next state before it frees the one that the layer has read,
-# and has no second of the others; ONNX Runtime has two.
+# host memory. torch has no second of those, but for a layer's next state where that cannot be
+# written over the one before; ONNX Runtime has two.
 STATE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 3, "torch-cuda": 1}
 # What a call reads and what it writes, but for torch on CUDA, which writes into the caches that it
-# is given, and of anchors a layer's next ones before it frees those that the layer has read. On
-# CPUs also the memory that is asked or saved, in host memory.
+# is given, and of anchors a layer's next ones before these take their place. On CPUs also the
+# memory that is asked or saved, in host memory.
 CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 2, "torch-cuda": 1}
 # Logits float32 on the device and in the caller's hands, and while sampling a float64 copy, its
 # order int64 and its running sum.
@@ -60,6 +61,8 @@ ARENA_ENTRIES_PERCENT_CUDA = 130
 ARENA_ENTRY_PERCENT, ARENA_WIDENED_ENTRY_PERCENT = 100, 50
 ARENA_SCORES_PERCENT = 15
 ARENA_SCORES_BYTES = 4 * MIB
+# Of anchors, whose formula has what the arena keeps of large ones: up to 25 percent of few scores.
+ARENA_ANCHORS_PERCENT, ARENA_ANCHORS_BYTES = 30, 10 * MIB
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
@@ -106,13 +109,16 @@ def chunk_items(
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
     if engine == "torch-cuda":
-        return activations, _unfilled(unfilled_bytes(manifest, live, capacity))
+        return activations, _unfilled(unfilled_bytes(manifest, live))
     if engine not in ARENA_PERCENT:
         return (activations,)
     short = manifest.chunk_peak_bytes(engine, tokens)
     around = short * ARENA_PERCENT[engine] // 100 + ARENA_BYTES
     if engine == "onnx-cuda":
         around += (live - short) * ARENA_ENTRIES_PERCENT_CUDA // 100
+    elif live > short and manifest.config.anchor_layers:
+        scores = (live - short) * ARENA_ANCHORS_PERCENT // 100
+        around = max(around + short - live, ARENA_BYTES + min(scores, ARENA_ANCHORS_BYTES))
     elif live > short:
         around += _cpu_arena_of_caches(manifest, live - short, capacity)
     source = "measured with onnxruntime 1.31 on many models"
@@ -139,18 +145,25 @@ def _unfilled(size_bytes: int) -> PlanItem:
 def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
     """What a recorded step takes: its state's own buffers too; nothing on engines without one.
 
-    torch overwrites one state; that its caches are a further copy, `copied_caches` tells. ONNX
-    Runtime goes back and forth between two states.
+    torch overwrites one state, whose buffers are there from the start, unless it has caches; that
+    its caches are a further copy, `copied_caches` tells. ONNX Runtime goes back and forth between
+    two states.
     """
-    layers = len(manifest.config.layers)
-    taken = {
-        "torch-cuda": GRAPH_BYTES + manifest.state_bytes,
-        "onnx-cuda": onnx_graph_bytes(layers) + 2 * manifest.state_bytes,
-    }
-    if engine not in taken:
-        return ()
+    if engine == "torch-cuda":
+        stage: Stage = "working" if manifest.cache_entry_bytes else "loaded"
+        return (
+            _recorded(GRAPH_BYTES),
+            PlanItem(name="state of the recorded step", bytes=manifest.state_bytes, stage=stage),
+        )
+    if engine == "onnx-cuda":
+        layers = len(manifest.config.layers)
+        return (_recorded(onnx_graph_bytes(layers) + 2 * manifest.state_bytes),)
+    return ()
+
+
+def _recorded(size_bytes: int) -> PlanItem:
     source = "measured on an H100, beside the state's own buffers"
-    return (PlanItem(name="recorded step", bytes=taken[engine], source=source),)
+    return PlanItem(name="recorded step", bytes=size_bytes, source=source)
 
 
 def onnx_graph_bytes(layers: int) -> int:
@@ -178,7 +191,7 @@ def cache_items(
     if copies > 1:
         return (PlanItem(name=f"{name}, {copies} copies", bytes=taken),)
     if manifest.config.anchor_layers:
-        layer = max(_by_layer(manifest.state_at(capacity)).values())
+        layer = _largest(manifest.state_at(capacity))
         return (PlanItem(name=f"{name} and a layer's next", bytes=taken + layer),)
     return (PlanItem(name=name, bytes=taken),)
 
@@ -264,13 +277,24 @@ def _state(manifest: Manifest, engine: Engine) -> PlanItem:
     if copies > 1:
         name += f", {copies} copies"
     if engine.startswith("torch"):
-        return PlanItem(name=f"{name} and a layer's next", bytes=taken + _layer_state(manifest))
+        on_cuda = device_of(engine) == "cuda"
+        after = _next_on_cuda(manifest) if on_cuda else _largest(manifest.state)
+        name, taken = f"{name} and a layer's next" if after else name, taken + after
     return PlanItem(name=name, bytes=taken)
 
 
-def _layer_state(manifest: Manifest) -> int:
-    """Bytes of the largest layer's state, of what does not grow."""
-    return max(_by_layer(manifest.state).values(), default=0)
+def _next_on_cuda(manifest: Manifest) -> int:
+    """Bytes of a layer's next state where its kernels cannot write over the one before.
+
+    Of Mamba-2 several programs read that; tails of convolutions are small. The rest is overwritten.
+    """
+    dual = {i for i, layer in enumerate(manifest.config.layers) if isinstance(layer, Mamba2Config)}
+    return _largest(spec for spec in manifest.state if int(spec.name.split(".")[1]) in dual)
+
+
+def _largest(specs: Iterable[TensorSpec]) -> int:
+    """Bytes of the largest layer's state."""
+    return max(_by_layer(specs).values(), default=0)
 
 
 def _by_layer(specs: Iterable[TensorSpec]) -> Counter[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from longspan.kernels import override
+from longspan.kernels import choose, override
 from longspan.kernels.conba import ConbaState, conba, scratch
 from longspan.kernels.conba.reference import conba as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES
@@ -21,6 +21,9 @@ Arguments = dict[str, Any]
 BY_TOKEN = ("s", "a", "u", "r")
 STATES = [field.name for field in fields(ConbaState)]
 MODES = pytest.mark.parametrize("every", [1, 3, None], ids=["token", "chunk", "off"])
+# All, and those that are held against the reference.
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", "chunked", "triton"])
+WAYS = pytest.mark.parametrize("way", ["chunked", "triton"])
 ACTIVATIONS = pytest.mark.parametrize("activation", ["identity", "tanh"])
 
 
@@ -89,8 +92,8 @@ def _assert_same_state(found: ConbaState, expected: ConbaState) -> None:
             assert_close("conba", ours, theirs)
 
 
-def _check(arguments: Arguments) -> None:
-    with override("conba", "triton"):
+def _check(arguments: Arguments, way: Any) -> None:
+    with override("conba", way):
         y, state = conba(**arguments)
     expected_y, expected_state = _expected(arguments)
     assert y.dtype == arguments["s"].dtype
@@ -149,7 +152,7 @@ def test_reference_is_a_loop_in_numpy(every: int | None, activation: str, delay:
                 np.testing.assert_allclose(found.error[b, h].numpy(), e, 1e-9, 1e-12)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("device", DEVICES)
 def test_without_gain_and_delay_it_is_gated_linear_attention(
     device: str, implementation: Any
@@ -170,7 +173,7 @@ def test_without_gain_and_delay_it_is_gated_linear_attention(
     assert_close("conba", state.x, x[:, -1])
 
 
-@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_gain_that_never_learns_is_none(device: str, implementation: Any) -> None:
     arguments = _arguments(1, 12, 2, 5, 3, delay=2, device=device)
@@ -187,7 +190,7 @@ def test_a_gain_that_never_learns_is_none(device: str, implementation: Any) -> N
     assert not state.gain.any()
 
 
-@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_gain_stands_still_between_updates(device: str, implementation: Any) -> None:
     """From position 5 on, with an update after every 8 tokens, the third token makes the first."""
@@ -201,7 +204,7 @@ def test_the_gain_stands_still_between_updates(device: str, implementation: Any)
     assert [token for token, new in enumerate(changed, 1) if new] == [3, 11]
 
 
-@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_gain_is_clipped(device: str, implementation: Any) -> None:
     arguments = _arguments(1, 6, 2, 5, 3, device=device)
@@ -222,9 +225,11 @@ def test_the_gain_is_clipped(device: str, implementation: Any) -> None:
         (1, 13, 2, 7, 5, 1),
     ],
 )
+@WAYS
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_shapes(
     device: str,
+    way: str,
     dtype: torch.dtype,
     batch: int,
     length: int,
@@ -235,19 +240,21 @@ def test_shapes(
     every: int | None,
 ) -> None:
     sizes = (batch, length, heads, states, width)
-    _check(_arguments(*sizes, every=every, delay=delay, device=device, dtype=dtype))
+    _check(_arguments(*sizes, every=every, delay=delay, device=device, dtype=dtype), way)
 
 
 @MODES
 @ACTIVATIONS
+@WAYS
 @pytest.mark.parametrize("delay", [1, 2])
 @pytest.mark.parametrize("device", DEVICES)
-def test_many_tokens(device: str, activation: str, every: int | None, delay: int) -> None:
+def test_many_tokens(device: str, way: str, activation: str, every: int | None, delay: int) -> None:
     length = 1000 if device == "cuda" else 30 if every else 140
     _check(
         _arguments(
             1, length, 2, 5, 3, every=every, delay=delay, activation=activation, device=device
-        )
+        ),
+        way,
     )
 
 
@@ -268,12 +275,13 @@ def test_shapes_of_models(
     every: int | None,
 ) -> None:
     sizes = (2, length, heads, states, width)
-    _check(_arguments(*sizes, every=every, delay=delay, device="cuda", dtype=dtype))
+    _check(_arguments(*sizes, every=every, delay=delay, device="cuda", dtype=dtype), "triton")
 
 
 @MODES
+@WAYS
 @pytest.mark.parametrize("device", DEVICES)
-def test_views(device: str, every: int | None) -> None:
+def test_views(device: str, way: str, every: int | None) -> None:
     arguments = _arguments(2, 7, 2, 6, 4, every=every, delay=2, device=device)
     for name in BY_TOKEN:
         if arguments[name] is not None:
@@ -290,13 +298,13 @@ def test_views(device: str, every: int | None) -> None:
         error=state.error,
         position=state.position,
     )
-    _check(arguments)
+    _check(arguments, way)
 
 
 @MODES
 @pytest.mark.parametrize("delay", [1, 3])
 @pytest.mark.parametrize("cuts", [[1] * 13, [7, 1, 5]], ids=str)
-@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("device", DEVICES)
 def test_chunks_are_one_pass(
     monkeypatch: pytest.MonkeyPatch,
@@ -308,6 +316,7 @@ def test_chunks_are_one_pass(
 ) -> None:
     monkeypatch.setattr(scratch, "ONE_PASS_TOKENS", 4)
     monkeypatch.setattr(scratch, "CHUNK_TOKENS", 4)
+    monkeypatch.setattr(scratch, "TURNS", 2)
     arguments = _arguments(1, 13, 2, 5, 3, every=every, delay=delay, device=device)
     expected_y, expected_state = _expected(arguments)
     with override("conba", implementation):
@@ -317,12 +326,16 @@ def test_chunks_are_one_pass(
 
 
 @MODES
+@WAYS
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_nan_stays_in_its_head(device: str, every: int | None) -> None:
+def test_a_nan_stays_in_its_head(
+    monkeypatch: pytest.MonkeyPatch, device: str, way: Any, every: int | None
+) -> None:
+    monkeypatch.setattr(scratch, "TURNS", 2)
     arguments = _arguments(1, 6, 2, 5, 3, every=every, device=device)
     arguments["s"] = arguments["s"].clone()
     arguments["s"][:, 2, 0, 1] = math.nan
-    with override("conba", "triton"):
+    with override("conba", way):
         y, state = conba(**arguments)
     assert y[:, 2:, 0].isnan().all()
     assert state.x[:, 0, 1].isnan().all()
@@ -366,6 +379,13 @@ def test_scratch_bytes_is_what_is_allocated(
 )
 def test_chunk_count(length: int, delay: int, linear: bool, chunks: int) -> None:
     assert scratch.chunk_count(length, delay=delay, linear=linear) == chunks
+
+
+def test_what_is_chosen() -> None:
+    """Without Triton the chunked form, of which the reference is the oracle."""
+    choice = choose("conba", device_type="cpu", exporting=False)
+    assert (choice.name, choice.reason) == ("chunked", "the tensors are on cpu: plain torch")
+    assert choose("conba", device_type="cuda", exporting=False).name == "triton"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ CASES: list[tuple[str, Step, int, int, list[list[int]]]] = [
 ]
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2:]}")
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 def test_in_place_is_the_same(
@@ -54,8 +55,12 @@ def test_in_place_is_the_same(
     device: str,
     dtype: torch.dtype,
     case: tuple[str, Step, int, int, list[list[int]]],
+    wide: bool,
 ) -> None:
-    monkeypatch.setattr("longspan.kernels.attention.triton_kernel.MOVE_ENTRIES", 16)
+    kernel = "longspan.kernels.attention.triton_kernel"
+    monkeypatch.setattr(f"{kernel}.MOVE_NARROW", (16, 16))
+    monkeypatch.setattr(f"{kernel}.MOVE_WIDE", (16, 64))
+    monkeypatch.setattr(f"{kernel}.MOVE_PROGRAMS", 1 if wide else 1000)
     op, step, length, entries, counters = case
     heads = (4, 2, 2)
     new = tuple(torch.randn(2, length, each, 24, device=device).to(dtype) for each in heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -12,8 +13,9 @@ import onnxruntime
 import pytest
 import torch
 
+from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.scans import expand_scans
-from longspan.kernels.conba import ConbaState, conba
+from longspan.kernels.conba import ConbaState, conba, scratch
 from longspan.kernels.moe import moe
 from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
@@ -57,6 +59,7 @@ class Case:
     inputs: tuple[tuple[int, ...], ...]
     state: tuple[str, ...] = ()
     float32: tuple[int, ...] = (1,)
+    delay: int = T
 
 
 def _conba(**options: Any) -> Callable[..., Tensors]:
@@ -78,12 +81,13 @@ def _carried(every: int | None) -> tuple[str, ...]:
     return (*names, "position") if every and every > 1 else names
 
 
-def _conba_case(every: int | None, activation: str) -> Case:
+def _conba_case(every: int | None, activation: str, delay: int = T) -> Case:
     tracking = () if every is None else ((H, P),)
     return Case(
         run=_conba(update_every=every, activation=activation),
         inputs=((H, N), (H, N), (H, P), *tracking),
         state=_carried(every),
+        delay=delay,
     )
 
 
@@ -94,7 +98,10 @@ def _moe(renormalise: bool) -> Callable[..., Tensors]:
     return run
 
 
+# Chunks of four tokens, from seven tokens on.
+IN_CHUNKS = "conba, no gain, in chunks"
 CASES = {
+    IN_CHUNKS: _conba_case(None, "identity", delay=1),
     "conba": _conba_case(1, "identity"),
     "conba, tanh, in chunks": _conba_case(3, "tanh"),
     "conba, no gain": _conba_case(None, "identity"),
@@ -112,8 +119,9 @@ def _inputs(case: Case, length: int, dtype: torch.dtype) -> Tensors:
 
 
 def _first_state(case: Case) -> Tensors:
+    shapes = STATE | {"delay": (case.delay, H, N)}
     return tuple(
-        torch.tensor([4]) if name == "position" else torch.randn(1, *STATE[name]) / 4
+        torch.tensor([4]) if name == "position" else torch.randn(1, *shapes[name]) / 4
         for name in case.state
     )
 
@@ -136,14 +144,19 @@ def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
     )
     assert program is not None, "dynamo export returns a program"
     model: onnx.ModelProto = program.model_proto
-    expand_scans(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch, "ONE_PASS_TOKENS", 6)
+        patch.setattr(scratch, "CHUNK_TOKENS", 4)
+        expand_scans(model)
     return layer, model
 
 
-def _compare_in_a_chain(name: str, dtype: torch.dtype, provider: str) -> None:
+def _compare_in_a_chain(
+    name: str, dtype: torch.dtype, provider: str, graph: onnx.ModelProto | None = None
+) -> None:
     """Run lengths one after another, each side with the state it made itself."""
     case, (layer, model) = CASES[name], _exported(name, dtype)
-    session = open_session(model, provider)
+    session = open_session(graph or model, provider)
     row = "onnx conba" if name.startswith("conba") else "onnx"
     found_state = expected_state = _first_state(case)
     for length in (1, 2, 7, 63, 1, 9):
@@ -165,7 +178,7 @@ def test_float32_on_the_cpu(name: str) -> None:
     _compare_in_a_chain(name, torch.float32, "CPUExecutionProvider")
 
 
-@pytest.mark.parametrize("name", ["conba", "moe"])
+@pytest.mark.parametrize("name", ["conba", IN_CHUNKS, "moe"])
 def test_float16_on_the_cpu(name: str) -> None:
     _compare_in_a_chain(name, torch.float16, "CPUExecutionProvider")
 
@@ -175,8 +188,39 @@ def test_one_scan_of_standard_operators(name: str) -> None:
     _, model = _exported(name, torch.float32)
     onnx.checker.check_model(model)
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("Scan") == 1
+    assert kinds.count("Scan") + kinds.count("If") == 1
+    assert ("If" in kinds) == (name == IN_CHUNKS)
     assert {opset.domain for opset in model.opset_import} == {"", "com.microsoft"}
+
+
+def test_for_the_cpu_chunks_are_one_walk_over_tokens() -> None:
+    _, model = _exported(IN_CHUNKS, torch.float32)
+    walked = scan_on_cpu(model)
+    onnx.checker.check_model(walked)
+    kinds = [node.op_type for node in walked.graph.node]
+    assert (kinds.count("Scan"), kinds.count("If"), kinds.count("Shape")) == (1, 0, 0)
+    _compare_in_a_chain(IN_CHUNKS, torch.float32, "CPUExecutionProvider", walked)
+
+
+def test_chunks_take_few_turns() -> None:
+    """A loop over a chunk's tokens, one over the chunks, one over a chunk's tokens again."""
+    _, model = _exported(IN_CHUNKS, torch.float32)
+    (choice,) = (node for node in model.graph.node if node.op_type == "If")
+    branches = {each.name: [node.op_type for node in each.g.node] for each in choice.attribute}
+    assert branches["then_branch"] == ["Scan"]
+    assert branches["else_branch"].count("Scan") == 3
+
+
+def test_a_nan_is_not_heard_before_its_token() -> None:
+    case, (_, model) = CASES[IN_CHUNKS], _exported(IN_CHUNKS, torch.float32)
+    s, *rest = _inputs(case, 23, torch.float32)
+    s[0, 9, 0, 1] = math.nan
+    session = open_session(model, "CPUExecutionProvider")
+    y, x, _ = run_session(session, (s, *rest, *_first_state(case)))
+    assert y[:, 9:, 0].isnan().all()
+    assert y[:, :9].isfinite().all()
+    assert y[:, :, 1:].isfinite().all()
+    assert x.isnan().sum() == 1
 
 
 def test_of_equal_experts_the_lower_numbers_are_taken() -> None:
@@ -191,7 +235,7 @@ def test_of_equal_experts_the_lower_numbers_are_taken() -> None:
 def test_a_node_without_a_body_is_named() -> None:
     node = onnx.helper.make_node("Comba", [], ["y"], domain="longspan", carried=0, scanned=0)
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [], []))
-    message = "expand_scans: there is no body for 'Comba', only for Conba, Experts"
+    message = "expand_scans: there is no body for 'Comba', only for Conba, ConbaInChunks, Experts"
     with pytest.raises(ValueError, match=f"^{message}$"):
         expand_scans(model)
 

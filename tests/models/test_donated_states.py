@@ -9,9 +9,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from longspan.kernels import implementations, override
+from longspan.kernels import donation, implementations, override
 from longspan.kernels.causal_conv import causal_conv
-from longspan.kernels.donation import is_donated, new_like, states_donated
+from longspan.kernels.donation import is_donated, moved_into, new_like, states_donated
 from longspan.kernels.linear import triton_rows
 from longspan.models.config import (
     LAYER_KINDS,
@@ -60,6 +60,8 @@ LAYERS: dict[str, tuple[LayerConfig, set[str]]] = {
     "anchors": (AnchorAttentionConfig(**HEADS, anchor_ids=(3,), anchor_every=5), {"k", "v"}),
 }
 READ, STEPS = 5, 5
+# States that may be large; a chunk leaves them where they are, too.
+STAY = {"ssm", "recurrent", "k", "v"}
 
 
 def in_use(layer: LayerConfig, state: State) -> State:
@@ -130,9 +132,13 @@ def test_chunks_are_the_same_to_the_bit(
         _, read = decoder(tokens[:, :READ], nothing, decoder.new_state(capacity=READ + length))
         given = {name: each.clone() for name, each in read.items()}
         expected, kept = decoder(tokens[:, READ:], None, read)
-        with states_donated():
+        held = dict(given)
+        # As if these small states were large ones.
+        with states_donated(), patch.object(donation, "LARGE_BYTES", 0):
             found, after = decoder(tokens[:, READ:], None, given, donate=True)
         assert given == {}
+        stayed = {name for name, each in after.items() if each is held[name]}
+        assert stayed >= {name for name in after if name.rpartition(".")[2] in STAY}
         assert torch.equal(found, expected)
         for name, each in in_use(layer, after).items():
             assert torch.equal(each, in_use(layer, kept)[name]), name
@@ -158,6 +164,21 @@ def test_memory_of_its_own_unless_it_was_given_away() -> None:
         assert (fresh.shape, fresh.dtype) == (strided.shape, strided.dtype)
         assert fresh.is_contiguous()
     assert not is_donated(state)
+
+
+def test_a_large_state_goes_where_the_one_before_lies_if_that_was_given_away() -> None:
+    state = torch.zeros(1, 2**18 + 1)
+    small, strided = torch.zeros(1, 2**18), torch.zeros(2, 2**18).T
+    for each in (state, small, strided):
+        new_state = torch.ones_like(each)
+        assert moved_into(each, new_state) is new_state
+    with states_donated():
+        for each in (small, strided):
+            new_state = torch.ones_like(each)
+            assert moved_into(each, new_state) is new_state
+        assert moved_into(state, torch.ones_like(state)) is state
+    assert bool((state == 1).all())
+    assert not bool(small.any())
 
 
 @pytest.mark.parametrize("device", DEVICES)

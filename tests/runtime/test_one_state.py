@@ -157,7 +157,7 @@ def test_launched_steps_hold_one(tmp_path: Path, donate: bool) -> None:
     state = decoder.new_state()
     expected = logits_of(decoder, [1, 2])
     with LiveBytes(state.values(), weights=decoder.parameters()) as live, in_triton():
-        with closing(Stepper(decoder, graph=False, keep=False).open(state, donate=donate)) as steps:
+        with closing(Stepper(decoder, graph=False, held=None).open(state, donate=donate)) as steps:
             found = np.stack([steps.step(token).copy() for token in (1, 2)])
         assert (live.peak <= one_state(bundle) + others(bundle, tokens=1)) == donate
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

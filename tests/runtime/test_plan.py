@@ -160,8 +160,11 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
 
 RECORDED = PlanItem(
     name="recorded step",
-    bytes=GRAPH_BYTES + MANIFEST.state_bytes,
+    bytes=GRAPH_BYTES,
     source="measured on an H100, beside the state's own buffers",
+)
+RECORDED_STATE = PlanItem(
+    name="state of the recorded step", bytes=MANIFEST.state_bytes, stage="loaded"
 )
 
 
@@ -180,6 +183,7 @@ def test_a_recorded_step_is_planned_where_there_is_room() -> None:
     plan = on_cuda(2**31)
     assert plan.step_graph
     assert RECORDED in plan.items
+    assert RECORDED_STATE in plan.items
     assert plan.summary().splitlines()[-1] == (
         "Answers replay a recorded step: the budget holds its 80.0 MiB."
     )
@@ -192,7 +196,9 @@ def test_without_room_for_it_steps_are_launched() -> None:
     plan = on_cuda(enough.total_bytes - 1, chunk_tokens=1024)
     assert plan.fits
     assert not plan.step_graph
-    assert plan.items == tuple(item for item in enough.items if item != RECORDED)
+    assert plan.items == tuple(
+        item for item in enough.items if item not in (RECORDED, RECORDED_STATE)
+    )
     assert plan.summary().splitlines()[-1] == (
         "Answers launch every kernel of a step: a recorded one takes 80.0 MiB, which chunks of "
         "1,024 tokens do not leave."

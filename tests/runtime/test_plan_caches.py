@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
 def test_the_summary_tells_the_longest_document() -> None:
     assert planned(64 * MIB, tokens=1000).summary(fit=True).splitlines()[1] == (
         "The smallest budget that would do is 21MiB; the budget of 64.0 MiB holds documents of up "
-        "to 100,123 tokens."
+        "to 106,127 tokens."
     )
     assert planned(20 * MIB).summary().splitlines()[1] == (
         "The smallest budget that would do is 22MiB; the budget of 20.0 MiB holds no document."

@@ -197,7 +197,7 @@ def most_live_bytes(config: ModelConfig, dtype: DType, tokens: int, capacity: in
 
 
 # How far formulas may be above what lives at once: some add up what two phases of a layer hold.
-MOST_ABOVE = {"conba": 2.5, "moe": 1.7}
+MOST_ABOVE = {"moe": 1.7}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

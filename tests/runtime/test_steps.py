@@ -20,6 +20,7 @@ from stand_in import CACHED, TINY, write_bundle
 from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.models.checkpoint import load_decoder
+from longspan.models.config import Mamba2Config, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.models.families import open_checkpoint
 from longspan.runtime.backends import Backend, State, Steps, open_backend
@@ -206,8 +207,8 @@ def test_a_recorded_step_of_every_family(checkpoint: Path, dtype: torch.dtype) -
     """300 steps, with a fork in the middle and a second sequence beside them."""
     decoder = load_decoder(open_checkpoint(checkpoint), dtype=dtype).to("cuda").eval()
     decoder.requires_grad_(False)
-    stepper = Stepper(decoder, graph=True, keep=True)
     state: State = decoder.new_state(capacity=300)
+    stepper = Stepper(decoder, graph=True, held=decoder.new_state(capacity=300))
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, 300).tolist()
     with closing(stepper.open(state)) as steps, closing(stepper.open(state)) as others:
         for index, token in enumerate(tokens):
@@ -254,3 +255,33 @@ def test_a_recording_that_does_not_fit_is_refused_and_the_backend_goes_on(folder
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("refused Beginning to answer needs more memory than the budget")
+
+
+@pytest.mark.gpu
+def test_a_chunk_after_recorded_steps_lies_where_the_one_before_lay(folder: Path) -> None:
+    """In a process of its own: the recorded state, 24 MiB, does not lie among a chunk's memory."""
+    wide = Mamba2Config(n_heads=64, head_dim=64, n_groups=1, d_state=128, d_conv=4)
+    config = ModelConfig(family="none", vocab_size=64, d_model=1024, layers=(wide,) * 12)
+    made = write_bundle(folder / "wide", config)
+    code = (
+        "import sys, numpy as np\n"
+        "from longspan.bundle import open_bundle\n"
+        "from longspan.runtime.backends import open_backend\n"
+        "backend = open_backend(open_bundle(sys.argv[1]), engine='torch-cuda',"
+        " memory_limit_bytes=None, step_graph=True)\n"
+        "import torch\n"
+        "def read():\n"
+        "    backend.forward(np.arange(8192) % 64, backend.new_state(), keep=[-1], donate=True)\n"
+        "    return torch.cuda.memory_reserved()\n"
+        "before = read()\n"
+        "steps = backend.steps(backend.new_state())\n"
+        "steps.step(1)\n"
+        "steps.close()\n"
+        "graph = torch.cuda.memory_reserved() - before\n"
+        "print(graph, read() - before - graph)\n"
+    )
+    command = [sys.executable, "-c", code, str(made)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    graph, more = (int(each) for each in found)
+    assert graph < 60 * 2**20, "the graph's own memory, and a workspace of cuBLAS'"
+    assert more == 0

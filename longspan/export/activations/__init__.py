@@ -7,10 +7,9 @@ onnx-cpu is fitted to ONNX Runtime 1.31.1 with its arena (growth of the resident
 4 layers, L 64 to 2,048). The live tensors of a Mamba layer are 10 E + 3 D float32 numbers a token,
 of an MLP 5 F + 3 D, of attention 3 scores and 6 bytes of masks a pair; the arena adds 5 to 20%,
 which the coefficients hold. Mamba-2 was measured at 4.8 for each channel of the convolution, 4.2 E
-and 3 D, with the arena; Conba at 5 to 8 for each number of the selection's inner width, 4 to 9 for
+and 3 D, with the arena; Conba at 5 to 8 for each number of the selection's inner width, 4 to 11 for
 each state entry and 8 to 17 for each output; a mixture of experts whose tokens all go to the same
-at 5 F + 8 D. torch-cpu was held to the same measure for these two. The rest is counted from the
-code.
+at 5 F + 8 D, and on torch-cpu, too. The rest is counted from the code.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
-from longspan.kernels.conba.scratch import CHUNK_TOKENS, MAP_VALUES, ONE_PASS_TOKENS
+from longspan.kernels.conba.scratch import CHUNK_TOKENS, MAP_VALUES, ONE_PASS_TOKENS, TURNS
 from longspan.models.config import ConbaConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
@@ -25,15 +25,27 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     # output, its norm and the layer's.
     walked = F32 * S + b * E if adaptive else F32 * (2 * S + 3 * E) + -(-scratch // CHUNK_TOKENS)
     most = max(b * M, 3 * F32 * S, walked, b * (2 * E + D))
-    on_cpu = max(8 * (M + S + E), 4 * (M + S) + 17 * E) if adaptive else 8 * (M + E) + 12 * S
+    # The same by plain torch: the selection's SwiGLU; the scaling in three pieces beside s; the
+    # states of all tokens and the two before each chunk, beside two outputs; the norm.
+    plain = (
+        max(2 * M + S + E, 5 * S + E, 2 * S + 5 * E)
+        if adaptive
+        else max(2 * M + S, 5 * S, 4 * S + 2 * S // TURNS + 2 * E, 2 * S + 4 * E)
+    )
+    # What was measured where the selection, the recurrence, or the output and its norm hold most.
+    on_cpu = (
+        max(8 * (M + S + E), 4 * (M + S) + 17 * E)
+        if adaptive
+        else max(8 * M + 2 * S + E, 6 * M + 11 * S + 2 * E, 5 * M + 8 * S + 10 * E)
+    )
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * on_cpu),
         "onnx-cuda": ChunkBytes(
             per_token=b * (2 * (rows + M + E + D) + S) + F32 * 6 * (S + E),
         ),
         "torch-cpu": ChunkBytes(
-            fixed=widened(rows * D, dtype) + 4 * F32 * S * layer.head_dim,
-            per_token=F32 * (6 * M + 8 * S + 7 * E),
+            fixed=widened(rows * D, dtype) + (4 * F32 * S * layer.head_dim if adaptive else 0),
+            per_token=F32 * (2 * M + plain),
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch * (ONE_PASS_TOKENS // CHUNK_TOKENS),

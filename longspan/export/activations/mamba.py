@@ -52,7 +52,9 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
     # Of the segments and, beyond a slice, two between the slices.
     segments = max(1, (STACKED_PROGRAMS if scan.stacked_heads else PROGRAMS) // H) + 2
     chunk = CHUNK_TOKENS
-    scanned = F32 * 2 * H + b * layer.n_groups * chunk + -(-F32 * H // chunk)
+    scanned = F32 * 2 * H
+    if scan.stacked_heads:
+        scanned += b * layer.n_groups * chunk + -(-F32 * H // chunk)
     return {
         "onnx-cpu": ChunkBytes(per_token=F32 * (5 * channels + 5 * E + H + 2 * D)),
         # LinearAttention reads and writes float32, and so does the gated norm.
@@ -72,8 +74,9 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
             per_token=F32 * (5 * channels + 3 * H + D),
         ),
         # The most of: what the convolution reads and writes; what the scan does, of a slice two
-        # numbers a head, the products of B and C within chunks, the chunks' decays, and states of
-        # the segments; y and the gate; the result. Each is freed when the next one has read it.
+        # numbers a head, states of the segments, and where heads are stacked the products of B and
+        # C within chunks and the chunks' decays; y and the gate; the result. Each is freed when the
+        # next one has read it.
         "torch-cuda": ChunkBytes(
             fixed=segments * state + chunk * scanned,
             per_token=max(

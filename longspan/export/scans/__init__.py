@@ -3,7 +3,7 @@
 An onnx_op leaves a node of the domain ``longspan`` whose attributes `carried` and `scanned` count
 its inputs: first what the loop carries, then what it walks along axis 0, last what it only reads.
 Its outputs are what is carried, then what each turn gives. The node's body is a file here, one an
-operator, made of standard operators.
+operator, made of standard operators. What is more than one loop writes all its nodes itself.
 
     graph = expand_scans(model)    # in place
 """
@@ -18,6 +18,7 @@ from onnx import helper
 
 from longspan.export.scans.body import Body
 from longspan.export.scans.conba import conba_body
+from longspan.export.scans.conba_chunks import conba_in_chunks
 from longspan.export.scans.experts import MICROSOFT, experts_body
 
 __all__ = ["expand_scans"]
@@ -28,17 +29,22 @@ BODIES: Mapping[str, Callable[[Body, Mapping[str, Any]], list[str]]] = {
     "Conba": conba_body,
     "Experts": experts_body,
 }
+# Each gives the nodes that compute a node.
+FORMS: Mapping[str, Callable[[onnx.NodeProto, Mapping[str, Any]], list[onnx.NodeProto]]] = {
+    "ConbaInChunks": conba_in_chunks,
+}
 
 
 def expand_scans(model: onnx.ModelProto) -> None:
-    """Replace every node of the domain ``longspan`` by a Scan, in place.
+    """Replace every node of the domain ``longspan`` by one Scan or more, in place.
 
     Raises:
         ValueError: there is no body for such a node.
     """
-    nodes = [_as_scan(node) if node.domain == DOMAIN else node for node in model.graph.node]
+    nodes = list(model.graph.node)
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    for node in nodes:
+        model.graph.node.extend(_expanded(node) if node.domain == DOMAIN else [node])
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     if opsets.pop(DOMAIN, None) is not None:
         del model.opset_import[:]
@@ -46,11 +52,17 @@ def expand_scans(model: onnx.ModelProto) -> None:
         model.opset_import.extend(helper.make_opsetid(*opset) for opset in opsets.items())
 
 
-def _as_scan(node: onnx.NodeProto) -> onnx.NodeProto:
-    if node.op_type not in BODIES:
-        known = ", ".join(sorted(BODIES))
+def _expanded(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    if node.op_type not in BODIES and node.op_type not in FORMS:
+        known = ", ".join(sorted([*BODIES, *FORMS]))
         raise ValueError(f"expand_scans: there is no body for {node.op_type!r}, only for {known}")
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    if node.op_type in FORMS:
+        return FORMS[node.op_type](node, attributes)
+    return [_as_scan(node, attributes)]
+
+
+def _as_scan(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> onnx.NodeProto:
     carried, scanned = attributes["carried"], attributes["scanned"]
     body = Body(
         prefix=f"{node.output[0]}_body",

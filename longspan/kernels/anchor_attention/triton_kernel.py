@@ -21,7 +21,7 @@ import triton
 from longspan.kernels.anchor_attention.triton_attend import attend
 from longspan.kernels.anchor_attention.triton_cache import count_anchors, keep_entries
 from longspan.kernels.attention.int8_rows import Int8Rows, Rows, tensors_of
-from longspan.kernels.attention.triton_int8 import new_rows, planes, rows_like
+from longspan.kernels.attention.triton_int8 import new_rows, planes, rows_like, rows_moved_into
 from longspan.kernels.attention.triton_math import contiguous_rows
 from longspan.kernels.donation import is_donated
 
@@ -121,6 +121,7 @@ def anchor_attention(
     y = attend(q, new_k.used, new_v.used, past, cache, is_anchor, counts, counters)
     if in_place:
         keep()
+    cache = rows_moved_into(past[0], cache[0]), rows_moved_into(past[1], cache[1])
     return y, *cache, *new_counters
 
 

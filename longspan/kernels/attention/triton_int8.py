@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.attention.int8_rows import LEVELS, Int8Rows, Rows
-from longspan.kernels.donation import new_like
+from longspan.kernels.donation import moved_into, new_like
 
 BLOCK_VALUES = 2048  # that a program quantizes
 # Added to a float32 below 2^22 and taken off again, it rounds to the nearest integer, half to even.
@@ -185,3 +185,13 @@ def rows_like(rows: Rows, *, in_place: bool) -> Rows:
     if isinstance(rows, Int8Rows):
         return Int8Rows(*(new_like(tensor, in_place=in_place) for tensor in rows))
     return new_like(rows, in_place=in_place)
+
+
+def rows_moved_into(rows: Rows, new_rows: Rows) -> Rows:
+    """The next rows, where `longspan.kernels.donation.moved_into` says."""
+    if isinstance(rows, Int8Rows) and isinstance(new_rows, Int8Rows):
+        pairs = zip(rows, new_rows, strict=True)
+        return Int8Rows(*(moved_into(past, new) for past, new in pairs))
+    assert not isinstance(rows, Int8Rows), "rows in int8 are followed by such"
+    assert not isinstance(new_rows, Int8Rows), "rows of a float dtype are followed by such"
+    return moved_into(rows, new_rows)

@@ -13,8 +13,12 @@ from longspan.kernels.attention.triton_attend import attend
 from longspan.kernels.attention.triton_int8 import new_rows, planes, rows_like
 from longspan.kernels.attention.triton_math import contiguous_rows
 
-MOVE_ENTRIES = 1024  # that a program of `_move_window` reads before it writes
-MOVE_COLUMNS = 16  # 32 bytes of bfloat16, the least that memory gives at once
+# Entries and columns that a program of `_move_window` reads before it writes. 16 columns of
+# bfloat16 are 32 bytes, the least that memory gives at once; wide ones are faster where programs
+# are many.
+MOVE_NARROW = (1024, 16)
+MOVE_WIDE = (512, 64)
+MOVE_PROGRAMS = 128
 
 
 @triton.jit
@@ -120,7 +124,10 @@ def _move(
     """Fill the windows [B, W-1, G, P] after the new tokens."""
     batch, entries, groups, width = past_k.shape
     past_k, past_v, k, v = (contiguous_rows(each) for each in (past_k, past_v, k, v))
-    _move_window[(2 * triton.cdiv(width, MOVE_COLUMNS), groups, batch)](
+    most_entries, columns = MOVE_WIDE
+    if 2 * triton.cdiv(width, columns) * groups * batch < MOVE_PROGRAMS:
+        most_entries, columns = MOVE_NARROW
+    _move_window[(2 * triton.cdiv(width, columns), groups, batch)](
         past_k,
         past_v,
         k,
@@ -135,8 +142,8 @@ def _move(
         *v.stride()[:3],
         GROUPS=groups,
         P=width,
-        ENTRIES=min(MOVE_ENTRIES, triton.next_power_of_2(entries)),
-        COLUMNS=MOVE_COLUMNS,
+        ENTRIES=min(most_entries, triton.next_power_of_2(entries)),
+        COLUMNS=columns,
         num_warps=8,
         num_stages=1,  # No entry may be fetched ahead of the stores before it.
     )

@@ -11,6 +11,8 @@ FLOAT32_BYTES = 4
 # Up to here one pass over the tokens costs less than two over chunks and one between them.
 ONE_PASS_TOKENS = 128
 CHUNK_TOKENS = 64
+# Tokens of a chunk in plain torch, where a turn over all chunks costs its calls.
+TURNS = 32
 # x and the state before it: from zeros with the tokens' s, and from either being one, without s.
 MAP_VALUES = 6
 

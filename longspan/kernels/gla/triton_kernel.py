@@ -225,7 +225,7 @@ def gla(
     y = torch.empty(v.shape, dtype=torch.float32, device=q.device)
     shapes = scratch_shapes(batch, length, heads=H, key_width=K, value_width=V)
     in_chunks = shapes[0][1] > 0
-    new_state = new_like(state, in_place=not in_chunks)
+    new_state = new_like(state, in_place=True)
     if in_chunks:
         scratch = [torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes]
         for start in range(0, length, segment_tokens()):

@@ -25,7 +25,8 @@ def _linear(
     rows,
     outputs,
     stride_x,
-    stride_weight,
+    # Known while compiling: rows that are no multiple of 16 bytes apart still load 8 or 4 at once.
+    STRIDE_WEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -37,7 +38,7 @@ def _linear(
     program = tl.program_id(0).to(tl.int64)
     row = program % rows
     output = program // rows * ROWS + tl.arange(0, ROWS)
-    rows_ptr, ahead = start_rows(weight_ptr, output, outputs, stride_weight, WIDTH, BLOCK, DEPTH)
+    rows_ptr, ahead = start_rows(weight_ptr, output, outputs, STRIDE_WEIGHT, WIDTH, BLOCK, DEPTH)
     # Weights do not depend on the launch before, x does.
     wait_for_last_launch(OVERLAP)
 
@@ -70,7 +71,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
         rows,
         outputs,
         flat.stride(0),
-        weight.stride(0),
+        STRIDE_WEIGHT=weight.stride(0),
         WIDTH=width,
         **block,
         **overlap,

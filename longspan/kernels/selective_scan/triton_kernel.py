@@ -159,7 +159,7 @@ def selective_scan(
     dt_bias = None if dt_bias is None else dt_bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     way = choose_way(batch, length, width, N, scheduler_count(x.device))
-    new_state = new_like(state, in_place=way != "three passes")
+    new_state = new_like(state, in_place=True)
     if way != "one pass":
         B, C = _in_float32(B, C)
     if way == "one walk":

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.donation import new_like
+from longspan.kernels.donation import moved_into, new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
@@ -243,4 +243,4 @@ def ssd(
             new_state=new_state,
         )
     )
-    return y, new_state
+    return y, moved_into(state, new_state)

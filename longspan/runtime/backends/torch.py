@@ -90,9 +90,11 @@ class TorchBackend:
         self._decoder: Decoder | None = _load(bundle, self._weights, self._device, cache_dtype)
         self._stepper: Stepper | None = None
         if self._device.type == "cuda":
-            keep = not bundle.manifest.cache_entry_bytes
             recorded = step_graph and not streamed
-            self._stepper = Stepper(self._decoder, graph=recorded, keep=keep)
+            held = recorded and not bundle.manifest.cache_entry_bytes
+            self._stepper = Stepper(
+                self._decoder, graph=recorded, held=self.new_state() if held else None
+            )
 
     def new_state(self) -> State:
         """Zeros on the device."""

@@ -6,7 +6,7 @@ its addresses in it: the token, the state and the logits lie in buffers that sta
 The token's way to the device and the logits' way back are in it, too: a step is one call to the
 driver and one wait.
 
-    stepper = Stepper(decoder, graph=True, keep=True)
+    stepper = Stepper(decoder, graph=True, held=new_state())
     steps = stepper.open(state)
     logits = steps.step(token)
 """
@@ -129,13 +129,13 @@ class StepGraph:
 
     Args:
         decoder: on CUDA, with ops that never wait for the host.
-        state: as wide as the buffers; a cache has room for an entry.
+        buffers: their state is as wide as what they are filled with; a cache has room for an entry.
     """
 
     @torch.inference_mode()
-    def __init__(self, decoder: Decoder, state: State) -> None:
+    def __init__(self, decoder: Decoder, buffers: StepBuffers) -> None:
         device = decoder.embedding.device
-        self.buffers = StepBuffers(decoder, state)
+        self.buffers = buffers
         self._graph = torch.cuda.CUDAGraph()
         here, side = torch.cuda.current_stream(device), _capture_stream(device)
         # Torch's own context leaves its stream current where the end of a recording fails. A step
@@ -163,14 +163,16 @@ class Stepper:
     Args:
         decoder: computes.
         graph: whether a step is recorded; otherwise its kernels are launched one by one.
-        keep: whether the graph stays when its steps are closed. Its buffers are a state wide:
-            where that has caches, the next chunk needs their memory.
+        held: a state whose tensors the graph takes for good, and which is therefore to be made
+            before the first chunk: made later it would lie among the chunk's memory, and the next
+            chunk's tensors would not fit around it. None where the graph goes when its steps are
+            closed, as the next chunk needs the memory of its caches.
     """
 
-    def __init__(self, decoder: Decoder, *, graph: bool, keep: bool) -> None:
+    def __init__(self, decoder: Decoder, *, graph: bool, held: State | None) -> None:
         self._decoder = decoder
         self._recorded = graph
-        self._keep = keep
+        self._held = None if held is None else StepBuffers(decoder, held, donate=True)
         self._graph: StepGraph | None = None
         self._taken = False
 
@@ -199,14 +201,15 @@ class Stepper:
 
     def _open_graph(self, state: State) -> TorchSteps:
         if self._graph is None:
-            self._graph = StepGraph(self._decoder, state)
+            buffers = self._held or StepBuffers(self._decoder, state)
+            self._graph = StepGraph(self._decoder, buffers)
         self._graph.buffers.fill_(state)
         self._taken = True
         return TorchSteps(self._graph.buffers, self._graph.replay_no_sync_, self._on_close)
 
     def _on_close(self) -> None:
         self._taken = False
-        if not self._keep:
+        if self._held is None:
             self._graph = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import loop
 import pytest
@@ -17,7 +18,7 @@ from stages import stages_of
 from start import new_model
 from step import Stage, new_optimizer, set_lr
 from systems import SYSTEMS
-from tasks import Documents
+from tasks import Documents, Task
 from train import parser, train
 
 STAGES = (
@@ -128,11 +129,23 @@ def test_pieces_are_small_and_hold_everything() -> None:
     assert [sum(t.nbytes for t in piece.values()) for piece in pieces] == [120, 40, 40, 12]
 
 
+def test_a_run_ends_after_its_tokens(tmp_path: Path) -> None:
+    session = new_session(tmp_path)
+    session.run = replace(session.run, finish=True)
+    batch = STAGES[0].rows * STAGES[0].length
+    session.train(600.0, tokens=5 * batch)
+    assert session.progress.tokens == 5 * batch
+    assert float(session.optimizer.param_groups[0]["lr"]) < session.run.lr * 0.05
+
+
+@pytest.mark.parametrize("asked", [get_args(Task), ("passkey",)])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_every_stage_has_room_for_its_facts(name: str, tmp_path: Path) -> None:
+def test_every_stage_has_room_for_its_facts(
+    name: str, asked: tuple[Task, ...], tmp_path: Path
+) -> None:
     system = SYSTEMS[name]
     documents = Documents(write_text(tmp_path, system.tokens), "train", "cpu")
-    for stage in stages_of(system, asked=True, lm=True):
+    for stage in stages_of(system, asked, lm=True):
         assert documents.longest_gap(stage.length, 1) > 0
         wanted = documents.most_facts(stage.length, stage.facts)
         assert wanted == stage.facts or stage.length < 300

@@ -67,3 +67,16 @@ def test_the_program_writes_what_it_cost(tmp_path: Path) -> None:
     notes = json.loads((tmp_path / "training.json").read_text())
     assert notes["flops_per_byte"] == TINY.flops_per_byte()
     assert 5.0 < notes["nats_a_byte"] < 6.0, "log(256) is 5.5"
+
+
+def test_it_reads_as_many_bytes_as_mambabyte_did(tmp_path: Path) -> None:
+    write_text(tmp_path, "bytes")
+    mambabyte = tmp_path / "mambabyte"
+    mambabyte.mkdir()
+    (mambabyte / "training.json").write_text(json.dumps({"tokens": 3000}))
+    arguments = f"--data {tmp_path} --out {tmp_path} --like {mambabyte} --device cpu"
+    train(parser().parse_args([*arguments.split(), "--compute", "float32"]), TINY)
+    notes = json.loads((tmp_path / "training.json").read_text())
+    batch = 8 * TINY.context_bytes
+    assert notes["tokens_asked"] == 3000
+    assert notes["tokens"] == -(-3000 // batch) * batch
