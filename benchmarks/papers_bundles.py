@@ -30,7 +30,7 @@ SYSTEMS_OF: Mapping[str, tuple[str, ...]] = {
     "mambabyte": ("mambabyte", MEGABYTE),
     "mixcon": ("mixcon", "conba", "llama"),
     "mamba2": ("mamba2", "mamba"),
-    "anllm": ("anllm", WITHOUT_ANCHORS),
+    "anllm": ("anllm", WITHOUT_ANCHORS, "llama"),
 }
 NOTES = "training.json"
 COSTS = ("parameters", "tokens", "gpu_minutes", "cpu_minutes", "seed", "device", "tasks",

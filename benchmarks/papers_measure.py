@@ -264,6 +264,9 @@ def anllm(part: Part) -> Iterator[Row]:
 
     def work(system: str) -> Iterator[Row]:
         options, material = part.options, part.material(system)
+        if system == "llama":
+            yield from part.passkeys(system, options.up_to_longest(CACHED_TOKENS[:2]))
+            return
         anchor = SYSTEMS["anllm"].anchor
         assert anchor is not None, "an AnLLM has a token that stands for its segment"
         yield from part.passkeys(system, options.up_to_longest(CACHED_TOKENS[:2]))

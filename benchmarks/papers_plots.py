@@ -87,6 +87,8 @@ def heat_maps(figure: Any, keys: Mapping[str, Sequence[Row]]) -> None:
 
 def curves(figure: Any, lines: Mapping[str, Sequence[Row]], value: str, label: str) -> None:
     """One quantity against length, a line a system, both axes logarithmic."""
+    from matplotlib.ticker import LogLocator
+
     axes = figure.subplots()
     for place, (name, rows) in enumerate(lines.items()):
         looks = OWN_STYLE if name == "samba" else style(place)
@@ -96,6 +98,10 @@ def curves(figure: Any, lines: Mapping[str, Sequence[Row]], value: str, label: s
     lengths = sorted({row["tokens"] for rows in lines.values() for row in rows})
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
     axes.set_xticks(lengths, [short(length) for length in lengths])
+    values = [row[value] for rows in lines.values() for row in rows]
+    if max(values) < 100 * min(values):
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
     axes.grid(visible=True, which="both", alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -119,13 +120,15 @@ def train(options: argparse.Namespace, sizes: Sizes = SIZES) -> None:
     length = min(session.run.stages[0].length, sizes.context_bytes)
     loss = loss_of_words(session.model, held_out, length=length, rows=16)
     print(f"bytes of books: {loss:.4f} nats a byte of {length:,}")
+    on_gpu = options.device == "cuda"
     notes = {
         "system": "megabyte",
         "parameters": sizes.parameters,
         "flops_per_byte": sizes.flops_per_byte(),
         "tokens": session.progress.tokens,
         "tokens_asked": wanted,
-        "gpu_minutes": session.progress.seconds / 60 if options.device == "cuda" else 0.0,
+        "gpu_minutes": session.progress.seconds / 60 if on_gpu else 0.0,
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "seed": options.seed,
         "nats_a_byte": loss,
         "log": session.log,
