@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from longspan.kernels.deferred_norm import DeferredNorm, NextNorm
+from longspan.kernels.deferred_norm import Added, DeferredNorm, NextNorm
 from longspan.kernels.linear_conv.reference import conv_of_part
 from longspan.kernels.ssd import ssd
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
@@ -69,17 +69,13 @@ class Mamba2(nn.Module):
 
         The norm of one token may be deferred.
         """
-        if (
-            not isinstance(x, DeferredNorm)
-            and x.shape[1] > 1
-            and not torch.onnx.is_in_onnx_export()
-        ):
-            return self._read_chunk(x, state)
-        return self._step(x, state, None)
+        if isinstance(x, DeferredNorm) or x.shape[1] == 1 or torch.onnx.is_in_onnx_export():
+            return self._step(x, state, None)
+        return self._read_chunk(x, state)
 
     def step_and_add(
         self, x: torch.Tensor | DeferredNorm, state: dict[str, torch.Tensor], then: NextNorm
-    ) -> tuple[tuple[torch.Tensor, DeferredNorm], dict[str, torch.Tensor]]:
+    ) -> tuple[Added, dict[str, torch.Tensor]]:
         """Read one token; give the residual's sum with what comes of it, and the sum's norm."""
         return self._step(x, state, then)
 

@@ -14,6 +14,7 @@ from typing import Literal
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.models.config import Mamba2Config
+from longspan.runtime.plan_arena import arena_bytes
 from longspan.runtime.plan_unfilled import PIECE_BYTES, unfilled_bytes
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.quantized_weights import quantized_weight_bytes
@@ -45,24 +46,6 @@ TOKENIZER_FACTOR = 8
 TOKENIZER_BYTES = 9 * MIB
 # Measured on an H100 with CUDA 13: what the driver takes once a second stream is used.
 STREAM_BYTES = 70 * MIB
-# ONNX Runtime keeps activations in an arena, on CUDA with the caches that a call reads and writes.
-# It grows by powers of two, and gives a freed piece whole to any tensor of half its size or more.
-# On CPUs it holds up to 1.6 times its tensors, beside 2 to 4 MiB that the first call leaves there
-# (12 models, chunks of 16 to 1,024 tokens); on CUDA 2.3 times (H100, chunks of 512 to 2,048).
-# torch on CPUs has no arena: with `set_mmap_threshold` what is freed goes back at once, and the
-# resident set grew by no more than the tensors of the largest layer.
-ARENA_PERCENT: dict[Engine, int] = {"onnx-cpu": 60, "onnx-cuda": 130}
-ARENA_BYTES = 4 * MIB
-ARENA_ENTRIES_PERCENT_CUDA = 130
-# On CPUs a layer's keys and values in another order leave as much again there, in float32, which
-# is half of what they take where they are widened first. Of scores, which are few and large, up to
-# 7 percent was left, and 4 MiB more of 2,048 entries (1.31.1, 2 layers, chunks of 16 and 256,
-# 2,048 to 17,408 entries in float32 and bfloat16).
-ARENA_ENTRY_PERCENT, ARENA_WIDENED_ENTRY_PERCENT = 100, 50
-ARENA_SCORES_PERCENT = 15
-ARENA_SCORES_BYTES = 4 * MIB
-# Of anchors, whose formula has what the arena keeps of large ones: up to 25 percent of few scores.
-ARENA_ANCHORS_PERCENT, ARENA_ANCHORS_BYTES = 30, 10 * MIB
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
 # chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
 # by the time that a chunk of 300,000 tokens is refused.
@@ -110,36 +93,17 @@ def chunk_items(
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
     if engine == "torch-cuda":
         return activations, _unfilled(unfilled_bytes(manifest, live))
-    if engine not in ARENA_PERCENT:
+    if not engine.startswith("onnx"):
         return (activations,)
-    short = manifest.chunk_peak_bytes(engine, tokens)
-    around = short * ARENA_PERCENT[engine] // 100 + ARENA_BYTES
-    if engine == "onnx-cuda":
-        around += (live - short) * ARENA_ENTRIES_PERCENT_CUDA // 100
-    elif live > short and manifest.config.anchor_layers:
-        scores = (live - short) * ARENA_ANCHORS_PERCENT // 100
-        around = max(around + short - live, ARENA_BYTES + min(scores, ARENA_ANCHORS_BYTES))
-    elif live > short:
-        around += _cpu_arena_of_caches(manifest, live - short, capacity)
+    around = arena_bytes(manifest, engine, tokens, capacity)
+    name = "ONNX Runtime's arena around them"
     source = "measured with onnxruntime 1.31 on many models"
-    return activations, PlanItem(
-        name="ONNX Runtime's arena around them", bytes=around, source=source
-    )
+    return activations, PlanItem(name=name, bytes=around, source=source)
 
 
-def _cpu_arena_of_caches(manifest: Manifest, live: int, capacity: int) -> int:
-    """What the arena holds beside the `live` bytes of a chunk that grow with the caches."""
-    ordered = manifest.chunk_peak_bytes("onnx-cpu", 0, capacity)
-    ordered -= manifest.chunk_peak_bytes("onnx-cpu", 0)
-    widened = manifest.dtype != "float32"
-    percent = ARENA_WIDENED_ENTRY_PERCENT if widened else ARENA_ENTRY_PERCENT
-    scores = max(0, live - ordered)
-    return (ordered * percent + scores * ARENA_SCORES_PERCENT) // 100 + ARENA_SCORES_BYTES
-
-
-def _unfilled(size_bytes: int) -> PlanItem:
-    name, source = "allocator's unfilled pieces", "measured on an H100 with torch 2.11"
-    return PlanItem(name=name, bytes=size_bytes, source=source)
+def _unfilled(size: int) -> PlanItem:
+    source = "measured on an H100 with torch 2.11"
+    return PlanItem(name="allocator's unfilled pieces", bytes=size, source=source)
 
 
 def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
@@ -255,7 +219,6 @@ def fixed_items(
                 stage="loaded",
             )
         )
-    if engine == "onnx-cuda":
         items.append(_unfilled(PIECE_BYTES))
     if device == "cpu" and tokenizer_file_bytes:
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES

@@ -12,26 +12,23 @@ import triton.language as tl
 
 
 @triton.jit
-def load_squares(squares_ptr, PARTS: tl.constexpr, PART_BLOCK: tl.constexpr):
-    """The sums of squares, on their way while the row is multiplied; None for no norm."""
-    squares = None
+def inverse_root(squares_ptr, eps, WIDTH: tl.constexpr, PARTS: tl.constexpr, LANES: tl.constexpr):
+    """1 / root of the mean square, of PARTS sums of squares; 1 without a norm.
+
+    Every warp sums all of them, where LANES are a warp's: no warp waits for another.
+    """
+    root = 1.0
     if squares_ptr is not None:
-        part = tl.arange(0, PART_BLOCK)
-        squares = tl.load(squares_ptr + part, mask=part < PARTS, other=0.0)
-        # Otherwise the compiler asks for them when the product is done.
-        tl.debug_barrier()
-    return squares
-
-
-@triton.jit
-def divide_by_root(y, squares, eps, WIDTH: tl.constexpr):
-    """The product of a row, divided by the root of its mean square; as it is without a norm."""
-    if squares is not None:
-        y = y * (1.0 / tl.sqrt(tl.sum(squares) / WIDTH + eps))
-    return y
+        lane = tl.arange(0, LANES)
+        squares = tl.zeros([LANES], dtype=tl.float32)
+        for start in tl.static_range(0, PARTS, LANES):
+            part = start + lane
+            squares += tl.load(squares_ptr + part, mask=part < PARTS, other=0.0)
+        root = 1.0 / tl.sqrt(tl.sum(squares) / WIDTH + eps)
+    return root
 
 
 def parts_of(squares: torch.Tensor | None) -> dict[str, Any]:
-    """Constants of a launch."""
+    """Constants of a launch: at most 32 loads."""
     parts = 0 if squares is None else squares.numel()
-    return {"PARTS": parts, "PART_BLOCK": triton.next_power_of_2(max(1, parts))}
+    return {"PARTS": parts, "LANES": max(32, triton.next_power_of_2(-(-parts // 32)))}

@@ -16,9 +16,8 @@ import triton.language as tl
 from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.donation import new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_prefetch import can_prefetch, prefetch
-from longspan.kernels.linear.triton_product import Matrix, as_matrix, finish_product, start_product
-from longspan.kernels.linear.triton_root import divide_by_root, load_squares, parts_of
+from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
+from longspan.kernels.linear.triton_root import inverse_root, parts_of
 from longspan.kernels.linear_conv.reference import linear_conv as one_after_another
 
 
@@ -47,7 +46,7 @@ def _linear_conv(
     stride_tail,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
-    PART_BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
     K: tl.constexpr,
     TAPS: tl.constexpr,
     BITS: tl.constexpr,
@@ -57,9 +56,6 @@ def _linear_conv(
     NEIGHBOURS: tl.constexpr,
     DEPTH: tl.constexpr,
     TENSOR_CORES: tl.constexpr,
-    AHEAD: tl.constexpr,
-    LATER: tl.constexpr,
-    WARPS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
@@ -68,20 +64,6 @@ def _linear_conv(
         weight_ptr, scales_ptr, zeros_ptr, program_first, outputs, stride_weight, stride_zeros,
         WIDTH, BITS, SCALED, ROWS, BLOCK, DEPTH,
     )  # fmt: skip
-    if AHEAD > 0:
-        # What a program begins with when one of these has ended.
-        later = (AHEAD + tl.program_id(0).to(tl.int64) * LATER) * ROWS
-        if tl.program_id(0) < AHEAD:
-            prefetch(
-                weight_ptr, later * stride_weight, LATER * ROWS * stride_weight,
-                outputs.to(tl.int64) * stride_weight, WARPS,
-            )  # fmt: skip
-            if scales_ptr is not None:
-                blocks: tl.constexpr = (WIDTH + SCALED - 1) // SCALED
-                prefetch(
-                    scales_ptr, later * blocks, LATER * ROWS * blocks,
-                    outputs.to(tl.int64) * blocks, WARPS,
-                )  # fmt: skip
     output = program_first + tl.arange(0, ROWS)
     # A row for each channel, a column for each of the inputs and taps that meet; the last is ours.
     channel = (output - first)[:, None]
@@ -97,13 +79,13 @@ def _linear_conv(
         conv_bias += tl.load(conv_bias_ptr + channel + j, mask=once, other=0.0).to(tl.float32)
     wait_for_last_launch(OVERLAP)
 
-    squares = load_squares(squares_ptr, PARTS, PART_BLOCK)
+    root = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES)
     p = finish_product(
         started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, projected_ptr,
         program_first, outputs, 0, stride_zeros,
         1, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
-    p = divide_by_root(p, squares, eps, WIDTH)
+    p *= root
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + output, mask=output < outputs, other=0.0)
         p += bias.to(projected_ptr.dtype.element_ty).to(tl.float32)
@@ -117,17 +99,6 @@ def _linear_conv(
     tl.debug_barrier()
     target = new_tail_ptr + (j - 1) * channels + channel
     tl.store(target, inputs, mask=convolved & (j > 0) & (j < K))
-
-
-# Programs that bring in the rows of those that come later.
-AHEAD = 264
-
-
-def _ahead(matrix: Matrix, overlap: bool) -> dict[str, int]:
-    """How many programs prefetch packed rows, each for how many others."""
-    prefetches = overlap and AHEAD and can_prefetch(matrix)
-    later = max(0, -(-(matrix.programs - AHEAD) // AHEAD)) if prefetches else 0
-    return {"AHEAD": AHEAD if later else 0, "LATER": later, "WARPS": matrix.options["num_warps"]}
 
 
 def linear_conv(
@@ -180,7 +151,6 @@ def linear_conv(
         **parts_of(squares),
         K=taps,
         TAPS=triton.next_power_of_2(taps),
-        **_ahead(matrix, overlap["OVERLAP"]),
         **matrix.options,
         **overlap,
     )

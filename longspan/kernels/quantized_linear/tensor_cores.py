@@ -8,19 +8,20 @@ with one of 8 columns: the first half of a lane's numbers counts as row g, the s
 columns 2 t and 2 t + 1 hold x for the two halves of place t, and zeros for other places. So a
 lane's own sum is its first result plus its last.
 
-A number is an operand as it lies in its word: the low 8 bits of 16 are, with the rest zero, as many
-times the smallest subnormal number of bfloat16, 2^-133, and of float16, 2^-24; tensor cores take
-subnormal numbers as they are. So a pair of numbers takes one bit operation. Of 4 bits every second
-pair is 16 times as large, and has a sum of its own. In bfloat16 x is multiplied by 2^64 first,
-which keeps the sums far from float32's own subnormal numbers. Products are exact, sums float32.
+A number is an operand almost as it lies in its word: the low 8 bits of 16 are, with the rest zero,
+as many times the smallest subnormal number of bfloat16, 2^-133, and of float16, 2^-24. Additions
+and tensor cores take subnormal numbers as they are, so a pair of numbers takes one bit operation,
+and an addition that takes its zero points off. Of 4 bits every second pair is 16 times as large,
+and has a sum of its own. In bfloat16 x is multiplied by 2^64 first, which keeps the sums far from
+float32's own subnormal numbers. Products are exact, sums float32.
 
 Steps, so that several rows of x meet the numbers of one:
 
 - `PAIRS` takes 8 numbers of x in two fours, and gives them as four registers of pairs.
-- `NUMBERS` takes four words; it gives four registers of pairs for each product, of which 4 bits
+- `NUMBERS` takes four words and minus the zero point, as a pair of such numbers, in four copies,
+  and of 4 bits 16 times that; it gives four registers of pairs for each product, of which 4 bits
   need four and 8 bits two.
 - `PRODUCTS` takes those and `PAIRS`, four for two products; it gives four results.
-- `OFFSETS` takes minus the zero point as a pair, in four copies, and `PAIRS`; four results.
 """
 
 from __future__ import annotations
@@ -51,11 +52,12 @@ def _pairs(bits: int, kind: str) -> str:
     return _block(lines)
 
 
-def _numbers(bits: int) -> str:
+def _numbers(bits: int, kind: str) -> str:
     """Words 0 and 1 are the first half, words 2 and 3 the second."""
     products = _PRODUCTS[bits]
     first_word = 4 * len(products)
-    lines = []
+    one = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[kind]
+    lines = [f"mov.b32 o, 0x{one:08X};"]
     for word in range(4):
         half, unit = divmod(word, 2)
         source = f"${first_word + word}"
@@ -72,7 +74,9 @@ def _numbers(bits: int) -> str:
                     for p, (places, _) in enumerate(products)
                     if pair in places
                 )
-                lines.append(f"and.b32 ${4 * product + 2 * place + half}, {source}, 0x{mask:08X};")
+                result = f"${4 * product + 2 * place + half}"
+                lines.append(f"and.b32 r, {source}, 0x{mask:08X};")
+                lines.append(f"fma.rn.{kind}x2 {result}, r, o, ${first_word + 4 + 4 * j};")
     return _block(lines)
 
 
@@ -93,15 +97,6 @@ def _products(bits: int, kind: str) -> str:
     return _block(lines + [combine.format(i) for i in range(4)])
 
 
-def _offsets(bits: int, kind: str) -> str:
-    """Products of a matrix that has one pair everywhere, added to each other."""
-    sums = [f"c{i}" for i in range(4)]
-    lines = [f"mov.f32 {name}, 0f00000000;" for name in sums]
-    for (low, high), _ in _PRODUCTS[bits]:
-        lines.append(_multiply(kind, sums, ["$4"] * 4, [f"${8 + low}", f"${8 + high}"]))
-    return _block(lines + [f"mov.f32 ${i}, {name};" for i, name in enumerate(sums)])
-
-
 def _multiply(kind: str, sums: list[str], left: list[str], right: list[str]) -> str:
     """``sums += left @ right``."""
     c, a, b = ("{" + ", ".join(names) + "}" for names in (sums, left, right))
@@ -116,16 +111,13 @@ def _block(lines: list[str]) -> str:
 
 PAIRS_OF_4_BITS_BF16, PAIRS_OF_4_BITS_F16 = _pairs(4, "bf16"), _pairs(4, "f16")
 PAIRS_OF_8_BITS_BF16, PAIRS_OF_8_BITS_F16 = _pairs(8, "bf16"), _pairs(8, "f16")
-NUMBERS_OF_4_BITS, NUMBERS_OF_8_BITS = _numbers(4), _numbers(8)
+NUMBERS_OF_4_BITS_BF16, NUMBERS_OF_4_BITS_F16 = _numbers(4, "bf16"), _numbers(4, "f16")
+NUMBERS_OF_8_BITS_BF16, NUMBERS_OF_8_BITS_F16 = _numbers(8, "bf16"), _numbers(8, "f16")
 PRODUCTS_OF_4_BITS_BF16, PRODUCTS_OF_4_BITS_F16 = _products(4, "bf16"), _products(4, "f16")
 PRODUCTS_OF_8_BITS_BF16, PRODUCTS_OF_8_BITS_F16 = _products(8, "bf16"), _products(8, "f16")
-OFFSETS_OF_4_BITS_BF16, OFFSETS_OF_4_BITS_F16 = _offsets(4, "bf16"), _offsets(4, "f16")
-OFFSETS_OF_8_BITS_BF16, OFFSETS_OF_8_BITS_F16 = _offsets(8, "bf16"), _offsets(8, "f16")
 # Early clobber: operands are read after the first results are written.
 PAIRS_OPERANDS = ",".join(["=&r"] * 4 + ["r"] * 4)
-NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 4)
-NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 4)
+NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 12)
+NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 8)
 PRODUCTS_OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 24)
 PRODUCTS_OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 12)
-OFFSETS_OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 12)
-OFFSETS_OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 8)

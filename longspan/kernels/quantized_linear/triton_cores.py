@@ -13,23 +13,19 @@ _PAIRS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PAIRS_OF_4_BITS_BF16)
 _PAIRS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PAIRS_OF_4_BITS_F16)
 _PAIRS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PAIRS_OF_8_BITS_BF16)
 _PAIRS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PAIRS_OF_8_BITS_F16)
-_NUMBERS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS)
-_NUMBERS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS)
+_NUMBERS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_BF16)
+_NUMBERS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_F16)
+_NUMBERS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_BF16)
+_NUMBERS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_F16)
 _PRODUCTS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_BF16)
 _PRODUCTS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_F16)
 _PRODUCTS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_BF16)
 _PRODUCTS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_F16)
-_OFFSETS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.OFFSETS_OF_4_BITS_BF16)
-_OFFSETS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.OFFSETS_OF_4_BITS_F16)
-_OFFSETS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.OFFSETS_OF_8_BITS_BF16)
-_OFFSETS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.OFFSETS_OF_8_BITS_F16)
 _PAIRS_OPERANDS = tl.constexpr(tensor_cores.PAIRS_OPERANDS)
 _NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_4_BITS)
 _NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_8_BITS)
 _PRODUCTS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_4_BITS)
 _PRODUCTS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_8_BITS)
-_OFFSETS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.OFFSETS_OPERANDS_OF_4_BITS)
-_OFFSETS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.OFFSETS_OPERANDS_OF_8_BITS)
 _RESULT_FACTOR_BF16 = tl.constexpr(tensor_cores.RESULT_FACTOR_BF16)
 _RESULT_FACTOR_F16 = tl.constexpr(tensor_cores.RESULT_FACTOR_F16)
 
@@ -51,17 +47,20 @@ def pairs_of_x(low, high, BITS: tl.constexpr, BF16: tl.constexpr):
 
 
 @triton.jit
-def numbers_of(words, BITS: tl.constexpr):
-    """Each lane's numbers as pairs of 16 bits."""
+def numbers_of(words, zero, BITS: tl.constexpr, BF16: tl.constexpr):
+    """Each lane's numbers less their zero points, as pairs of 16 bits."""
+    taken = ((zero * 0x00010001) | -0x7FFF8000)[:, :, None]
     if BITS == 4:
+        more = ((zero * 0x00100010) | -0x7FFF8000)[:, :, None]
         numbers = tl.inline_asm_elementwise(
-            _NUMBERS_OF_4_BITS, _NUMBERS_OPERANDS_OF_4_BITS, [words],
+            _NUMBERS_OF_4_BITS_BF16 if BF16 else _NUMBERS_OF_4_BITS_F16,
+            _NUMBERS_OPERANDS_OF_4_BITS, [words, taken, more],
             (tl.int32, tl.int32, tl.int32, tl.int32), True, 4,
         )  # fmt: skip
     else:
         numbers = tl.inline_asm_elementwise(
-            _NUMBERS_OF_8_BITS, _NUMBERS_OPERANDS_OF_8_BITS, [words],
-            (tl.int32, tl.int32), True, 4,
+            _NUMBERS_OF_8_BITS_BF16 if BF16 else _NUMBERS_OF_8_BITS_F16,
+            _NUMBERS_OPERANDS_OF_8_BITS, [words, taken], (tl.int32, tl.int32), True, 4,
         )  # fmt: skip
     return numbers
 
@@ -76,25 +75,8 @@ def _own_sum(results):
 
 
 @triton.jit
-def offsets_of(zero, x, BITS: tl.constexpr, BF16: tl.constexpr):
-    """Minus the zero point times the sum of x that each lane's numbers meet: float32 [lines, 4]."""
-    taken = ((zero * 0x00010001) | -0x7FFF8000)[:, :, None]
-    if BITS == 4:
-        results = tl.inline_asm_elementwise(
-            _OFFSETS_OF_4_BITS_BF16 if BF16 else _OFFSETS_OF_4_BITS_F16,
-            _OFFSETS_OPERANDS_OF_4_BITS, [taken, x[0], x[1]], tl.float32, True, 4,
-        )  # fmt: skip
-    else:
-        results = tl.inline_asm_elementwise(
-            _OFFSETS_OF_8_BITS_BF16 if BF16 else _OFFSETS_OF_8_BITS_F16,
-            _OFFSETS_OPERANDS_OF_8_BITS, [taken, x[0]], tl.float32, True, 4,
-        )  # fmt: skip
-    return _own_sum(results)
-
-
-@triton.jit
 def sum_of_products(numbers, x, BITS: tl.constexpr, BF16: tl.constexpr):
-    """The sum of each lane's numbers, zero points and all, times x: float32 [lines, 4]."""
+    """The sum of each lane's numbers times x: float32 [lines, 4]."""
     if BITS == 4:
         results = tl.inline_asm_elementwise(
             _PRODUCTS_OF_4_BITS_BF16 if BF16 else _PRODUCTS_OF_4_BITS_F16,

@@ -17,7 +17,6 @@ import triton.language as tl
 from longspan.kernels.linear.triton_rows import load_x
 from longspan.kernels.quantized_linear.triton_cores import (
     numbers_of,
-    offsets_of,
     pairs_of_x,
     result_factor,
     sum_of_products,
@@ -223,10 +222,6 @@ def multiply_words(
                 )  # fmt: skip
                 xs = xs + (x,)
             zero = tl.full([BLOCK // 2, 4], 2 ** (BITS - 1), tl.int32)
-            offsets = ()
-            if TENSOR_CORES and zeros_ptr is None:
-                for x_row in tl.static_range(X_ROWS):
-                    offsets = offsets + (offsets_of(zero, xs[x_row], BITS, BF16),)
             after = ()
             for r in tl.static_range(R):
                 words = all_words[part * R + r]
@@ -236,14 +231,10 @@ def multiply_words(
                     if BITS == 4:
                         zero = (zero >> (word // BLOCK_WORDS % 2 * 4)) & 15
                 if TENSOR_CORES:
-                    numbers = numbers_of(words, BITS)
+                    numbers = numbers_of(words, zero, BITS, BF16)
                 for x_row in tl.static_range(X_ROWS):
                     if TENSOR_CORES:
-                        if zeros_ptr is not None:
-                            offset = offsets_of(zero, xs[x_row], BITS, BF16)
-                        else:
-                            offset = offsets[x_row]
-                        product = sum_of_products(numbers, xs[x_row], BITS, BF16) + offset
+                        product = sum_of_products(numbers, xs[x_row], BITS, BF16)
                     else:
                         product = _by_float32(words, xs[x_row], zero, BITS)
                     after = after + (totals[r * X_ROWS + x_row] + product * scale,)

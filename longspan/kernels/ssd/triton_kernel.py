@@ -15,8 +15,6 @@ import triton.language as tl
 
 from longspan.kernels.donation import moved_into, new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_prefetch import prefetch
-from longspan.kernels.linear.triton_product import Matrix
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
@@ -25,7 +23,7 @@ from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 TOKEN_VALUES = 2048
 
 
-@triton.jit(do_not_specialize=["length", "soon", "soon_scales"])
+@triton.jit(do_not_specialize=["length"])
 def _scan_tokens(
     x_ptr,
     dt_ptr,
@@ -40,10 +38,6 @@ def _scan_tokens(
     z_ptr,
     norm_ptr,
     squares_ptr,
-    soon_ptr,
-    soon_scales_ptr,
-    soon,
-    soon_scales,
     low,
     high,
     length,
@@ -100,13 +94,6 @@ def _scan_tokens(
     source = state_ptr + batch * stride_state_batch + head * stride_state_head
     source += n.to(tl.int64)[:, None] * stride_state_n + p.to(tl.int64)[None, :] * stride_state
     h = tl.load(source, mask=real, other=0.0).to(tl.float32)
-    if OVERLAP and soon_ptr is not None:
-        program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-        programs = tl.num_programs(0) * tl.num_programs(1)
-        share = (soon // programs + 32) // 32 * 32
-        prefetch(soon_ptr, program * share, share, soon, 4)
-        share = (soon_scales // programs + 64) // 64 * 64
-        prefetch(soon_scales_ptr, program * share, share, soon_scales, 4)
     wait_for_last_launch(OVERLAP)
     # Without a loop, addresses are computed before the wait.
     for token in range(1 if ONE else length):
@@ -152,7 +139,6 @@ def scan_few_tokens(
     state: torch.Tensor,
     z: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
-    soon: Matrix | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Walk the tokens in one launch; the arguments are those of `longspan.kernels.ssd.ssd`.
 
@@ -160,7 +146,6 @@ def scan_few_tokens(
         x, dt, A, B, C, D, dt_bias, dt_limit, state: see there.
         z: dtype of `x` [B, L, H P], a gate; None for none.
         norm_weight: float [H P] of the gated norm, which multiplies its row already; None for not.
-        soon: a packed matrix that the next launch reads, to be brought near; None for none.
 
     Returns:
         y, dtype of `x` [B, L, H, P]; with a gate y silu(z) in float32, of a y that was rounded
@@ -200,10 +185,6 @@ def scan_few_tokens(
         z,
         None if norm_weight is None else norm_weight.contiguous(),
         squares,
-        None if soon is None else soon.weight,
-        None if soon is None else soon.scales,
-        0 if soon is None else soon.weight.numel(),
-        0 if soon is None or soon.scales is None else soon.scales.numel(),
         *dt_limit,
         length,
         *x.stride()[:3],

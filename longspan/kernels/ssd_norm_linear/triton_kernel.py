@@ -1,8 +1,10 @@
 """The state-space dual, gated norm and linear layer of one token in two launches.
 
-The dual's launch, which has y in registers, gates it and leaves the squares' sums beside it. The
-product's programs begin with those, a few hundred numbers, and normalise what they multiply. Of
-more tokens the ops run one after another.
+The dual's launch, which has y in registers, gates it, leaves the squares' sums beside it, and has
+its row multiplied by the norm's weight: the product's sums are divided by the root. Of several
+groups, which have a root each, and in float16 the product's programs normalise what they multiply.
+They own a part of the residual, too, where its sum and the next norm are asked for. Of more tokens
+the ops run one after another.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations; its tuples grow.
@@ -17,13 +19,10 @@ import triton.language as tl
 
 from longspan.kernels.deferred_norm import DTYPES, Added, DeferredNorm, NextNorm
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_prefetch import can_prefetch
 from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
-from longspan.kernels.linear.triton_root import divide_by_root, load_squares
+from longspan.kernels.linear.triton_root import inverse_root, parts_of
 from longspan.kernels.ssd.triton_kernel import scan_few_tokens
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as one_after_another
-
-SOON = True
 
 
 @triton.jit
@@ -58,6 +57,7 @@ def _norm_linear(
     GROUPS: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
+    LANES: tl.constexpr,
     PART_BLOCK: tl.constexpr,
     BITS: tl.constexpr,
     SCALED: tl.constexpr,
@@ -82,22 +82,24 @@ def _norm_linear(
 
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + output, mask=real, other=0.0)
+        # Otherwise the compiler asks for it when the product is done.
+        tl.debug_barrier()
     if norm_ptr is not None:
         group = tl.arange(0, GROUP_BLOCK)[:, None]
         part = tl.arange(0, PART_BLOCK)[None, :]
-        source = squares_ptr + group * PARTS + part
-        squares = tl.load(source, mask=(group < GROUPS) & (part < PARTS), other=0.0)
+        real_part = (group < GROUPS) & (part < PARTS // GROUPS)
+        source = squares_ptr + group * (PARTS // GROUPS) + part
+        squares = tl.load(source, mask=real_part, other=0.0)
         roots = _roots(squares, eps, WIDTH, GROUPS)
     else:
-        squares = load_squares(squares_ptr, PARTS, PART_BLOCK)
-        roots = None
+        root, roots = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES), None
     y = finish_product(
         started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, norm_ptr, roots, y_ptr,
         first, outputs, 0, stride_zeros,
         1, WIDTH, GROUPS, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
     if norm_ptr is None:
-        y = divide_by_root(y, squares, eps, WIDTH)
+        y *= root
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + output, mask=real, other=0.0)
         y += bias.to(y_ptr.dtype.element_ty).to(tl.float32)
@@ -146,11 +148,8 @@ def ssd_norm_linear(
     deferred = groups == 1 and x.dtype in DTYPES
     matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
     overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
-    soon = None
-    if SOON and overlap["OVERLAP"] and can_prefetch(matrix):
-        soon = matrix
     gated, squares, new_state = scan_few_tokens(
-        x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, soon=soon, **dual
+        x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, **dual
     )
     assert squares is not None, "a gate was given"
     y = torch.empty(*x.shape[:2], outputs, dtype=x.dtype, device=x.device)
@@ -158,7 +157,6 @@ def ssd_norm_linear(
     if then is not None:
         total = then.residual.contiguous()
         next_squares = squares.new_empty(1, 1, matrix.programs)
-    parts = squares.numel() // groups
     _norm_linear[(matrix.programs,)](
         gated,
         squares,
@@ -176,8 +174,8 @@ def ssd_norm_linear(
         *matrix.strides,
         GROUPS=groups,
         GROUP_BLOCK=triton.next_power_of_2(groups),
-        PARTS=parts,
-        PART_BLOCK=triton.next_power_of_2(parts),
+        PART_BLOCK=triton.next_power_of_2(squares.numel() // groups),
+        **parts_of(squares),
         **matrix.options,
         **overlap,
     )
