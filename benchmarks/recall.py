@@ -145,6 +145,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     report = examine(device=options.device, backend=options.backend)
     document = "Python's language reference" if options.document is None else options.document.name
     return {
+        "command": command_line("recall.py"),
         "device": report.device.name,
         "engine": engine,
         "versions": report.versions,
@@ -174,7 +175,7 @@ def table(result: dict[str, Any]) -> str:
         f"### Recall of {SAID[result['task']]}: {result['device']}, {result['engine']}"
         + ("" if result["cache"] is None else f", keys and values in {result['cache']}"),
         "",
-        f"`{command_line('recall.py')}`",
+        f"`{result['command']}`",
         "",
         facts,
         "",
@@ -201,9 +202,10 @@ def main() -> None:
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
     parser.add_argument("--cache", choices=("auto", "int8"), help="of keys and values")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
     parser.add_argument("--write", type=Path, metavar="FILE.md")
     options = parser.parse_args()
-    result = run(options)
+    result = json.loads(options.file.read_text("utf-8")) if options.file else run(options)
     if options.json:
         print(json.dumps(result, indent=1))
     if options.write is not None:

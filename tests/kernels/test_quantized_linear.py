@@ -105,7 +105,7 @@ def test_rows_longer_than_what_is_loaded_ahead(
 
 def test_a_row_is_on_its_way_at_once_or_in_even_parts() -> None:
     # ROWS, BLOCK, DEPTH and warps of Mamba-2 2.7B in 4 bits: in_proj, head, out_proj; and others.
-    assert list(blocks.word_block(10_576, 320).values()) == [16, 128, 3, 8]
+    assert list(blocks.word_block(10_576, 320).values()) == [16, 64, 5, 4]
     assert list(blocks.word_block(50_280, 320).values()) == [16, 64, 5, 4]
     assert list(blocks.word_block(10_576, 320, 8).values()) == [8, 64, 5, 4]
     assert list(blocks.word_block(2560, 640).values()) == [8, 128, 5, 8]

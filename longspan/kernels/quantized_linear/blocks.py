@@ -7,10 +7,6 @@ WARP_WORDS = 16
 # Tiles of a warp that are loaded before it multiplies the first.
 MAX_DEPTH = 5
 MAX_WARPS = 8
-# Up to so many programs few wait for others to end: what counts is how long each takes.
-FEW_PROGRAMS = 1024
-# Tiles that a warp of such a program has one after another, where warps can be added.
-FEW_TILES = 3
 # From so many outputs on a lane has two rows, whose x is read once.
 MANY_OUTPUTS = 8192
 # Of more rows of x a lane has one row of the weight again: two would spill.
@@ -27,16 +23,14 @@ def word_block(outputs: int, row_words: int, x_rows: int = 1) -> dict[str, int]:
         row_words: words of 32 bits of a row.
         x_rows: rows of x that meet them, whose sums take registers.
     """
-    rows = 16 if outputs >= MANY_OUTPUTS and x_rows <= MANY_X_ROWS else 8
-    tiles = FEW_TILES if outputs <= rows * FEW_PROGRAMS else MAX_DEPTH
     warps = 1
-    while warps < MAX_WARPS and row_words > warps * WARP_WORDS * tiles:
+    while warps < MAX_WARPS and row_words > warps * WARP_WORDS * MAX_DEPTH:
         warps *= 2
     tiles = -(-row_words // (warps * WARP_WORDS))
     # Of more tiles, as many times the depth as it takes.
     depth = -(-tiles // -(-tiles // MAX_DEPTH))
     return {
-        "ROWS": rows,
+        "ROWS": 16 if outputs >= MANY_OUTPUTS and x_rows <= MANY_X_ROWS else 8,
         "BLOCK": warps * WARP_WORDS,
         "DEPTH": depth,
         "num_warps": warps,
