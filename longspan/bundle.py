@@ -8,17 +8,19 @@
       tokenizer.json     absent when the checkpoint has none, and where tokens are bytes
       genai_config.json  so that onnxruntime-genai finds its way
 
-`export` and `runtime` meet only here. Hashes in the manifest are SHA-256 of whole files.
+`export` and `runtime` meet only here. Hashes in the manifest are SHA-256 of whole files;
+`longspan verify` compares them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
@@ -205,7 +207,7 @@ class Manifest:
             state=tuple(
                 TensorSpec(
                     name=item["name"],
-                    shape=tuple(item["shape"]),
+                    shape=tuple(int(size) for size in item["shape"]),
                     dtype=dtype_name(item["dtype"]),
                     counter=item.get("counter"),
                 )
@@ -219,7 +221,7 @@ class Manifest:
             tokenizer=_tokenizer(data.get("tokenizer")),
             sentence_token=data.get("sentence_token"),
             eos=data["eos"],
-            files=dict(data["files"]),
+            files={**data["files"], WEIGHTS: data["files"][WEIGHTS]},
             source=dict(data["source"]),
         )
 
@@ -254,7 +256,10 @@ def _tokenizer(name: str | None) -> Literal["bytes"] | None:
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Read the manifest of the bundle at `path`, and check that its files are there.
+    """Read the manifest of the bundle at `path`, and check that its files are there and whole.
+
+    Their bytes are not compared with the manifest's checksums, which takes reading them all:
+    `longspan.runtime.verify.check_files` does.
 
     Raises:
         BadBundle: there is no bundle, it is damaged, or a newer longspan wrote it.
@@ -275,17 +280,56 @@ def open_bundle(path: str | Path) -> Bundle:
                 "Update longspan, or export the checkpoint again with this version."
             )
         manifest = Manifest.from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(manifest_path, error) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadBundle(
             f"{manifest_path} cannot be read ({type(error).__name__}: {error}). "
             "Export the checkpoint again."
         ) from error
     for name in manifest.files:
-        if not (path / name).is_file():
-            raise BadBundle(
-                f"{path} lacks {name}, which its manifest names. Export the checkpoint again."
-            )
+        _check_file(path, name)
     return Bundle(path=path, manifest=manifest)
+
+
+def _check_file(folder: Path, name: str) -> None:
+    """Check that a file can be read and, of the weights, that it is as long as its header says."""
+    file = folder / name
+    if not file.is_file():
+        raise BadBundle(
+            f"{folder} lacks {name}, which its manifest names. Export the checkpoint again."
+        )
+    try:
+        with file.open("rb") as opened:
+            announced = _announced_bytes(opened) if name == WEIGHTS else None
+            found = os.fstat(opened.fileno()).st_size
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadBundle(
+            f"{file} has no header of safetensors ({type(error).__name__}: {error}). Copy the "
+            "bundle again, or export the checkpoint again."
+        ) from error
+    if announced not in (None, found):
+        raise BadBundle(
+            f"{file} has {found:,} bytes, and its header tells of {announced:,}. Copy the bundle "
+            "again, or export the checkpoint again."
+        )
+
+
+def _announced_bytes(file: BinaryIO) -> int:
+    """Bytes of a safetensors file, as its header tells."""
+    start = file.read(8)
+    header_bytes = int.from_bytes(start, "little")
+    if len(start) < 8 or header_bytes > os.fstat(file.fileno()).st_size:
+        raise ValueError("it is too short for one")
+    header = json.loads(file.read(header_bytes))
+    ends = (item["data_offsets"][1] for name, item in header.items() if name != "__metadata__")
+    return 8 + header_bytes + max(ends, default=0)
+
+
+def _unreadable(file: Path, error: OSError) -> BadBundle:
+    return BadBundle(f"{file} cannot be read: {error.strerror}. Check the file's permissions.")
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -5,7 +5,6 @@ Exit status: 0 done; 1 refused with a message; 2 usage; 3 does not fit the budge
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -261,13 +260,15 @@ def verify(
     device: opt.DeviceOption = opt.Device.CPU,
     json: opt.Json = False,
 ) -> None:
-    """Check chunk-invariance, and torch against ONNX Runtime, on this machine."""
+    """Check a bundle's files, chunk-invariance, and torch against ONNX Runtime, on this machine."""
     from longspan.bundle import open_bundle
     from longspan.runtime.backends.choice import choose_engine
-    from longspan.runtime.verify import verify_bundle
+    from longspan.runtime.verify import check_files, verify_bundle
 
     where = choose_engine(device=device.value, backend="auto").device
-    checks = verify_bundle(open_bundle(named_bundle(bundle)), device=where)
+    opened = open_bundle(named_bundle(bundle))
+    check_files(opened)
+    checks = verify_bundle(opened, device=where)
     passed = all(check.passed for check in checks)
     if json:
         render.print_json({"passed": passed, "checks": checks})
@@ -299,15 +300,22 @@ def doctor(
 
 def main() -> None:
     """Run the command line; a person's mistake ends in a message and a status."""
+    render.prepare_streams()
     try:
         app()
     except LongspanError as error:
-        if "--json" in sys.argv:
-            render.print_json({"error": str(error)})
-        render.err().print(str(error), style="red", markup=False)
+        _refuse(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        render.notice("Interrupted.")
-        sys.exit(130)
-    except BrokenPipeError:
-        os._exit(0)
+    except OSError as error:
+        # What nobody looked at beforehand: a full disk under the output, a file without permission.
+        if error.filename is None:
+            render.notice(f"The output cannot be written: {error.strerror}.", style="red")
+        else:
+            _refuse(f"{error.filename} cannot be used: {error.strerror}. Check it, and try again.")
+        sys.exit(1)
+
+
+def _refuse(message: str) -> None:
+    if "--json" in sys.argv:
+        render.print_json({"error": message})
+    render.notice(message, style="red")

@@ -1,4 +1,8 @@
-"""What the commands take, with Typer's annotations."""
+"""What the commands take, with Typer's annotations.
+
+Paths are not Typer's to check (`readable=False`): a file that cannot be used is refused by what
+reads it, with status 1, whatever is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -42,17 +46,24 @@ class TaskChoice(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CheckpointArgument = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or file, or a bundle.")
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A checkpoint's folder or file, or a bundle.", readable=False
+    ),
 ]
 BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.")
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or 'builtin'.", readable=False)
 ]
-NewBundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to write.")]
+NewBundle = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="The folder to write.", readable=False)
+]
 AnyPath = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A checkpoint, a bundle, or a .span file.")
+    Path,
+    typer.Argument(metavar="PATH", help="A checkpoint, a bundle, or a .span file.", readable=False),
 ]
 Documents = Annotated[
-    list[Path], typer.Argument(metavar="DOCUMENT...", help="UTF-8 texts, read in this order.")
+    list[Path],
+    typer.Argument(metavar="DOCUMENT...", help="UTF-8 texts, read in this order.", readable=False),
 ]
 Questions = Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to run.")]
@@ -89,7 +100,9 @@ Against = Annotated[
 ]
 AgainstCheckpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", metavar="FOLDER", help="What --against reads: a checkpoint."),
+    typer.Option(
+        "--checkpoint", metavar="FOLDER", help="What --against reads: a checkpoint.", readable=False
+    ),
 ]
 Template = Annotated[
     str | None, typer.Option("--template", help="How to ask, with {question} in it.")
@@ -159,6 +172,7 @@ Calibrate = Annotated[
     typer.Option(
         metavar="FILE",
         help="Of int8 and int4: a UTF-8 text on which to tell what they cost.",
+        readable=False,
     ),
 ]
 TokenizerFile = Annotated[
@@ -172,7 +186,7 @@ SplitDigits = Annotated[
     bool, typer.Option("--split-digits", help="Make every digit a token of its own.")
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option(help="A config.json, where the checkpoint has none.")
+    Path | None, typer.Option(help="A config.json, where the checkpoint has none.", readable=False)
 ]
 Length = Annotated[str | None, typer.Option(help="Length of the document, as 256K; default: any.")]
 Lengths = Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")]
@@ -182,9 +196,15 @@ Fit = Annotated[
 Explain = Annotated[
     bool, typer.Option("--explain", help="Say why each choice was made, and whence each figure is.")
 ]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.")]
-NewMemory = Annotated[Path, typer.Option("--out", metavar="FILE.span", help="What to write.")]
-MemoryFile = Annotated[Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.", readable=False)
+]
+NewMemory = Annotated[
+    Path, typer.Option("--out", metavar="FILE.span", help="What to write.", readable=False)
+]
+MemoryFile = Annotated[
+    Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.", readable=False)
+]
 DraftBundle = Annotated[
     Path | None,
     typer.Option(
@@ -192,6 +212,7 @@ DraftBundle = Annotated[
         metavar="BUNDLE",
         help="A smaller bundle that drafts answers: the same answers (greedy only) in fewer passes "
         "of BUNDLE. It runs beside it, under the same budget.",
+        readable=False,
     ),
 ]
 DraftMemory = Annotated[
@@ -200,16 +221,18 @@ DraftMemory = Annotated[
         metavar="FILE.span",
         help="What `read` wrote with the draft's bundle. Without it the draft model reads the "
         "question and the answer only, not the document.",
+        readable=False,
     ),
 ]
 DraftTokens = Annotated[int, typer.Option(help="Tokens that the draft model guesses at once.")]
-DocumentFile = Annotated[Path | None, typer.Option(help="A UTF-8 text to read.")]
+DocumentFile = Annotated[Path | None, typer.Option(help="A UTF-8 text to read.", readable=False)]
 About = Annotated[
     str | None,
     typer.Option(
         metavar="N",
         help="Read about so many tokens, as 16K or 1M: its start, or all of it again and again, "
         "each time with another fact in it that is not asked for. Default: all of it, once.",
+        readable=False,
     ),
 ]
 Depth = Annotated[
@@ -232,5 +255,6 @@ DemoBundle = Annotated[
         "--bundle",
         metavar="BUNDLE",
         help="Ask this one; default: the built-in model, within the least budget that it fits.",
+        readable=False,
     ),
 ]

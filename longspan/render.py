@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from json import dumps as dump_json
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,19 +33,29 @@ from longspan.sizes import format_bytes
 PLAIN_LINE_SECONDS = 5.0
 
 
+def prepare_streams() -> None:
+    """Let anything be printed: to a stream that is closed, or that has not all characters."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def out() -> Console:
     """Where results go."""
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, emoji=False)
 
 
 def err() -> Console:
     """Where progress and errors go."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
-def notice(line: str) -> None:
+def notice(line: str, style: str | None = None) -> None:
     """Say something beside the result."""
-    err().print(line, markup=False)
+    err().print(line, style=style, markup=False)
 
 
 def print_json(result: Any) -> None:
@@ -176,7 +188,9 @@ def stream_answer(question: str, answer: Answer, *, quiet: bool) -> None:
     console = out()
     console.print(question, style="bold", markup=False)
     for piece in answer:
-        console.print(piece, end="", markup=False)
+        # As it is: rich would put spaces for tabs.
+        sys.stdout.write(piece)
+        sys.stdout.flush()
     console.print()
     if answer.finish == "room":
         notice("The answer ends here because the caches are full.")

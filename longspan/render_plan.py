@@ -12,6 +12,9 @@ from longspan.runtime.plan import Plan
 from longspan.sizes import format_bytes
 
 BAR_CELLS = 32
+LEAST_BAR_CELLS = 8
+# Between the columns of the table, and the mark of the budget.
+_GAPS = 5
 
 
 def print_plan(plan: Plan, *, explain: bool = False, fit: bool = False) -> None:
@@ -33,20 +36,26 @@ def print_plan(plan: Plan, *, explain: bool = False, fit: bool = False) -> None:
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     """A row an item, whose bar goes on where the one before ended; then the sum."""
+    figures = [(item.name, format_bytes(item.bytes)) for item in plan.items]
+    used = sum(max(len(row[column]) for row in figures) for column in (0, 1))
+    console = render.out()
+    cells = max(LEAST_BAR_CELLS, min(BAR_CELLS, console.width - used - _GAPS))
+    mark = "#" if console.options.ascii_only else "█"
     before = 0
-    for item in plan.items:
-        bar = budget_bar(plan, before, before + item.bytes)
-        yield item.name, format_bytes(item.bytes), bar
+    for (name, figure), item in zip(figures, plan.items, strict=True):
+        bar = budget_bar(plan, before, before + item.bytes, cells=cells, mark=mark)
+        yield name, figure, bar
         before += item.bytes
-    bar = budget_bar(plan, 0, before)
-    yield "together", format_bytes(before), bar
+    yield "together", format_bytes(before), budget_bar(plan, 0, before, cells=cells, mark=mark)
 
 
-def budget_bar(plan: Plan, start_bytes: int, end_bytes: int) -> str:
-    """Bytes from start to end as cells of a line; the budget ends at ``|``."""
+def budget_bar(
+    plan: Plan, start_bytes: int, end_bytes: int, *, cells: int = BAR_CELLS, mark: str = "█"
+) -> str:
+    """Bytes from start to end as marks on a line of `cells`; the budget ends at ``|``."""
     whole = max(plan.budget_bytes, plan.total_bytes)
-    first, last = (count * BAR_CELLS // whole for count in (start_bytes, end_bytes))
-    first = min(first, BAR_CELLS - 1)
-    cells = (" " * first + "█" * max(1, last - first)).ljust(BAR_CELLS)
-    budget = plan.budget_bytes * BAR_CELLS // whole
-    return f"{cells[:budget]}|{cells[budget:]}".rstrip()
+    first, last = (count * cells // whole for count in (start_bytes, end_bytes))
+    first = min(first, cells - 1)
+    line = (" " * first + mark * max(1, last - first)).ljust(cells)
+    budget = plan.budget_bytes * cells // whole
+    return f"{line[:budget]}|{line[budget:]}".rstrip()

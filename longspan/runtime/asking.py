@@ -298,8 +298,13 @@ def format_question(template: str, question: str) -> str:
     """Put a question into a template.
 
     Raises:
-        BadInput: the question is empty, or the template has no place for it.
+        BadInput: the question is empty or no Unicode text, or the template has no place for it.
     """
+    if any("\ud800" <= char <= "\udfff" for char in template + question):
+        raise BadInput(
+            f"The question {question!r} holds half of a surrogate pair, and so is no text. From a "
+            "terminal that is not UTF-8, set LC_ALL=C.UTF-8; elsewhere decode its bytes again."
+        )
     if not question.strip():
         raise BadInput("The question is empty. Ask something, as in: longspan ask ... 'Who?'")
     if "{question}" not in template:

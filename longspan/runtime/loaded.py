@@ -32,7 +32,7 @@ from longspan.runtime.memory import (
 from longspan.runtime.reader import OnNotice, Reader, token_pieces
 from longspan.runtime.reading import OnProgress, ReadResult, check_tokens, feed
 from longspan.runtime.report import ReadReport
-from longspan.runtime.sampling import Sampler
+from longspan.runtime.sampling import Sampler, new_rng
 from longspan.runtime.span_file import require_writable
 from longspan.runtime.speculative import NO_DRAFT, with_drafts
 from longspan.runtime.tokens import Tokens
@@ -187,7 +187,7 @@ class Runtime(LoadedModel):
         )
         room = self._room(memory).after(tokens)
         room.require("The question")
-        decoding = self._decoding(sampler, ending, np.random.default_rng(seed), room)
+        decoding = self._decoding(sampler, ending, new_rng(seed), room)
         if self.draft is not None:
             drafter = self.draft.drafter(text, draft_memory, self.bundle, self.tokenizer)
             decoding = with_drafts(decoding, drafter, draft_tokens, self.plan.chunk_tokens)

@@ -14,6 +14,17 @@ from numpy.typing import NDArray
 from longspan.errors import BadInput
 
 
+def new_rng(seed: int | None) -> np.random.Generator:
+    """What draws tokens: the same from the same seed, a fresh one without.
+
+    Raises:
+        BadInput: the seed is negative.
+    """
+    if seed is not None and seed < 0:
+        raise BadInput(f"seed is {seed}; it must be 0 or more. Leave it out for a fresh one.")
+    return np.random.default_rng(seed)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
     """How the next token is chosen.
@@ -74,8 +85,10 @@ class Sampler:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Ids int64 [n], most probable first, and their weights float64 [n]."""
         order = np.argsort(-logits, kind="stable")[: self.top_k].astype(np.int64, copy=False)
-        scaled = logits[order].astype(np.float64) / self.temperature
-        weights = np.exp(scaled - scaled[0])
+        above = logits[order].astype(np.float64)
+        # The difference first: a tiny temperature makes infinities of the logits themselves.
+        with np.errstate(over="ignore"):
+            weights = np.exp((above - above[0]) / self.temperature)
         weights /= weights.sum()
         enough = int(np.searchsorted(weights.cumsum(), self.top_p, "left")) + 1
         return order[:enough], weights[:enough]

@@ -57,14 +57,15 @@ def write_span(path: Path, *, kind: str, facts: Mapping[str, str], arrays: Array
     """Write a `.span` file in one step: `path` holds either what it held before, or all of it.
 
     Args:
-        path: any name; its folder must exist.
+        path: any name; its folder must exist. Of a link, the file that it names is written.
         kind: what the file is.
         facts: further metadata.
         arrays: float32, float16, int64, or bfloat16 as uint16.
 
     Raises:
-        BadInput: the file cannot be written.
+        BadInput: the file cannot be written, or something that is no `.span` file lies there.
     """
+    require_writable(path)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -74,7 +75,7 @@ def write_span(path: Path, *, kind: str, facts: Mapping[str, str], arrays: Array
     }
     head = _header(metadata, arrays)
     try:
-        with _replacing(path) as file:
+        with _replacing(path.resolve()) as file:
             hasher = hashlib.sha256(head)
             file.write(head)
             for array in arrays.values():
@@ -123,20 +124,35 @@ def read_arrays(header: SpanHeader) -> dict[str, NDArray[Any]]:
 
 
 def require_writable(path: Path) -> None:
-    """Check, before long work, that a file can be written at `path`.
+    """Check, before long work, that a `.span` file can be written at `path`, and loses no other.
 
     Raises:
-        BadInput: its folder is missing or cannot be written to, or `path` is a folder.
+        BadInput: its folder is missing or cannot be written to, or `path` is a folder, a device, or
+            a file that is neither empty nor a `.span` file.
     """
-    folder = path.parent
+    folder = path.resolve().parent
     found = (
         "it is a folder" if path.is_dir()
         else f"there is no folder {folder}" if not folder.is_dir()
         else f"the folder {folder} cannot be written to" if not os.access(folder, os.W_OK)
+        else "it is a device or a pipe, and no file" if path.exists() and not path.is_file()
+        else "a file that is no memory lies there, and would be lost" if _holds_other(path)
         else None
     )  # fmt: skip
     if found:
         raise BadInput(f"{path} cannot be written: {found}. Name another file.")
+
+
+def _holds_other(path: Path) -> bool:
+    """Whether a file lies there that is neither empty nor a `.span` file, damaged or not."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    try:
+        with path.open("rb") as file:
+            _parse(path, _read_head(path, file))
+    except (BadMemory, OSError):
+        return True
+    return False
 
 
 def _header(metadata: Mapping[str, str], arrays: Arrays) -> bytes:

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longspan.bundle import GRAPHS, Bundle, Manifest
+from longspan.bundle import GRAPHS, MANIFEST, Bundle, Manifest, file_sha256
 from longspan.engines import Device, Engine, device_of
+from longspan.errors import BadBundle
 from longspan.models.config import AnchorAttentionConfig, ModelConfig
 from longspan.runtime.backends import Arrays, Backend, State, open_backend
 from longspan.runtime.backends.choice import find_installed
@@ -92,6 +93,22 @@ class _CudaGraphOnCpu(Bundle):
         """`model.onnx`, whatever the device."""
         del device
         return self.path / GRAPHS["cuda"]
+
+
+def check_files(bundle: Bundle) -> None:
+    """Compare every byte of a bundle's files with the checksums in its manifest.
+
+    Raises:
+        BadBundle: a file is not the one that was exported.
+    """
+    for name, expected in bundle.manifest.files.items():
+        found = file_sha256(bundle.path / name)
+        if found != expected:
+            raise BadBundle(
+                f"{bundle.path / name} is not what was exported: its SHA-256 is {found[:12]}..., "
+                f"and {MANIFEST} says {expected[:12]}.... Copy the bundle again, or export the "
+                "checkpoint again."
+            )
 
 
 def verify_bundle(

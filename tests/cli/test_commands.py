@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,13 +20,16 @@ TEXT = "It rained on the quay all day.\n" * 40
 FACT = "The pass key is 58214. Remember it.\n"
 
 
-def command(*arguments: str | int | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str | int | Path, status: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run longspan in a process of its own, and check its exit status."""
     done = subprocess.run(
         [sys.executable, "-m", "longspan", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | variables,
     )
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr

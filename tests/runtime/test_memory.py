@@ -254,7 +254,7 @@ def test_a_failed_write_leaves_what_was_there(
 
 
 def test_a_missing_folder(memory: Memory, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot be written: No such file or directory"):
+    with pytest.raises(BadInput, match="cannot be written: there is no folder"):
         memory.save(tmp_path / "no" / "book.span")
 
 
@@ -277,3 +277,39 @@ def test_require_writable(tmp_path: Path) -> None:
         f"{tmp_path / 'no' / 'x.span'} cannot be written: there is no folder {tmp_path / 'no'}. "
         "Name another file."
     )
+
+
+def test_another_file_is_never_replaced(memory: Memory, tmp_path: Path, path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("It rained.\n" * 9, encoding="utf-8")
+    for write in (span_file.require_writable, memory.save):
+        with pytest.raises(BadInput) as refusal:
+            write(book)
+        assert str(refusal.value) == (
+            f"{book} cannot be written: a file that is no memory lies there, and would be lost. "
+            "Name another file."
+        )
+    assert book.read_text(encoding="utf-8") == "It rained.\n" * 9
+    (tmp_path / "empty").touch()
+    memory.save(tmp_path / "empty")
+    path.write_bytes(path.read_bytes()[:-1])
+    memory.save(path)
+    assert path.read_bytes() == (tmp_path / "empty").read_bytes()
+
+
+def test_a_device_is_never_replaced(memory: Memory, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(BadInput, match="cannot be written: it is a device or a pipe, and no file"):
+        memory.save(pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_link_stays_a_link(memory: Memory, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "link.span", tmp_path / "disk" / "book.span"
+    link.symlink_to(target)
+    memory.save(link)
+    memory.save(link)
+    assert link.is_symlink()
+    assert target.is_file()

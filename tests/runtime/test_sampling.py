@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from longspan.errors import BadInput
-from longspan.runtime.sampling import Sampler
+from longspan.runtime.sampling import Sampler, new_rng
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -48,6 +48,18 @@ def test_a_seed_repeats() -> None:
     sampler = Sampler(temperature=2.0)
     assert draws(sampler, 50, seed=3) == draws(sampler, 50, seed=3)
     assert draws(sampler, 50, seed=3) != draws(sampler, 50, seed=4)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    assert new_rng(2**70).random() == new_rng(2**70).random()
+    with pytest.raises(BadInput) as refusal:
+        new_rng(-1)
+    assert str(refusal.value) == "seed is -1; it must be 0 or more. Leave it out for a fresh one."
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-300, 1e-6])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    assert set(draws(Sampler(temperature=temperature), 50)) == {1}
 
 
 def test_masked_tokens_are_never_drawn() -> None:

@@ -9,6 +9,7 @@ through `Steps`, which keep the state to themselves, so that a device may overwr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,10 @@ from numpy.typing import NDArray
 from longspan.bundle import Bundle
 from longspan.engines import Engine
 from longspan.tensors import CacheDType
+
+# From 1.29 on, onnxruntime keeps a device's id in the user's cache folder, and sends its makers
+# names and hashes of models, and times. It looks here once, while it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
