@@ -37,12 +37,14 @@ class Ending:
     max_tokens: int
 
     @classmethod
-    def of(cls, manifest: Manifest, *, stop: Sequence[str] | None, max_tokens: int) -> Ending:
+    def of(cls, manifest: Manifest, *, stop: str | Sequence[str] | None, max_tokens: int) -> Ending:
         """The end of an answer of the bundle of `manifest`; `stop` None for the bundle's own.
 
         Raises:
             BadInput: a stop string is empty, or `max_tokens` is below 1.
         """
+        if isinstance(stop, str):
+            stop = (stop,)
         stops = manifest.prompt.stop if stop is None else tuple(stop)
         return cls(stop=stops, eos=manifest.eos, max_tokens=max_tokens)
 
@@ -298,11 +300,11 @@ def format_question(template: str, question: str) -> str:
     """Put a question into a template.
 
     Raises:
-        BadInput: the question is empty or no Unicode text, or the template has no place for it.
+        BadInput: the question is empty or no text, or the template has no place for it.
     """
     if any("\ud800" <= char <= "\udfff" for char in template + question):
         raise BadInput(
-            f"The question {question!r} holds half of a surrogate pair, and so is no text. From a "
+            f"The question {question!r} holds half of a surrogate pair, and so is no text. In a "
             "terminal that is not UTF-8, set LC_ALL=C.UTF-8; elsewhere decode its bytes again."
         )
     if not question.strip():

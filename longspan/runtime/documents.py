@@ -89,6 +89,11 @@ def open_document(source: Source) -> Document:
         return _path_or_text(source)
     if isinstance(source, list | tuple):
         return _several([open_document(item) for item in source])
+    if isinstance(source, bytes | bytearray) or not isinstance(source, Iterable):
+        raise BadDocument(
+            f"A document was expected, and found {source!r:.80}. Give a text, a path, a list of "
+            "them, or an iterator of text; decode bytes first."
+        )
     return _iterator(source)
 
 

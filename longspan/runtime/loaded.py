@@ -25,7 +25,7 @@ from longspan.runtime.loaded_model import LoadedModel
 from longspan.runtime.memory import (
     DocumentRead,
     Memory,
-    check_origin,
+    check_memory,
     load_memory,
     timestamp,
 )
@@ -144,7 +144,7 @@ class Runtime(LoadedModel):
         question: str,
         *,
         template: str | None = None,
-        stop: Sequence[str] | None = None,
+        stop: str | Sequence[str] | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -159,7 +159,7 @@ class Runtime(LoadedModel):
             memory: what was read.
             question: text.
             template: how the question is put, with ``{question}`` in it; None for the bundle's.
-            stop: texts that end the answer; None for the bundle's.
+            stop: a text that ends the answer, or several; None for the bundle's.
             max_tokens: most tokens of the answer.
             temperature: 0 for the most probable token each time, above 0 to draw.
             top_k: draw from the k most probable tokens only.
@@ -181,7 +181,7 @@ class Runtime(LoadedModel):
         sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
         template = manifest.prompt.template if template is None else template
         text = format_question(template, question)
-        check_origin("This memory", memory.origin, manifest)
+        check_memory(memory, manifest)
         tokens = check_tokens(
             self.tokenizer.encode(text, continues=memory.tokens > 0), self._vocab_size
         )

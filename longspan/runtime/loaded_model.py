@@ -23,7 +23,7 @@ from longspan.runtime.byte_tokens import bundle_tokenizer
 from longspan.runtime.drafting import Draft
 from longspan.runtime.int8_caches import held_in_int8
 from longspan.runtime.measured import BudgetWatch, Measured, Tally
-from longspan.runtime.memory import Memory, Origin, check_origin
+from longspan.runtime.memory import Memory, Origin, check_memory
 from longspan.runtime.plan import Plan, replanned, require_fit
 from longspan.runtime.reading import check_tokens, every_logits
 from longspan.runtime.room import Room
@@ -53,7 +53,8 @@ class LoadedModel:
         self.bundle = bundle
         self.plan = plan
         self.draft = draft
-        self._backend = backend
+        self._loaded: Backend | None = backend
+        self._engine = backend.engine
         self._vocab_size = bundle.manifest.config.vocab_size
         self._watch = watch
         self._stack = stack
@@ -67,8 +68,18 @@ class LoadedModel:
         self.close()
 
     def close(self) -> None:
-        """Free the model; it cannot be used after."""
+        """Free the model; what needs it raises `BadInput` after, plan and measurements stay."""
+        self._loaded = None
         self._stack.close()
+
+    @property
+    def _backend(self) -> Backend:
+        if self._loaded is None:
+            raise BadInput(
+                "The runtime is closed, and its model is freed. Load the bundle again with "
+                "longspan.load, or ask inside the `with`."
+            )
+        return self._loaded
 
     def set_budget(self, budget: str | int) -> Plan:
         """Hold no more than `budget` from now on; the model stays, chunks become shorter or longer.
@@ -111,7 +122,7 @@ class LoadedModel:
     @property
     def engine(self) -> Engine:
         """What computes."""
-        return self._backend.engine
+        return self._engine
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -163,12 +174,13 @@ class LoadedModel:
     def _start(self, memory: Memory | None) -> Callable[[], State]:
         if memory is None:
             return self._backend.new_state
-        check_origin("This memory", memory.origin, self.bundle.manifest)
         return lambda: self._backend.from_arrays(memory.state)
 
     def _room(self, memory: Memory | None) -> Room:
-        state = None if memory is None else memory.state
         manifest = self.bundle.manifest
+        if memory is not None:
+            check_memory(memory, manifest)
+        state = None if memory is None else memory.state
         if self.plan.cache_dtype is not None:
             manifest = held_in_int8(manifest, self.engine)
         return Room.of(manifest, self.plan.capacity, state)

@@ -235,6 +235,20 @@ def documents_of(facts: Mapping[str, str]) -> tuple[DocumentRead, ...]:
     return tuple(DocumentRead.from_facts(item) for item in json.loads(facts["documents"]))
 
 
+def check_memory(memory: Memory, manifest: Manifest) -> None:
+    """Check that a caller's memory is one, of the model and the tokenizer of `manifest`.
+
+    Raises:
+        BadMemory: it is not.
+    """
+    if not isinstance(memory, Memory):
+        raise BadMemory(
+            f"A memory was expected, and found {memory!r:.80}. Read a document with runtime.read, "
+            "or open a .span file with runtime.open."
+        )
+    check_origin("This memory", memory.origin, manifest)
+
+
 def check_origin(what: str, origin: Origin, manifest: Manifest) -> None:
     """Check that a state belongs to the model and the tokenizer of `manifest`.
 

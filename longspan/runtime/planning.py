@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from longspan.bundle import Bundle, open_bundle
-from longspan.engines import BackendName, Device
+from longspan.engines import BackendName, Device, check_names
 from longspan.errors import DoesNotFit
 from longspan.runtime.backends.choice import EngineChoice, choose_engine
 from longspan.runtime.baseline import known_baseline
@@ -77,6 +77,7 @@ def plan_bundle(
         BadInput: a value is out of its range, or the device is not there, or the engine or the
             model cannot have caches in int8.
     """
+    check_names(device=device, backend=backend, cache_dtype=cache_dtype)
     choice = choose_engine(device=device, backend=backend)
     wanted = Wanted(
         budget=budget,

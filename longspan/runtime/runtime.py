@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from longspan.bundle import Bundle, open_bundle
-from longspan.engines import BackendName, Device
+from longspan.engines import BackendName, Device, check_names
+from longspan.errors import BadInput
 from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.baseline import MEASURED_NOW, measure_baseline
@@ -75,6 +76,9 @@ def load(
             was loaded.
         MissingExtra: the backend needs a package that is not installed.
     """
+    check_names(device=device, backend=backend, cache_dtype=cache_dtype)
+    if threads is not None and threads < 1:
+        raise BadInput(f"threads is {threads}; it must be 1 or more. Leave it out for all cores.")
     choice = choose_engine(device=device, backend=backend)
     wanted = Wanted(
         budget=budget,
