@@ -234,8 +234,10 @@ def measure(
     from longspan.render_measure import print_measurement
     from longspan.runtime.against import measure_against
     from longspan.runtime.measure import measure_bundle
-    from longspan.runtime.measure_plot import draw
+    from longspan.runtime.measure_plot import draw, require_drawable
 
+    if plot is not None:
+        require_drawable(plot)
     lengths = [parse_tokens(each) for each in tokens.split(",")]
     say = None if json else render.notice
     other = measure_against(

@@ -44,6 +44,15 @@ class TaskChoice(StrEnum):
     MARY = "mary"
 
 
+def _document(path: Path | None) -> Path | None:
+    """What a person names as a document: ``-`` is the standard input."""
+    return Path("/dev/stdin") if path == Path("-") else path
+
+
+def _documents(paths: list[Path]) -> list[Path | None]:
+    return [_document(path) for path in paths]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CheckpointArgument = Annotated[
     Path,
@@ -63,7 +72,12 @@ AnyPath = Annotated[
 ]
 Documents = Annotated[
     list[Path],
-    typer.Argument(metavar="DOCUMENT...", help="UTF-8 texts, read in this order.", readable=False),
+    typer.Argument(
+        metavar="DOCUMENT...",
+        help="UTF-8 texts, read in this order; - is the standard input.",
+        readable=False,
+        callback=_documents,
+    ),
 ]
 Questions = Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to run.")]
@@ -225,7 +239,12 @@ DraftMemory = Annotated[
     ),
 ]
 DraftTokens = Annotated[int, typer.Option(help="Tokens that the draft model guesses at once.")]
-DocumentFile = Annotated[Path | None, typer.Option(help="A UTF-8 text to read.", readable=False)]
+DocumentFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="A UTF-8 text to read; - is the standard input.", readable=False, callback=_document
+    ),
+]
 About = Annotated[
     str | None,
     typer.Option(

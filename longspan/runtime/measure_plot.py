@@ -5,6 +5,8 @@ draw(measure_bundle("bundle/", [8192, 65536], budget=["1GiB", "2GiB"]), Path("me
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,35 @@ from longspan.runtime.measure import Measurement, Run
 MIB = 2**20
 
 
+def require_drawable(path: Path) -> None:
+    """Check, before hours of measuring, that a plot can be drawn and written.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        BadInput: there is no such folder, or it is none for a PNG.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtra(needed_for="Drawing a plot", package="matplotlib", extra="plot")
+    found = (
+        f"there is no folder {path.parent}" if not path.parent.is_dir()
+        else f"the folder {path.parent} cannot be written to" if not os.access(path.parent, os.W_OK)
+        else "it is a folder" if path.is_dir()
+        else "its name does not end with .png" if path.suffix.lower() != ".png"
+        else None
+    )  # fmt: skip
+    if found:
+        raise BadInput(f"The plot {path} cannot be written: {found}. Name another file.")
+
+
 def draw(measurement: Measurement, path: Path) -> None:
     """Draw memory under the budgets' lines, each plan beside its peak, and speeds, as a PNG.
 
     Raises:
-        MissingExtra: matplotlib is not installed.
-        BadInput: the file cannot be written.
+        MissingExtra, BadInput: as `require_drawable` does, or the file cannot be written after all.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            needed_for="Drawing a plot", package="matplotlib", extra="plot"
-        ) from error
+    require_drawable(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 8), layout="constrained")
     figure.suptitle(measurement.title())
     (memory, plan), (length, budget) = figure.subplots(2, 2)
@@ -39,9 +57,9 @@ def draw(measurement: Measurement, path: Path) -> None:
         axes.legend()
     try:
         figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise BadInput(
-            f"The plot {path} cannot be written: {error}. Name another file, as plot.png."
+            f"The plot {path} cannot be written: {error.strerror}. Name another file."
         ) from error
 
 

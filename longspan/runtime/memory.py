@@ -209,7 +209,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "model": facts["model"],
         "tokenizer": facts.get("tokenizer"),
         "engine": facts["engine"],
-        "tokens": sum(document.tokens for document in documents),
+        "tokens": sum(each.tokens for each in documents) + int(facts.get("reached_tokens", 0)),
         "documents": [asdict(document) for document in documents],
         "created": facts["created"],
         "longspan": facts["longspan"],

@@ -241,6 +241,20 @@ def test_help_and_version() -> None:
             "--depth is 2.0; it must be between 0 (the start) and 1 (the end).",
         ),
         (
+            ["measure", "builtin", "--plot", "nowhere/plot.png"],
+            (
+                "The plot nowhere/plot.png cannot be written: there is no folder nowhere. Name "
+                "another file."
+            ),
+        ),
+        (
+            ["measure", "builtin", "--plot", "plot.jpg"],
+            (
+                "The plot plot.jpg cannot be written: its name does not end with .png. Name "
+                "another file."
+            ),
+        ),
+        (
             ["read", "builtin", "nowhere.txt", "--out", "never.span", "--device", "cpu"],
             "The document nowhere.txt does not exist. Check the name.",
         ),

@@ -83,3 +83,19 @@ def test_an_answer_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None
 
     render.stream_answer("Who [x] :y:?", cast(Answer, Said(said)), quiet=False)
     assert capsys.readouterr().out == "Who [x] :y:?\na\tb [bold]:smile:\n  c\n"
+
+
+def test_a_document_from_the_standard_input(tmp_path: Path) -> None:
+    text = "The pass key is 58214. Remember it.\n" + "It rained on the quay all day.\n" * 40
+    asked = ["ask", "builtin", "What is the pass key?", "--document", "-", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "longspan", *asked], input=text, capture_output=True, text=True
+    )
+    assert done.stdout == "What is the pass key?\n58214\n", done.stderr
+    out = tmp_path / "quay.span"
+    read = ["read", "builtin", "-", "--out", str(out), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "longspan", *read], input=text, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert out.exists()

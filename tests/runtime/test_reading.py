@@ -385,6 +385,7 @@ def test_a_checkpoint_is_no_memory(bundle: Bundle, book: Path, tmp_path: Path) -
         f"{tmp_path / 'c'} is no memory but the checkpoint of a reading that was interrupted. "
         "Read the same document again to finish it: it goes on from there."
     )
+    assert describe(tmp_path / "c")["tokens"] > 0
 
 
 def test_over_the_budget_stops_and_keeps_the_state(
