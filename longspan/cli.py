@@ -51,14 +51,14 @@ def demo(
     depth: opt.Depth = None,
     seed: opt.Seed = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Bytes the whole process may hold.")
+        str | None, typer.Option(metavar="SIZE", help="Memory of the whole process.")
     ] = None,
     bundle: opt.DemoBundle = None,
     device: opt.DeviceOption = opt.Device.CPU,
     backend: opt.BackendOption = opt.BackendChoice.AUTO,
     json: opt.Json = False,
 ) -> None:
-    """Hide fresh facts in a real long document, read it, and ask about them."""
+    """Hide random facts in a long document, read it, and ask about them."""
     from longspan.runtime.demo import describe_start, run_demo
 
     with render.reading_progress(quiet=json) as show:

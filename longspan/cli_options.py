@@ -80,21 +80,27 @@ Documents = Annotated[
     ),
 ]
 Questions = Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where to run.")]
-BackendOption = Annotated[BackendChoice, typer.Option(help="What runs the model.")]
+DeviceOption = Annotated[
+    Device, typer.Option(help="The device to run on; auto takes CUDA where there is any.")
+]
+BackendOption = Annotated[
+    BackendChoice,
+    typer.Option(help="The library that runs the model; doctor tells what auto takes."),
+]
 CacheOption = Annotated[
     Cache | None,
     typer.Option(
         "--cache",
-        help="Keep keys and values in int8, or, with auto, where nothing fits without it. "
-        "Default: in the dtype of the weights.",
+        help="int8 keeps keys and values in 8 bits; auto does so only where nothing fits "
+        "otherwise. "
+        "Default: the dtype of the weights.",
     ),
 ]
 BudgetOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Bytes the whole process may hold, as 512MiB or 2GB. Default: 0.9 of what is free.",
+        help="Memory of the whole process, as 512MiB or 2GB. Default: nine tenths of what is free.",
     ),
 ]
 Budgets = Annotated[
@@ -102,90 +108,122 @@ Budgets = Annotated[
     typer.Option(
         "--budget",
         metavar="SIZE",
-        help="Bytes the whole process may hold; may be given again, or several as 512MiB,2GiB. "
-        "Default: 0.9 of what is free.",
+        help="Memory of the whole process; several as 512MiB,2GiB, or the option again. "
+        "Default: nine "
+        "tenths of what is free.",
     ),
 ]
 Against = Annotated[
     str | None,
     typer.Option(
-        metavar="PROGRAM", help="Run --checkpoint there, too, where it is installed: transformers."
+        metavar="PROGRAM", help="Measure --checkpoint in this program, too: transformers."
     ),
 ]
 AgainstCheckpoint = Annotated[
     Path | None,
     typer.Option(
-        "--checkpoint", metavar="FOLDER", help="What --against reads: a checkpoint.", readable=False
+        "--checkpoint",
+        metavar="FOLDER",
+        help="The checkpoint that --against measures.",
+        readable=False,
     ),
 ]
 Template = Annotated[
-    str | None, typer.Option("--template", help="How to ask, with {question} in it.")
+    str | None,
+    typer.Option(
+        "--template", help="How a question is put to the model; {question} stands for it."
+    ),
 ]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Draw from this share of probability.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")]
-Seed = Annotated[int | None, typer.Option(help="Of what is drawn at random.")]
-MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
+Temperature = Annotated[
+    float, typer.Option(help="0 takes the most probable token each time; above 0 draws.")
+]
+TopP = Annotated[
+    float,
+    typer.Option(help="Draw from the most probable tokens that together reach this probability."),
+]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k most probable tokens.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Seed of all random choices; the same seed repeats them. Default: a fresh one."
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(help="An answer ends after so many tokens.")]
 Stop = Annotated[
-    list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")
+    list[str] | None, typer.Option(help="A text that ends the answer; may be given again.")
 ]
 Force = Annotated[bool, typer.Option(help="Replace an existing bundle.")]
 AllowNonfinite = Annotated[
     bool,
-    typer.Option("--allow-nonfinite", help="Take weights with NaN or infinities as they are."),
+    typer.Option(
+        "--allow-nonfinite", help="Export weights with NaN or infinities instead of refusing them."
+    ),
 ]
 Anchors = Annotated[
     str | None,
     typer.Option(
         metavar="RULE",
-        help="Tokens that stand for the segment before them, whose keys are dropped (AnLLM): ac, "
-        "ep, ids=1,2,3, every=N, or every=auto, the most anchors with which --tokens fit --budget.",
+        help="Keep keys and values of anchor tokens alone once their segment is over "
+        "(AnLLM): ac, ep, "
+        "ids=1,2,3, every=N, or every=auto, the most anchors with which --tokens fit --budget.",
     ),
 ]
 Positions = Annotated[
     str | None,
-    typer.Option(help="With --anchors: absolute, or compressed as in AnLLM's authors' runs."),
+    typer.Option(
+        help="With --anchors: absolute (default), or compressed as AnLLM's authors ran it."
+    ),
 ]
 AutoTokens = Annotated[
-    str | None, typer.Option(metavar="N", help="With every=auto: length of a document, as 256K.")
+    str | None,
+    typer.Option(metavar="N", help="With every=auto: the length of a document, as 256K."),
 ]
 AutoBudget = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="With every=auto: bytes that reading it may hold here."),
+    typer.Option(
+        metavar="SIZE", help="With every=auto: the memory that reading it may take on this machine."
+    ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="float32, float16 or bfloat16; default: as in the checkpoint. int8 or int4: matrices "
-        "in so many bits, all else in 16."
+        help="float32, float16 or bfloat16; default: the checkpoint's. With int8 or int4 "
+        "matrices have "
+        "8 or 4 bits, and all else 16."
     ),
 ]
 Block = Annotated[
     int | None,
-    typer.Option(help="Of int8 and int4: how many weights share a scale: 32 (default), 64 or 128."),
+    typer.Option(
+        help="With int8 and int4: how many weights share a scale: 32 (default), 64 or 128."
+    ),
 ]
 Asymmetric = Annotated[
-    bool, typer.Option("--asymmetric", help="Of int8 and int4: store a zero point a block, too.")
+    bool,
+    typer.Option(
+        "--asymmetric", help="With int8 and int4: store a zero point for each block, too."
+    ),
 ]
 QuantizeEmbedding = Annotated[
     bool | None,
     typer.Option(
         "--quantize-embedding/--no-quantize-embedding",
-        help="Of int8 and int4: the embedding, too (default), or not.",
+        help="With int8 and int4: quantize the embedding, too (default), or not.",
     ),
 ]
 QuantizeHead = Annotated[
     bool | None,
     typer.Option(
         "--quantize-head/--no-quantize-head",
-        help="Of int8 and int4: the head, too (default), or not; as the embedding if it is that.",
+        help="With int8 and int4: quantize the head, too (default), or not. A tied head is as the "
+        "embedding.",
     ),
 ]
 Calibrate = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Of int8 and int4: a UTF-8 text on which to tell what they cost.",
+        help="With int8 and int4: a UTF-8 text on which to measure what they cost.",
         readable=False,
     ),
 ]
@@ -202,30 +240,38 @@ SplitDigits = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option(help="A config.json, where the checkpoint has none.", readable=False)
 ]
-Length = Annotated[str | None, typer.Option(help="Length of the document, as 256K; default: any.")]
-Lengths = Annotated[str, typer.Option(help="Lengths, as 8K,64K,256K.")]
+Length = Annotated[
+    str | None, typer.Option(help="Length of the document, as 256K. Default: any length.")
+]
+Lengths = Annotated[str, typer.Option(help="Lengths to measure, as 8K,64K,256K.")]
 Fit = Annotated[
-    bool, typer.Option("--fit", help="Show the least budget and the longest document instead.")
+    bool, typer.Option("--fit", help="Show the smallest budget and the longest document instead.")
 ]
 Explain = Annotated[
-    bool, typer.Option("--explain", help="Say why each choice was made, and whence each figure is.")
+    bool,
+    typer.Option(
+        "--explain", help="Say why each choice was made, and where each figure comes from."
+    ),
 ]
 Plot = Annotated[
-    Path | None, typer.Option(metavar="FILE.png", help="Draw memory and speed.", readable=False)
+    Path | None,
+    typer.Option(metavar="FILE.png", help="Draw memory and speed as a PNG.", readable=False),
 ]
 NewMemory = Annotated[
-    Path, typer.Option("--out", metavar="FILE.span", help="What to write.", readable=False)
+    Path, typer.Option("--out", metavar="FILE.span", help="The memory to write.", readable=False)
 ]
 MemoryFile = Annotated[
-    Path | None, typer.Option(metavar="FILE.span", help="What `read` wrote.", readable=False)
+    Path | None,
+    typer.Option(metavar="FILE.span", help="A memory that `read` wrote.", readable=False),
 ]
 DraftBundle = Annotated[
     Path | None,
     typer.Option(
         "--draft",
         metavar="BUNDLE",
-        help="A smaller bundle that drafts answers: the same answers (greedy only) in fewer passes "
-        "of BUNDLE. It runs beside it, under the same budget.",
+        help="A smaller bundle that drafts tokens, which BUNDLE accepts or rejects: the "
+        "same answer "
+        "in fewer passes (greedy only), under the same budget.",
         readable=False,
     ),
 ]
@@ -233,12 +279,12 @@ DraftMemory = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.span",
-        help="What `read` wrote with the draft's bundle. Without it the draft model reads the "
-        "question and the answer only, not the document.",
+        help="A memory that `read` wrote with the draft's bundle. Without it the draft model knows "
+        "the question and the answer alone, not the document.",
         readable=False,
     ),
 ]
-DraftTokens = Annotated[int, typer.Option(help="Tokens that the draft model guesses at once.")]
+DraftTokens = Annotated[int, typer.Option(help="How many tokens the draft model guesses at once.")]
 DocumentFile = Annotated[
     Path | None,
     typer.Option(
@@ -249,23 +295,24 @@ About = Annotated[
     str | None,
     typer.Option(
         metavar="N",
-        help="Read about so many tokens, as 16K or 1M: its start, or all of it again and again, "
-        "each time with another fact in it that is not asked for. Default: all of it, once.",
+        help="About how many tokens to read, as 16K or 1M. A longer text is cut; a shorter one is "
+        "repeated, each time with another fact in it. Default: the whole text, once.",
         readable=False,
     ),
 ]
 Depth = Annotated[
     float | None,
     typer.Option(
-        help="Place of what is asked for, or of a story's start, 0 to 1; default: a random one."
+        help="Where the fact is hidden, from 0 (the start) to 1 (the end). Default: a random place."
     ),
 ]
 TaskOption = Annotated[
     TaskChoice,
     typer.Option(
         "--task",
-        help="What is hidden: a pass key, eight numbers of which one is asked for, or a story of "
-        "people who walk about and carry things.",
+        help="What is hidden: a pass key; needles, eight numbers of which one is asked "
+        "for; mary, a "
+        "story of people who walk about and carry things.",
     ),
 ]
 DemoBundle = Annotated[
@@ -273,7 +320,8 @@ DemoBundle = Annotated[
     typer.Option(
         "--bundle",
         metavar="BUNDLE",
-        help="Ask this one; default: the built-in model, within the least budget that it fits.",
+        help="The model to ask. Default: the built-in one, within the smallest budget "
+        "that it fits.",
         readable=False,
     ),
 ]
