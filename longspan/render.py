@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from json import dumps as dump_json
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ def notice(line: str, style: str | None = None) -> None:
 
 def print_json(result: Any) -> None:
     """Print one JSON object on stdout: a dict, or a dataclass with its fields as keys."""
-    sys.stdout.write(dump_json(plain(result), indent=1) + "\n")
+    sys.stdout.write(dump_json(plain(result), indent=1, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -80,13 +81,15 @@ def print_result(result: HasText, *, json: bool) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: dataclasses as dicts, paths as text, tuples as lists."""
+    """`value` as JSON knows it: dataclasses as dicts, paths as text, tuples as lists, no NaN."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from test_commands import command
 
 from longspan import render
 from longspan.runtime.asking import Answer
+from longspan.runtime.verify import Check
 
 
 class Said:
@@ -99,3 +101,11 @@ def test_a_document_from_the_standard_input(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert out.exists()
+
+
+def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
+    check = Check(name="torch-cpu in chunks", max_error=float("inf"), tolerance=0.1, passed=False)
+    render.print_json({"checks": (check,), "nan": [float("nan")]})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["checks"][0]["max_error"] is None
+    assert found["nan"] == [None]
