@@ -2,7 +2,7 @@
 
     import longspan
 
-    runtime = longspan.load(longspan.builtin_bundle(), budget="256MiB")
+    runtime = longspan.load("builtin", budget="256MiB")
     memory = runtime.read("book.txt")
     for piece in runtime.ask(memory, "What is the pass key?"):
         print(piece, end="")

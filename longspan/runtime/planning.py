@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from longspan.builtin import named_bundle
 from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device, check_names
 from longspan.errors import DoesNotFit
@@ -92,12 +93,12 @@ def plan_bundle(
 
 
 def as_bundle(bundle: str | Path | Bundle) -> Bundle:
-    """The bundle, opened if it is not yet.
+    """The bundle, opened if it is not yet; ``"builtin"`` is the one that ships.
 
     Raises:
         BadBundle: there is none.
     """
-    return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    return bundle if isinstance(bundle, Bundle) else open_bundle(named_bundle(Path(bundle)))
 
 
 def make_plans(

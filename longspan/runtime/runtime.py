@@ -52,7 +52,7 @@ def load(
     answer; where no length is given, the largest that the budget holds (`longspan.runtime.plan`).
 
     Args:
-        bundle: its folder.
+        bundle: its folder, or ``"builtin"``, the one that ships in the package.
         budget: bytes that the whole process may hold on the device, as ``"2GiB"``; None for nine
             tenths of what is free.
         tokens: length of the document that will be read; None for any.

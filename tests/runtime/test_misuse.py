@@ -10,6 +10,7 @@ import pytest
 from bundles import fake_bundle, fake_runtime
 from tokenizers_ import SOURCE
 
+from longspan.builtin import builtin_bundle
 from longspan.bundle import Bundle, ChunkBytes
 from longspan.errors import BadDocument, BadInput, BadMemory
 from longspan.runtime.loaded import Runtime
@@ -52,6 +53,14 @@ def test_names_that_are_unknown(
     with pytest.raises(BadInput) as refusal:
         call(bundle, **wrong)
     assert str(refusal.value) == message
+
+
+def test_the_bundle_that_ships_has_the_name_that_it_has_on_the_command_line() -> None:
+    named = plan_bundle("builtin", budget="1GiB", device="cpu", backend="onnx")
+    assert (
+        named.chunk_tokens
+        == plan_bundle(builtin_bundle(), budget="1GiB", device="cpu").chunk_tokens
+    )
 
 
 @pytest.mark.parametrize("threads", [0, -3])
