@@ -221,7 +221,7 @@ class Manifest:
             tokenizer=_tokenizer(data.get("tokenizer")),
             sentence_token=data.get("sentence_token"),
             eos=data["eos"],
-            files={**data["files"], WEIGHTS: data["files"][WEIGHTS]},
+            files=dict(data["files"]),
             source=dict(data["source"]),
         )
 

@@ -116,4 +116,4 @@ def test_any_manifest_is_read_or_refused(
             node[place[-1]] = odd
     (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
     with suppress(BadBundle):
-        open_bundle(bundle).manifest.model_fingerprint()
+        assert open_bundle(bundle).manifest.state_bytes is not None

@@ -134,6 +134,14 @@ def test_plan_that_does_not_fit() -> None:
     assert found["longest_tokens"] is None
 
 
+def test_the_smallest_budget_that_a_plan_names_does(tmp_path: Path) -> None:
+    (tmp_path / "quay.txt").write_text(TEXT, encoding="utf-8")
+    options = ["--device", "cpu", "--backend", "onnx"]
+    least = facts("plan", "builtin", "--fit", *options)["smallest_budget_bytes"]
+    read = ["read", "builtin", tmp_path / "quay.txt", "--out", tmp_path / "quay.span", *options]
+    assert facts(*read, "--budget", least)["peak_bytes"] <= least
+
+
 def test_read_that_does_not_fit_is_refused_with_the_arithmetic(document: Path) -> None:
     out = document.with_name("never.span")
     done = command(
