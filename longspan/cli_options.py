@@ -158,8 +158,13 @@ Calibrate = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Of int8 and int4: a UTF-8 text on which to tell what they cost.",
+        help="Of int8 and int4: a UTF-8 text that tells what they cost. Of int4, its first two "
+        "thirds (at most 16,384 tokens) round the weights, if they are 4,096 tokens or more.",
     ),
+]
+Nearest = Annotated[
+    bool,
+    typer.Option("--nearest", help="Of int4 with --calibrate: round to the nearest all the same."),
 ]
 TokenizerFile = Annotated[
     str | None,
