@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -471,3 +472,11 @@ def refusal(path: Path, config: Path | None = None) -> str:
     with pytest.raises(BadCheckpoint) as caught:
         open_checkpoint(path, config)
     return str(caught.value)
+
+
+def stories() -> Path:
+    """A small Llama that was trained."""
+    path = Path(os.environ.get("LONGSPAN_DATA", "nowhere")) / "checkpoints/stories260K"
+    if not path.is_dir():
+        pytest.skip("LONGSPAN_DATA has no checkpoints/stories260K")
+    return path

@@ -6,7 +6,7 @@ report = export_bundle("mamba-130m", "mamba-130m-bundle", weights="bfloat16")
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from math import prod
@@ -30,14 +30,15 @@ from longspan.bundle import (
 from longspan.errors import BadInput, VerificationFailed
 from longspan.export.activations import chunk_bytes
 from longspan.export.anchors import AnchorReport, AnchorRequest, add_anchors
-from longspan.export.calibrate import Calibration, calibration_tokens, measure_cost
+from longspan.export.calibrate import Calibration, calibration_text, measure_cost
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.folder import check_free, new_folder
 from longspan.export.from_bundle import open_source, prompt_of
 from longspan.export.genai import genai_config
 from longspan.export.graph import decoder_graph
-from longspan.export.quantize import QuantizedWeights
+from longspan.export.quantize import Packed, QuantizedWeights
 from longspan.export.report import ExportReport
+from longspan.export.rounding import round_for_text
 from longspan.export.tokenizer import choose_tokenizer, tokenizer_content
 from longspan.export.weight_options import WeightOptions
 from longspan.export.weights import ByteRange, write_safetensors
@@ -60,6 +61,7 @@ def export_bundle(
     quantize_embedding: bool | None = None,
     quantize_head: bool | None = None,
     calibrate: str | Path | None = None,
+    nearest: bool = False,
     tokenizer: str | Path | None = None,
     split_digits: bool = False,
     config: str | Path | None = None,
@@ -86,7 +88,10 @@ def export_bundle(
         symmetric: of quantised weights: False stores a zero point a block, too.
         quantize_embedding, quantize_head: of quantised weights: False leaves this one in 16 bits;
             where the two are one matrix, either says it for both.
-        calibrate: of quantised weights: a UTF-8 text on which the report tells their cost.
+        calibrate: of quantised weights: a UTF-8 text on which the report tells their cost. 4 bits
+            are rounded (GPTQ) for its first two thirds, at most 16,384 tokens, where these are
+            4,096 or more; what follows tells.
+        nearest: of quantised weights: round to the nearest all the same.
         tokenizer: a ``tokenizer.json``, or ``"bytes"`` for a model whose tokens are bytes, id =
             value (a file of that name is ``"./bytes"``). None takes the file in the checkpoint's
             folder; where there is none, bytes if the family's tokens are.
@@ -121,6 +126,7 @@ def export_bundle(
         quantize_embedding=quantize_embedding,
         quantize_head=quantize_head,
         calibrate=calibrate,
+        nearest=nearest,
     )
     asked.check()
     prompt = _prompt(prompt_template, stop, prompt_of(checkpoint))
@@ -136,23 +142,27 @@ def export_bundle(
         tokenizer=content,
         describe=partial(_described, dtype=dtype),
     )
-    text = (
-        None if calibrate is None else calibration_tokens(calibrate, content, vocabulary == BYTES)
-    )
+    stored, text = opened.config.quantization, None
+    if calibrate is not None and stored is not None:
+        text = calibration_text(calibrate, content, byte_tokens=vocabulary == BYTES, fit=asked.fits)
     with new_folder(Path(bundle), force=force) as folder:
         specs = opened.specs(dtype)
         weight_bytes = sum(spec.nbytes for spec in specs)
-        stored_as = weights if opened.config.quantization else dtype
-        progress(f"writing {format_bytes(weight_bytes)} of {stored_as} weights ({opened.family})")
+        stored_as = weights if stored else dtype
         weights_read = _WeightsRead(opened, allow_nonfinite=allow_nonfinite)
-        read = QuantizedWeights.over(weights_read, opened, dtype)
+        rounded: Mapping[str, Packed] = {}
+        if text is not None and len(text.fitted):
+            progress(f"rounding to {weights} for {len(text.fitted):,} tokens of {text.name}")
+            fitted = torch.from_numpy(text.fitted)
+            rounded = round_for_text(opened, fitted, dtype=dtype, read=weights_read)
+        progress(f"writing {format_bytes(weight_bytes)} of {stored_as} weights ({opened.family})")
+        read = QuantizedWeights(weights_read, opened, dtype, rounded)
         ranges = write_safetensors(folder / WEIGHTS, specs, read)
         calibration = None
-        if calibrate is not None and text is not None:
-            progress(f"reading {len(text):,} tokens of {calibrate}, unquantised and quantised")
-            calibration = measure_cost(
-                opened, dtype=dtype, weights=folder / WEIGHTS, text=calibrate, tokens=text
-            )
+        if text is not None:
+            count = len(text.measured)
+            progress(f"reading {count:,} tokens of {text.name}, unquantised and quantised")
+            calibration = measure_cost(opened, text, dtype=dtype, weights=folder / WEIGHTS)
         _write_graphs(folder, opened, dtype, ranges, progress)
         if content is not None:
             (folder / TOKENIZER).write_bytes(content)
@@ -190,12 +200,12 @@ class _WeightsRead:
     def __init__(self, checkpoint: Checkpoint, *, allow_nonfinite: bool) -> None:
         self._checkpoint = checkpoint
         self._allow = allow_nonfinite
-        self.nonfinite: list[str] = []
+        self.nonfinite: set[str] = set()
 
     def __call__(self, name: str) -> torch.Tensor:
         tensor = self._checkpoint.read(name, allow_nonfinite=self._allow)
         if self._allow and not bool(torch.isfinite(tensor).all()):
-            self.nonfinite.append(name)
+            self.nonfinite.add(name)
         return tensor
 
 
@@ -246,7 +256,7 @@ def _manifest(
     prompt: Prompt,
     *,
     byte_tokens: bool,
-    nonfinite: Sequence[str],
+    nonfinite: Collection[str],
     anchors: AnchorReport | None,
     calibration: Calibration | None,
 ) -> Manifest:

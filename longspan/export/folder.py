@@ -24,21 +24,29 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
         force: whether a folder that is there may be replaced, after the new one is complete.
 
     Raises:
-        BadInput: there is a file, or a folder with something in it and `force` is false.
+        BadInput: there is a file, or a folder with something in it and `force` is false; or the new
+            one cannot be written.
     """
     check_free(path, force=force)
     made = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
-        # mkdtemp makes it private; a bundle is readable as any new folder is.
-        partial.chmod(0o777 & ~_umask())
-        yield partial
-        _replace(path, partial)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        try:
+            # mkdtemp makes it private; a bundle is readable as any new folder is.
+            partial.chmod(0o777 & ~_umask())
+            yield partial
+            _replace(path, partial)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise BadInput(
+            f"{path} was asked for as a new bundle, and it cannot be written ({error}). Nothing of "
+            "it is left there. Choose a folder that may be written, with room for the bundle."
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         for parent in made:
-            if not any(parent.iterdir()):
+            if parent.exists() and not any(parent.iterdir()):
                 parent.rmdir()
 
 

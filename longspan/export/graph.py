@@ -105,7 +105,7 @@ def _trace(decoder: Decoder) -> onnx.ModelProto:
         "state": state,
         "weights": weights,
     }
-    with _quiet():
+    with _quiet(), _interrupts():
         program = torch.onnx.export(
             _Traced(decoder).eval(),
             args=(),
@@ -199,3 +199,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Let Ctrl-C be one: what torch imports while it exports may turn it into an error of its."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
+        raise

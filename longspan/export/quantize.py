@@ -10,7 +10,7 @@ point is rounded, and the range is that of the block and zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -22,11 +22,11 @@ from longspan.tensors import DType
 # Name of a quantised parameter's scales and zero points: those of `mixer.in_proj.weight` are
 # `mixer.in_proj.scales`, those of `head` are `head_scales`.
 _PARTS = ("scales", "zeros")
+# Numbers, scales, and zero points where they are stored.
+Packed = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-def quantize_matrix(
-    matrix: torch.Tensor, stored: Quantization, dtype: DType
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def quantize_matrix(matrix: torch.Tensor, stored: Quantization, dtype: DType) -> Packed:
     """Quantise a matrix.
 
     Args:
@@ -39,22 +39,42 @@ def quantize_matrix(
         [N, ceil(blocks bits / 8)] or None; `longspan.kernels.dequantize` reads them.
     """
     rows, width = matrix.shape
-    blocks, top = stored.blocks(width), 2**stored.bits - 1
+    blocks = stored.blocks(width)
     padded = torch.nn.functional.pad(matrix.float(), (0, blocks * stored.block - width))
     parts = padded.view(rows, blocks, stored.block)
+    scales, zeros = block_range(parts, stored, dtype)
+    return packed_matrix(rounded(parts, scales, zeros, stored), scales, zeros, stored)
+
+
+def block_range(
+    parts: torch.Tensor, stored: Quantization, dtype: DType
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales in `dtype` [...] and zero points float32 [...] of blocks float32 [..., block]."""
+    top = 2**stored.bits - 1
     low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
-    if stored.symmetric:
-        half = top // 2 + 1
-        larger, smaller = torch.maximum(high, -low), torch.minimum(high, -low)
-        size = rounded_up(torch.maximum(larger / (half + 0.5), smaller / (half - 0.5)), dtype)
-        scales = torch.where(high > -low, -size, size)
-        zeros = torch.full_like(low, half)
-    else:
+    if not stored.symmetric:
         scales = rounded_up((high - low) / top, dtype)
-        zeros = (-low / _divisor(scales)).round().clamp(0, top)
+        return scales, (-low / _divisor(scales)).round().clamp(0, top)
+    half = top // 2 + 1
+    larger, smaller = torch.maximum(high, -low), torch.minimum(high, -low)
+    size = rounded_up(torch.maximum(larger / (half + 0.5), smaller / (half - 0.5)), dtype)
+    return torch.where(high > -low, -size, size), torch.full_like(low, half)
+
+
+def rounded(
+    parts: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, stored: Quantization
+) -> torch.Tensor:
+    """The nearest numbers, float32 [..., block], of weights float32 [..., block]."""
     numbers = (parts / _divisor(scales)[..., None]).round() + zeros[..., None]
+    return numbers.clamp(0, 2**stored.bits - 1)
+
+
+def packed_matrix(
+    numbers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, stored: Quantization
+) -> Packed:
+    """What `quantize_matrix` gives of numbers [N, blocks, block] and what they are rounded by."""
     return (
-        packed(numbers.clamp(0, top).to(torch.uint8), stored.bits),
+        packed(numbers.to(torch.uint8), stored.bits),
         scales,
         None if stored.symmetric else packed(zeros.to(torch.uint8), stored.bits),
     )
@@ -84,48 +104,52 @@ def _divisor(scales: torch.Tensor) -> torch.Tensor:
     return torch.where(wide != 0, wide, 1.0)
 
 
+def quantized_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of the parameters that are matrices of 8 or 4 bits under the checkpoint's config."""
+    uint8 = {spec.name for spec in checkpoint.specs() if spec.dtype == "uint8"}
+    return frozenset(uint8 & checkpoint.weights.keys())
+
+
+def require_finite(name: str, matrix: torch.Tensor, stored: Quantization) -> None:
+    """Refuse a matrix with NaN or infinities.
+
+    Raises:
+        BadInput: it has some.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise BadInput(
+            f"weights of {stored.bits} bits were asked for, and {name} holds NaN or infinities, "
+            "which numbers of 8 or 4 bits cannot. Export with weights='bfloat16' "
+            "(--weights bfloat16)."
+        )
+
+
 class QuantizedWeights:
-    """Reads a model's parameters by name, quantised where `stored` says so.
+    """Reads a model's parameters by name, quantised where its config says so.
 
     Args:
         read: gives a parameter of floating point by name.
-        stored: bits and blocks.
+        checkpoint: its config says how matrices are stored.
         dtype: of the scales.
-        quantized: names of the parameters that are uint8.
+        rounded: matrices that are quantised already, by name; others are rounded to the nearest.
     """
 
     def __init__(
         self,
         read: Callable[[str], torch.Tensor],
-        stored: Quantization,
+        checkpoint: Checkpoint,
         dtype: DType,
-        quantized: frozenset[str],
+        rounded: Mapping[str, Packed],
     ) -> None:
-        self._read, self._stored, self._dtype = read, stored, dtype
+        self._read, self._stored = read, checkpoint.config.quantization
+        self._dtype, self._rounded = dtype, rounded
         self._names = {
             part_name(name, part): (name, part)
-            for name in quantized
+            for name in quantized_names(checkpoint)
             for part in ("weight", *_PARTS)
         }
         # The matrix quantised last: its parts are asked for in turn.
         self._last: tuple[str, dict[str, torch.Tensor | None]] | None = None
-
-    @classmethod
-    def over(
-        cls, read: Callable[[str], torch.Tensor], checkpoint: Checkpoint, dtype: DType
-    ) -> Callable[[str], torch.Tensor]:
-        """`read`, with what the checkpoint's config says of quantised matrices.
-
-        Args:
-            read: gives a parameter of floating point by name.
-            checkpoint: its config, and which parameters are uint8 under it.
-            dtype: of the scales.
-        """
-        stored = checkpoint.config.quantization
-        if stored is None:
-            return read
-        names = {spec.name for spec in checkpoint.specs(dtype) if spec.dtype == "uint8"}
-        return cls(read, stored, dtype, frozenset(names & checkpoint.weights.keys()))
 
     def __call__(self, name: str) -> torch.Tensor:
         """One parameter.
@@ -143,14 +167,8 @@ class QuantizedWeights:
         return result
 
     def _parts(self, name: str) -> dict[str, torch.Tensor | None]:
-        matrix = self._read(name)
-        if not bool(torch.isfinite(matrix).all()):
-            raise BadInput(
-                f"weights of {self._stored.bits} bits were asked for, and {name} holds NaN or "
-                "infinities, which numbers of 8 or 4 bits cannot. Export with weights='bfloat16' "
-                "(--weights bfloat16)."
-            )
-        weight, scales, zeros = quantize_matrix(matrix, self._stored, self._dtype)
+        assert self._stored is not None, f"{name} is quantised, so the config says how"
+        weight, scales, zeros = self._rounded.get(name) or self._nearest(name, self._stored)
         if not bool(torch.isfinite(scales).all()):
             raise BadInput(
                 f"weights of {self._stored.bits} bits were asked for with scales in {self._dtype}, "
@@ -158,6 +176,11 @@ class QuantizedWeights:
                 "first."
             )
         return {"weight": weight, "scales": scales, "zeros": zeros}
+
+    def _nearest(self, name: str, stored: Quantization) -> Packed:
+        matrix = self._read(name)
+        require_finite(name, matrix, stored)
+        return quantize_matrix(matrix, stored, self._dtype)
 
 
 def part_name(name: str, part: str) -> str:

@@ -26,6 +26,7 @@ class WeightOptions:
     quantize_embedding: bool | None = None
     quantize_head: bool | None = None
     calibrate: str | Path | None = None
+    nearest: bool = False
 
     def check(self) -> None:
         """Refuse what cannot be used, before anything is read.
@@ -62,8 +63,14 @@ class WeightOptions:
             "(--quantize-embedding)": self.quantize_embedding is not None,
             f"quantize_head={self.quantize_head} (--quantize-head)": self.quantize_head is not None,
             f"calibrate={str(self.calibrate)!r} (--calibrate)": self.calibrate is not None,
+            "nearest=True (--nearest)": self.nearest,
         }
         return [name for name, is_given in given.items() if is_given]
+
+    @property
+    def fits(self) -> bool:
+        """Whether weights are rounded for the text: 8 bits lose nothing that it could win back."""
+        return self.weights == "int4" and not self.nearest
 
     def dtype(self, checkpoint: Checkpoint) -> DType:
         """Dtype of all that is not quantised, and of scales.

@@ -261,12 +261,21 @@ def tokenizer_beside(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def end_token(data: Mapping[str, Any]) -> int | None:
-    """The ``eos_token_id`` of a config; the first of several."""
+def end_token(data: Mapping[str, Any], path: str) -> int | None:
+    """The ``eos_token_id`` of a config read from `path`; the first of several.
+
+    Raises:
+        BadCheckpoint: it is neither a number, nor a list of numbers, nor null.
+    """
     value = data.get("eos_token_id")
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return value if isinstance(value, int) else None
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for each in ids:
+        if isinstance(each, bool) or not isinstance(each, int):
+            raise BadCheckpoint(
+                f"{path} has eos_token_id {value!r}. It must be the id of the token that ends a "
+                "text, a list of such ids, or null. Mend the config, or leave the key out."
+            )
+    return ids[0] if ids else None
 
 
 def config_beside(folder: Path, config: Path | None) -> tuple[str, dict[str, Any]]:

@@ -191,10 +191,32 @@ def test_a_failure_leaves_nothing_and_keeps_the_old(
 
     monkeypatch.setattr(bundle_writer, "_write_graphs", fail)
     for path in (tmp_path / "bundle", tmp_path / "new/deep/bundle"):
-        with pytest.raises(OSError, match="the disk is full"):
+        with pytest.raises(BadInput) as caught:
             export_bundle(tmp_path / "checkpoint", path, force=True)
+        assert str(caught.value) == (
+            f"{path} was asked for as a new bundle, and it cannot be written (the disk is full). "
+            "Nothing of it is left there. Choose a folder that may be written, with room for the "
+            "bundle."
+        )
     assert names(tmp_path) == ["bundle", "checkpoint"]
     assert (tmp_path / "bundle/longspan.json").read_bytes() == before
+
+
+def test_ctrl_c_while_torch_exports_is_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import that it interrupts may turn it into an error, and torch that into its own."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise torch.onnx.OnnxExporterError("failed") from error
+
+    write_hf(tmp_path / "checkpoint")
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
 
 
 def test_a_bundle_that_fails_its_checks_is_not_written(

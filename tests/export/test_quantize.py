@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from helpers_checkpoints import write_hf, write_llama, write_tokenizer
+from helpers_checkpoints import stories, write_hf, write_llama, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from longspan.bundle import GRAPHS, WEIGHTS, open_bundle
 from longspan.errors import BadInput
-from longspan.export import export_bundle
+from longspan.export import calibrate, export_bundle
 from longspan.export.quantize import part_name, quantize_matrix, rounded_up
 from longspan.kernels.dequantize.reference import dequantize
 from longspan.models.config import Quantization
 from longspan.tensors import DType
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
-
-
-def stories() -> Path:
-    """A small Llama that was trained."""
-    path = Path(os.environ.get("LONGSPAN_DATA", "nowhere")) / "checkpoints/stories260K"
-    if not path.is_dir():
-        pytest.skip("LONGSPAN_DATA has no checkpoints/stories260K")
-    return path
 
 
 @settings(deadline=None, max_examples=60)
@@ -75,10 +66,12 @@ def test_names_of_parts() -> None:
     assert part_name("embedding", "zeros") == "embedding_zeros"
 
 
-def test_a_bundle_of_4_bits_end_to_end(tmp_path: Path) -> None:
-    """A trained model: smaller, checked, and hardly worse; the report says so."""
-    text = tmp_path / "story.txt"
-    text.write_text("Once upon a time, there was a little girl named Lily. " * 2)
+def test_a_bundle_of_4_bits_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained model: smaller, checked, rounded for a text whose end tells that it is near."""
+    monkeypatch.setattr(calibrate, "FEWEST_FITTED_TOKENS", 400)
+    text = tmp_path / "letters.txt"
+    drawn = torch.randint(26, (900,), generator=torch.Generator().manual_seed(5))
+    text.write_text("".join(chr(97 + int(each)) for each in drawn))
     report = export_bundle(
         stories(), tmp_path / "int4", weights="int4", symmetric=False, tokenizer="bytes",
         calibrate=text,
@@ -91,9 +84,10 @@ def test_a_bundle_of_4_bits_end_to_end(tmp_path: Path) -> None:
     assert manifest.weight_bytes < 160_000
     cost = report.calibration
     assert cost is not None
-    assert 0 < cost.rms_logit_error < cost.max_logit_error
-    assert cost.tokens == len(text.read_bytes())
-    assert "perplexity" in report.text()
+    assert 0 < cost.rms_logit_error < cost.max_logit_error < 0.1 * cost.rms_logit
+    assert (cost.fitted_tokens, cost.tokens) == (600, 300)
+    assert "rounded for the 600 tokens before them: logits off" in report.text()
+    assert manifest.source["calibration"]["fitted_tokens"] == 600
     assert manifest.source["calibration"]["perplexity_change"] == cost.perplexity_change
     _check_graphs(report.bundle, tied=manifest.config.tied)
     said = json.loads((tmp_path / "int4/longspan.json").read_text())["quantization"]

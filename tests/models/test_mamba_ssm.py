@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers_checkpoints import VOCABULARY, WIDTH, write_hf, write_mamba
 
+from longspan.errors import BadCheckpoint
 from longspan.models.checkpoint import is_float32, load_decoder
 from longspan.models.families import open_checkpoint
 
@@ -67,6 +68,17 @@ def test_tokenizer_and_end_token_come_from_the_folder(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.tokenizer == tmp_path / "tokenizer.json"
     assert checkpoint.eos == 5
+
+
+@pytest.mark.parametrize("value", ["x", 1.5, True, [5, "x"]])
+def test_an_end_token_that_is_no_number_is_refused(tmp_path: Path, value: object) -> None:
+    write_hf(tmp_path, eos_token_id=value)
+    with pytest.raises(BadCheckpoint) as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'config.json'} has eos_token_id {value!r}. It must be the id of the token "
+        "that ends a text, a list of such ids, or null. Mend the config, or leave the key out."
+    )
 
 
 def test_a_config_may_lie_elsewhere(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def open_backbone(
         copies=(HEAD, called.embedding) if model.tied else None,
         tokenizer=tokenizer_beside(folder),
         byte_tokens=byte_tokens,
-        eos=end_token(data),
+        eos=end_token(data, where),
     )
 
 

@@ -97,7 +97,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         optional=_optional(model),
         copies=(HEAD, EMBEDDING) if model.tied else None,
         tokenizer=tokenizer_beside(folder),
-        eos=end_token(data),
+        eos=end_token(data, where),
     )
 
 

@@ -67,7 +67,7 @@ def open_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         optional={HEAD: (model.vocab_size, model.d_model)} if model.tied else {},
         copies=(HEAD, EMBEDDING) if model.tied else None,
         tokenizer=tokenizer_beside(folder),
-        eos=end_token(data),
+        eos=end_token(data, where),
     )
 
 
