@@ -6,6 +6,7 @@ What an application in any language does: read the state's layout from `longspan
 caches room, start from zeros, feed chunks of tokens with `past.*` and take `present.*`, then go on
 one token at a time. The graph counts and drops by itself; only the room is the caller's to know.
 The `tokenizers` package turns text into ids and back; it exists for Rust, C++, Node and others.
+onnxruntime's own wheels send telemetry, unless ORT_DISABLE_TELEMETRY=1 is set; longspan sets it.
 """
 
 from __future__ import annotations

@@ -223,8 +223,8 @@ Calibrate = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="With int8 and int4: a UTF-8 text on which to measure what they cost. With int4 its first "
-        "two thirds (at most 16,384 tokens) also decide how weights are rounded, where they are "
+        help="With int8 and int4: a UTF-8 text on which to measure what they cost. With int4 its "
+        "first two thirds (at most 16,384 tokens) decide how weights are rounded, where they are "
         "4,096 tokens or more; the rest measures.",
         readable=False,
     ),
