@@ -105,6 +105,7 @@ class Decoding:
     """Tokens one at a time, from the logits and the state after the question.
 
     Attributes:
+        get_backend: gives what computes.
         seconds: spent in choosing and computing, not in waiting for the caller.
         tokens: chosen so far, an `eos` not counted.
         steps: times that the model computed; the first token needs none.
@@ -112,7 +113,7 @@ class Decoding:
         room: that the caches have before the next step.
     """
 
-    backend: Backend
+    get_backend: Callable[[], Backend]
     sampler: Sampler
     rng: np.random.Generator
     ending: Ending
@@ -133,7 +134,7 @@ class Decoding:
         if not (yield from self._say(token)):
             return
         started = time.perf_counter()
-        with closing(self.backend.steps(state, donate=True)) as steps:
+        with closing(self.get_backend().steps(state, donate=True)) as steps:
             del state
             self.seconds += time.perf_counter() - started
             while True:
@@ -165,6 +166,7 @@ class Decoding:
 
     def _step(self, steps: Steps, token: int) -> NDArray[np.float32]:
         started = time.perf_counter()
+        self.get_backend()  # it may have been closed since
         logits = steps.step(token)
         self.seconds += time.perf_counter() - started
         self.steps += 1

@@ -188,7 +188,11 @@ class LoadedModel:
     def _decoding(
         self, sampler: Sampler, ending: Ending, rng: np.random.Generator, room: Room
     ) -> Decoding:
-        return Decoding(backend=self._backend, sampler=sampler, rng=rng, ending=ending, room=room)
+        def get_backend() -> Backend:
+            return self._backend
+
+        get_backend()  # refuses a closed runtime before the answer is asked for
+        return Decoding(get_backend=get_backend, sampler=sampler, rng=rng, ending=ending, room=room)
 
     def _count(self, decoding: Decoding) -> None:
         self._decode.add(decoding.steps, decoding.seconds)

@@ -136,7 +136,7 @@ class SpeculativeDecoding(Decoding):
         self.forwards += 1
         wanted = range(len(tokens) - keep, len(tokens))
         ids = np.array(tokens, np.int64)
-        return self.backend.forward(ids, state, keep=wanted, donate=donate)
+        return self.get_backend().forward(ids, state, keep=wanted, donate=donate)
 
 
 def with_drafts(
@@ -162,7 +162,7 @@ def with_drafts(
     if draft_tokens < 1:
         raise BadInput(f"draft_tokens is {draft_tokens}; it must be 1 or more. Try 4.")
     return SpeculativeDecoding(
-        backend=decoding.backend,
+        get_backend=decoding.get_backend,
         sampler=decoding.sampler,
         rng=decoding.rng,
         ending=decoding.ending,

@@ -162,3 +162,16 @@ def test_a_closed_runtime(bundle: Bundle, call: Callable[[Runtime, Memory], Any]
     assert runtime.plan.total_bytes > 0
     assert runtime.engine == "onnx-cpu"
     assert runtime.measured.peak_bytes > 0
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_an_answer_whose_runtime_is_closed_ends_in_a_message(bundle: Bundle, tokens: int) -> None:
+    with fake_runtime(bundle) as runtime:
+        answer = runtime.ask(runtime.read(TEXT), TEXT[:40], max_tokens=40)
+        pieces = iter(answer)
+        for _ in range(tokens):
+            next(pieces)
+    with pytest.raises(BadInput) as refusal:
+        next(pieces)
+    assert str(refusal.value) == CLOSED
+    assert answer.finish == "cancelled"

@@ -63,15 +63,16 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
         ),
         # The most of: the widened rows of in_proj, all but the gate's, then the gate's or out_proj;
         # what a token of the scan makes of the state, three of it, and its keys and queries. Of a
-        # chunk's tensors the convolution has most: what it reads, the same behind the tail, and a
-        # sum, what is added, and their sum.
+        # chunk's tensors the convolution has most: what it reads, the same rounded to the tail's
+        # dtype where that is narrower, the same behind the tail, and a sum, what is added, and
+        # their sum.
         "torch-cpu": ChunkBytes(
             fixed=max(
                 widened((rows - E) * D, dtype),
                 widened(E * D, dtype),
                 F32 * layer.d_state * (3 * E + 2 * H),
             ),
-            per_token=F32 * (5 * channels + 3 * H + D),
+            per_token=F32 * (5 * channels + 3 * H + D) + widened(channels, dtype),
         ),
         # The most of: what the convolution reads and writes; what the scan does, of a slice two
         # numbers a head, states of the segments, and where heads are stacked the products of B and
