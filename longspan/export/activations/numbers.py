@@ -8,5 +8,5 @@ F32, I64 = DTYPE_BYTES["float32"], DTYPE_BYTES["int64"]
 
 
 def widened(numbers: int, dtype: DType) -> int:
-    """The float32 copy that torch makes of a weight of lower precision, on the CPU, to use it."""
+    """Bytes of the float32 copy that torch makes on CPUs of what has a lower precision."""
     return 0 if dtype == "float32" else F32 * numbers
