@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from longspan.export.cpu_scan import scan_on_cpu
+from longspan.export.scans import expand_scans
 from longspan.kernels.add_norm import add_norm
 from longspan.kernels.attention import window_attention
 from longspan.kernels.causal_conv import causal_conv
@@ -244,7 +245,7 @@ def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
         verbose=False,
     )
     assert program is not None, "dynamo export returns a program"
-    return layer, program.model_proto
+    return layer, expand_scans(program.model_proto, device="cuda")
 
 
 def _row(name: str) -> str:

@@ -3,6 +3,9 @@
 The past and the new keys are joined and masked as in the reference. The products are written as
 `matmul` with the heads in front: an `Einsum` costs ONNX Runtime transposes it cannot plan. Keys
 stay rows (`transB`): to put them in columns took longer than all else of a step.
+
+On CPUs `longspan.export.scans.attention` computes it in blocks of queries, and all that is written
+here is dropped.
 """
 
 from __future__ import annotations
@@ -36,6 +39,38 @@ def masked_attention(
     return y.reshape(batch, length, heads, width)
 
 
+def in_blocks(
+    op_type: str,
+    plain: torch.Tensor,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *seen: torch.Tensor,
+    **attributes: int,
+) -> torch.Tensor:
+    """`plain` on CUDA, and on CPUs what a node of `longspan.export.scans.attention` makes of q.
+
+    Args:
+        op_type: of the node.
+        plain: what `masked_attention` gives.
+        q: float [B, L, H, P].
+        keys: [B, M, G, P], in the dtype of a cache.
+        values: as `keys`.
+        seen: what tells which columns a query sees.
+        attributes: of the node, beside the numbers of heads and their width.
+    """
+    heads, width = q.shape[2:]
+    y: torch.Tensor = torch.onnx.ops.symbolic(
+        f"longspan::{op_type}",
+        (plain, q, keys, values, *seen),
+        {"heads": heads, "groups": keys.shape[2], "width": width, **attributes},
+        dtype=q.dtype,
+        shape=q.shape,
+        version=1,
+    )
+    return y
+
+
 def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -55,8 +90,9 @@ def window_attention(
     column = torch.arange(length + window - 1, device=q.device)[None, :]
     seen = (column >= row) & (column < row + window) & (column >= window - 1 - position)
 
+    y = masked_attention(q, keys, values, seen)
     return (
-        masked_attention(q, keys, values, seen),
+        in_blocks("WindowAttention", y, q, keys, values, position, window=window),
         keys[:, length:].to(past_k.dtype),
         values[:, length:].to(past_v.dtype),
     )

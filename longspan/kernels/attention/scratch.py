@@ -6,6 +6,9 @@ stand idle while each walks a long past: then the past is cut into splits, whose
 
 from __future__ import annotations
 
+# Queries whose scores a CPU writes down at once.
+BLOCK_QUERIES = 32
+
 # Two programs for each multiprocessor of a large GPU, nearly.
 PROGRAMS = 256
 # Rows of all programs together, which bounds the scratch.
