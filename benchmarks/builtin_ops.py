@@ -28,8 +28,8 @@ from timing import HostClock, Timing, alternate
 from longspan import builtin_bundle
 from longspan.bundle import open_bundle
 from longspan.export.cpu_scan import scan_on_cpu
-from longspan.export.scans import expand_scans
 from longspan.export.graph import OPSET
+from longspan.export.scans import expand_scans
 from longspan.kernels import choose, override
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.onnx_session import available_threads

@@ -14,7 +14,7 @@ from longspan.engines import Device
 from longspan.export.scans import expand_scans
 from longspan.kernels.anchor_attention import anchor_attention
 from longspan.kernels.anchor_attention.reference import anchor_attention as reference
-from longspan.kernels.attention.scratch import BLOCK_QUERIES
+from longspan.kernels.attention.scratch import block_queries
 from longspan.runtime.backends.onnx_session import HOST_OPS
 from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 H, G, P = 4, 2, 12
+BLOCK = block_queries(H // G)
 Tensors = tuple[torch.Tensor, ...]
 
 # Calls one after another: tokens, and which of them are anchors.
@@ -35,9 +36,9 @@ CALLS: dict[str, list[tuple[int, list[int]]]] = {
     "anchors only": [(3, [0, 1, 2]), (1, [0]), (2, [0, 1])],
     "one token": [(1, [])],
     "around a block": [
-        (BLOCK_QUERIES - 1, []),
-        (BLOCK_QUERIES, [0, BLOCK_QUERIES - 1]),
-        (BLOCK_QUERIES + 1, [BLOCK_QUERIES]),
+        (BLOCK - 1, []),
+        (BLOCK, [0, BLOCK - 1]),
+        (BLOCK + 1, [BLOCK]),
         (2, []),
     ],
     "many": [(63, [5, 9, 40]), (1, [0]), (1, []), (1, []), (64, [63]), (2, [])],

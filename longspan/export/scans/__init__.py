@@ -19,11 +19,12 @@ from onnx import helper
 
 from longspan.engines import Device
 from longspan.export.nodes import alive, set_nodes
-from longspan.export.scans.attention import anchor_attention, full_attention, window_attention
+from longspan.export.scans.attention import anchor_attention, full_attention
 from longspan.export.scans.body import Body
 from longspan.export.scans.conba import conba_body
 from longspan.export.scans.conba_chunks import conba_in_chunks
 from longspan.export.scans.experts import MICROSOFT, experts_body
+from longspan.export.scans.window import window_attention
 
 __all__ = ["expand_scans"]
 

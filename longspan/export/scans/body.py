@@ -48,7 +48,7 @@ class Body:
         return self.constant(np.array(axes, np.int64))
 
     def nodes(self) -> list[onnx.NodeProto]:
-        """The nodes for the graph around, where the constants are nodes, too."""
+        """The nodes for the graph around, where constants are nodes, and equal ones one."""
         constants = [
             helper.make_node("Constant", [], [each.name], value=each) for each in self._constants
         ]

@@ -45,6 +45,7 @@ def in_blocks(
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    queries: torch.Tensor,
     *seen: torch.Tensor,
     **attributes: int,
 ) -> torch.Tensor:
@@ -56,13 +57,14 @@ def in_blocks(
         q: float [B, L, H, P].
         keys: [B, M, G, P], in the dtype of a cache.
         values: as `keys`.
-        seen: what tells which columns a query sees.
+        queries: int64 [L], 0 to L - 1.
+        seen: what tells which keys a query sees.
         attributes: of the node, beside the numbers of heads and their width.
     """
     heads, width = q.shape[2:]
     y: torch.Tensor = torch.onnx.ops.symbolic(
         f"longspan::{op_type}",
-        (plain, q, keys, values, *seen),
+        (plain, q, keys, values, queries, *seen),
         {"heads": heads, "groups": keys.shape[2], "width": width, **attributes},
         dtype=q.dtype,
         shape=q.shape,
@@ -86,13 +88,14 @@ def window_attention(
     keys = torch.cat([past_k.to(k.dtype), k], dim=1)
     values = torch.cat([past_v.to(v.dtype), v], dim=1)
 
-    row = torch.arange(length, device=q.device)[:, None]
+    queries = torch.arange(length, device=q.device)
+    row = queries[:, None]
     column = torch.arange(length + window - 1, device=q.device)[None, :]
     seen = (column >= row) & (column < row + window) & (column >= window - 1 - position)
 
     y = masked_attention(q, keys, values, seen)
     return (
-        in_blocks("WindowAttention", y, q, keys, values, position, window=window),
+        in_blocks("WindowAttention", y, q, keys, values, queries, position, window=window),
         keys[:, length:].to(past_k.dtype),
         values[:, length:].to(past_v.dtype),
     )

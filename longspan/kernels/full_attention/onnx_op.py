@@ -39,8 +39,9 @@ def full_attention(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.full_attention.full_attention`."""
     length, capacity = q.shape[1], past_k.shape[1]
-    places = position + torch.arange(length, device=q.device)
+    queries = torch.arange(length, device=q.device)
+    places = position + queries
     new_k, new_v = _appended(past_k, k, places), _appended(past_v, v, places)
     seen = torch.arange(capacity, device=q.device)[None, :] <= places[:, None]
     y = masked_attention(q, new_k.to(q.dtype), new_v.to(q.dtype), seen)
-    return in_blocks("FullAttention", y, q, new_k, new_v, position), new_k, new_v
+    return in_blocks("FullAttention", y, q, new_k, new_v, queries, position), new_k, new_v
