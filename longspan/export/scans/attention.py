@@ -161,7 +161,7 @@ def _by_head(
     found = around.add(
         "Scan", numbers, body=body.graph([found]), num_scan_inputs=1, scan_output_axes=[1]
     )
-    shape = [blocks.joined(around, found), around.axes(1, -1, heads, width)]
+    shape = [blocks.joined(around, found), around.axes(1, -1, groups, shared, width)]
     return [*around.nodes(), helper.make_node("Reshape", shape, list(node.output), name=node.name)]
 
 

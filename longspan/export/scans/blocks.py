@@ -61,6 +61,5 @@ def each_row(body: Body, rows: str, shared: int) -> str:
 
 
 def bias(body: Body, seen: str) -> str:
-    """Zero for what is seen, minus infinity for all else, in float32."""
-    zero, never = (body.constant(np.array(each, np.float32)) for each in (0, -np.inf))
-    return body.add("Where", seen, zero, never)
+    """Zero for what is seen, minus infinity for all else: the logarithm, in float32."""
+    return body.add("Log", body.add("Cast", seen, to=TensorProto.FLOAT))

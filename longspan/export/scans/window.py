@@ -74,7 +74,7 @@ def window_attention(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> lis
     found = around.add(
         "If", is_one, then_branch=one.graph([of_one]), else_branch=several.graph([of_several])
     )
-    shape = [found, around.axes(1, -1, heads, width)]
+    shape = [found, around.axes(1, -1, groups, shared, width)]
     return [*around.nodes(), helper.make_node("Reshape", shape, list(node.output), name=node.name)]
 
 

@@ -21,7 +21,11 @@ def _heads_first(tensor: torch.Tensor) -> torch.Tensor:
 def masked_attention(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """See `longspan.kernels.attention.reference.masked_attention`."""
+    """softmax(q k^T / sqrt(P)) v over the keys that `seen`, bool [L, M], marks, for `in_blocks`.
+
+    Returns:
+        The outputs by key head, [B, L, G, H/G, P].
+    """
     batch, length, heads, width = q.shape
     groups = keys.shape[2]
     scaled = q * width**-0.5
@@ -35,8 +39,7 @@ def masked_attention(
         version=1,
     )
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    y: torch.Tensor = (weights @ _heads_first(values)).permute(0, 3, 1, 2, 4)
-    return y.reshape(batch, length, heads, width)
+    return (weights @ _heads_first(values)).permute(0, 3, 1, 2, 4)
 
 
 def in_blocks(
@@ -49,10 +52,10 @@ def in_blocks(
     *seen: torch.Tensor,
     **attributes: int,
 ) -> torch.Tensor:
-    """`plain` on CUDA, and on CPUs what a node of `longspan.export.scans.attention` makes of q.
+    """The output [B, L, H, P]: `plain` on CUDA, and on CPUs that of a node that is expanded there.
 
     Args:
-        op_type: of the node.
+        op_type: of the node, in `longspan.export.scans`.
         plain: what `masked_attention` gives.
         q: float [B, L, H, P].
         keys: [B, M, G, P], in the dtype of a cache.
@@ -62,15 +65,16 @@ def in_blocks(
         attributes: of the node, beside the numbers of heads and their width.
     """
     heads, width = q.shape[2:]
+    # The shape of `plain`, for the exporter joins what reshapes it with what reshapes it again.
     y: torch.Tensor = torch.onnx.ops.symbolic(
         f"longspan::{op_type}",
         (plain, q, keys, values, queries, *seen),
         {"heads": heads, "groups": keys.shape[2], "width": width, **attributes},
         dtype=q.dtype,
-        shape=q.shape,
+        shape=plain.shape,
         version=1,
     )
-    return y
+    return y.reshape(q.shape)
 
 
 def window_attention(
