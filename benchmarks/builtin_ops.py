@@ -29,6 +29,7 @@ from longspan import builtin_bundle
 from longspan.bundle import open_bundle
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.graph import OPSET
+from longspan.export.scans import expand_scans
 from longspan.kernels import choose, override
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.onnx_session import available_threads
@@ -148,7 +149,7 @@ def session_call(call: OpCall, threads: int) -> Callable[[], Any]:
             _Traced(call).eval(), tensors, dynamo=True, opset_version=OPSET, verbose=False
         )
     assert program is not None, "torch.onnx.export with dynamo=True gives a program"
-    model = scan_on_cpu(program.model_proto)
+    model = scan_on_cpu(expand_scans(program.model_proto, device="cpu"))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.disable_prepacking", "1")

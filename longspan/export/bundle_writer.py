@@ -39,6 +39,7 @@ from longspan.export.graph import decoder_graph
 from longspan.export.quantize import Packed, QuantizedWeights
 from longspan.export.report import ExportReport
 from longspan.export.rounding import round_for_text
+from longspan.export.scans import expand_scans
 from longspan.export.tokenizer import choose_tokenizer, tokenizer_content
 from longspan.export.weight_options import WeightOptions
 from longspan.export.weights import ByteRange, write_safetensors
@@ -235,14 +236,14 @@ def _write_graphs(
     config = checkpoint.config
     progress(f"tracing {GRAPHS['cuda']}")
     on_cuda = decoder_graph(config, dtype=dtype, compute=dtype, ranges=ranges)
-    _write_graph(folder / GRAPHS["cuda"], on_cuda)
+    _write_graph(folder / GRAPHS["cuda"], expand_scans(on_cuda, device="cuda"))
     progress(f"tracing {GRAPHS['cpu']}")
     wide = (
         on_cuda
         if dtype == "float32"
         else decoder_graph(config, dtype=dtype, compute="float32", ranges=ranges)
     )
-    _write_graph(folder / GRAPHS["cpu"], scan_on_cpu(wide))
+    _write_graph(folder / GRAPHS["cpu"], scan_on_cpu(expand_scans(wide, device="cpu")))
 
 
 def _write_graph(path: Path, model: onnx.ModelProto) -> None:

@@ -4,6 +4,8 @@ Weights are inputs while torch traces the decoder, so nothing can fold, rename o
 they become initializers that point at byte ranges. Tracing needs no memory for them.
 
     model = decoder_graph(config, dtype="bfloat16", compute="float32", ranges=ranges)
+
+Its loops are nodes of the domain ``longspan``, which `longspan.export.scans` writes out.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from torch import nn
 
 from longspan.bundle import WEIGHTS
 from longspan.export.fewer_nodes import fewer_nodes
-from longspan.export.scans import expand_scans
 from longspan.export.weights import ByteRange
 from longspan.models.checkpoint import empty_decoder
 from longspan.models.config import ModelConfig
@@ -84,7 +85,6 @@ def decoder_graph(
     _drop_notes(model)
     if compute == dtype:
         fewer_nodes(model)
-    expand_scans(model)
     if not any(opset.domain == MICROSOFT for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     return model

@@ -154,7 +154,9 @@ def run_demo(
     path = bundle or builtin_bundle()
     if budget is None and bundle is None:
         budget = _least_budget(path, device, backend)
-    with load(path, budget=budget, device=device, backend=backend) as runtime:
+    # The text is cut where its bytes promise so many tokens, and holds facts beside.
+    most = None if tokens is None else tokens + tokens // 8
+    with load(path, budget=budget, tokens=most, device=device, backend=backend) as runtime:
         text = filler(source, tokens=tokens, tokenizer=runtime.tokenizer)
         others = distractors(task, rng, text.repeats)
         if on_start is not None:

@@ -88,8 +88,15 @@ def sum_bytes(items: Iterable[PlanItem]) -> int:
 def chunk_items(
     manifest: Manifest, engine: Engine, tokens: int, capacity: int
 ) -> tuple[PlanItem, ...]:
-    """What a chunk of `tokens` tokens takes, with caches of `capacity` entries."""
+    """What a chunk of `tokens` tokens takes, with caches of `capacity` entries, beside these.
+
+    torch on CPUs computes where no more than two copies of the caches are, and a layer's next: the
+    third is made when nothing is computed.
+    """
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
+    if engine == "torch-cpu" and manifest.cache_entry_bytes:
+        third = capacity * manifest.cache_entry_bytes - _largest(manifest.state_at(capacity))
+        live = max(manifest.chunk_peak_bytes(engine, tokens), live - max(0, third))
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
     if engine == "torch-cuda":
         return activations, _unfilled(unfilled_bytes(manifest, live))
@@ -149,7 +156,7 @@ def cache_items(
     """
     if not manifest.cache_entry_bytes:
         return ()
-    copies = max(CACHE_COPIES[engine], 2 if drafted else 1)
+    copies = CACHE_COPIES[engine] + (drafted and engine.startswith("torch"))
     taken = copies * capacity * manifest.cache_entry_bytes
     name = f"cache of {capacity:,} entries"
     if copies > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -14,7 +15,9 @@ from longspan.kernels.selective_scan.scratch import MAX_CHUNKS, scratch_bytes
 from longspan.kernels.ssd.scratch import Sizes
 from longspan.kernels.ssd.scratch import scratch_bytes as ssd_scratch_bytes
 from longspan.models.config import (
+    AnchorAttentionConfig,
     ConbaConfig,
+    FullAttentionConfig,
     GlaConfig,
     Mamba2Config,
     MambaConfig,
@@ -30,6 +33,8 @@ MAMBA2 = Mamba2Config(n_heads=4, head_dim=16, n_groups=2, d_state=32, d_conv=4)
 OFF = ConbaConfig(n_heads=4, head_dim=8, d_state=16, d_select=24, gain="off")
 GLA = GlaConfig(n_heads=4, key_dim=16, value_dim=32, gate_rank=5)
 RETENTION = GlaConfig(n_heads=2, key_dim=160, value_dim=192, gate_rank=None, rope_base=10000.0)
+FULL = FullAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=8)
+ANCHORS = AnchorAttentionConfig(n_heads=4, n_kv_heads=2, head_dim=8, anchor_every=9)
 CONFIG = ModelConfig(
     family="samba",
     vocab_size=100,
@@ -104,12 +109,22 @@ def test_onnx_runtime_copies_a_state_only_where_a_head_is_cut() -> None:
     assert found[8].fixed == 2 * 4 * 2 * 160 * 192
 
 
-def test_only_attention_grows_with_the_square() -> None:
+def test_only_attention_on_cuda_grows_with_the_square() -> None:
     found = chunk_bytes(CONFIG, "float32")
     pairs = {engine: [item.per_pair > 0 for item in items] for engine, items in found.items()}
     assert pairs == {
-        "onnx-cpu": [i == 2 for i in range(10)],
+        "onnx-cpu": [False] * 10,
         "onnx-cuda": [i == 2 for i in range(10)],
-        "torch-cpu": [i == 2 for i in range(10)],
+        "torch-cpu": [False] * 10,
         "torch-cuda": [False] * 10,
     }
+
+
+def test_on_cpus_scores_are_those_of_a_block() -> None:
+    config = replace(CONFIG, layers=(FULL, ANCHORS))
+    for engine, layers in chunk_bytes(config, "bfloat16").items():
+        for layer in layers[:2]:
+            assert (layer.per_token_entry > 0) == (engine == "onnx-cuda")
+    full, _, _ = chunk_bytes(config, "bfloat16")["onnx-cpu"]
+    # A head's key and value in float32, the value as the cache holds it, and 64 rows twice.
+    assert full.per_entry == 2 * 4 * 8 + 2 * 8 + 2 * 4 * 64

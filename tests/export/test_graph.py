@@ -112,10 +112,13 @@ def test_layer_norm_is_one_node_with_float32_statistics(
 
 @pytest.mark.parametrize("graph", GRAPHS.values())
 def test_conba_and_experts_are_scans_of_standard_operators(exported: Exported, graph: str) -> None:
-    """Two layers of Conba, one of experts, whose matrices the loop reads where they lie."""
+    """Two layers of Conba, one of experts, whose matrices the loop reads where they lie.
+
+    On CPUs attention is a loop, too.
+    """
     model = load(exported("mixcon", "float32").bundle / graph)
     scans = [node for node in model.graph.node if node.op_type == "Scan"]
-    assert len(scans) == 3
+    assert len(scans) == (4 if graph == GRAPHS["cpu"] else 3)
     assert {node.domain for node in model.graph.node} <= {"", "com.microsoft"}
     names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
     read = [name for node in scans for name in node.input if name in names]

@@ -10,8 +10,11 @@ import onnxruntime
 import pytest
 import torch
 
+from longspan.engines import Device
+from longspan.export.scans import expand_scans
 from longspan.kernels.anchor_attention import anchor_attention
 from longspan.kernels.anchor_attention.reference import anchor_attention as reference
+from longspan.kernels.attention.scratch import block_queries
 from longspan.runtime.backends.onnx_session import HOST_OPS
 from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
@@ -23,6 +26,7 @@ pytestmark = [
 ]
 
 H, G, P = 4, 2, 12
+BLOCK = block_queries(H // G)
 Tensors = tuple[torch.Tensor, ...]
 
 # Calls one after another: tokens, and which of them are anchors.
@@ -31,6 +35,12 @@ CALLS: dict[str, list[tuple[int, list[int]]]] = {
     "no anchor": [(9, []), (1, []), (20, [])],
     "anchors only": [(3, [0, 1, 2]), (1, [0]), (2, [0, 1])],
     "one token": [(1, [])],
+    "around a block": [
+        (BLOCK - 1, []),
+        (BLOCK, [0, BLOCK - 1]),
+        (BLOCK + 1, [BLOCK]),
+        (2, []),
+    ],
     "many": [(63, [5, 9, 40]), (1, [0]), (1, []), (1, []), (64, [63]), (2, [])],
 }
 
@@ -58,7 +68,7 @@ def _new_cache(capacity: int, dtype: torch.dtype) -> Tensors:
 
 
 @cache
-def _exported(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
+def _traced(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
     q, k, v, is_anchor = _tokens(9, [4], dtype)
     length, capacity = torch.export.Dim("L"), torch.export.Dim("C")
     program = torch.onnx.export(
@@ -73,6 +83,10 @@ def _exported(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
     )
     assert program is not None, "dynamo export returns a program"
     return program.model_proto
+
+
+def _exported(dtype: torch.dtype, kept: torch.dtype, device: Device) -> onnx.ModelProto:
+    return expand_scans(_traced(dtype, kept), device=device)
 
 
 def _largest(calls: Sequence[tuple[int, list[int]]]) -> int:
@@ -112,15 +126,18 @@ def _compare_in_a_chain(
 @pytest.mark.parametrize("kept", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("spare", [0, 17])
 @pytest.mark.parametrize("name", CALLS)
-def test_float32_on_the_cpu(name: str, spare: int, kept: torch.dtype) -> None:
-    session = open_session(_exported(torch.float32, kept), "CPUExecutionProvider")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_float32_on_the_cpu(device: Device, name: str, spare: int, kept: torch.dtype) -> None:
+    session = open_session(_exported(torch.float32, kept, device), "CPUExecutionProvider")
     calls = CALLS[name]
     capacity = _largest(calls) + spare
     _compare_in_a_chain(session, calls, capacity=capacity, dtype=torch.float32, kept=kept)
 
 
-def test_the_graph_knows_no_length() -> None:
-    model = _exported(torch.float32, torch.float32)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_graph_knows_no_length(device: Device) -> None:
+    model = _exported(torch.float32, torch.float32, device)
+    onnx.checker.check_model(model)
     dimensions = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
@@ -132,6 +149,8 @@ def test_the_graph_knows_no_length() -> None:
     # Sizes that depend on values would need these; ONNX Runtime allocates after a synchronisation.
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"NonZero", "Compress", "Unique", "If", "Loop"}
+    assert ("Scan" in kinds) == (device == "cpu")
+    assert ("Softmax" in kinds) == (device == "cuda")
 
 
 @pytest.mark.gpu
@@ -140,7 +159,7 @@ def test_the_graph_knows_no_length() -> None:
 def test_on_cuda(dtype: torch.dtype) -> None:
     onnxruntime.preload_dlls()
     session = open_session(
-        _exported(dtype, dtype),
+        _exported(dtype, dtype, "cuda"),
         "CUDAExecutionProvider",
         config={"session.record_ep_graph_assignment_info": "1"},
     )

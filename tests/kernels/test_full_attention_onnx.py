@@ -1,4 +1,4 @@
-"""Full attention as a graph, exported once with dynamic L and capacity, against the reference."""
+"""Full attention as graphs, exported once with dynamic L and capacity, against the reference."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import onnxruntime
 import pytest
 import torch
 
+from longspan.engines import Device
+from longspan.export.scans import expand_scans
+from longspan.kernels.attention.scratch import block_queries
 from longspan.kernels.full_attention import full_attention
 from tests.kernels.onnx_sessions import open_session, run_session
 from tests.tolerances import assert_close
@@ -20,6 +23,8 @@ pytestmark = [
 ]
 
 H, G, P = 4, 2, 12
+BLOCK = block_queries(H // G)
+AROUND_A_BLOCK = [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK]
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -45,7 +50,7 @@ def empty(capacity: int, dtype: torch.dtype) -> Tensors:
 
 
 @cache
-def exported(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
+def traced(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
     length, capacity = torch.export.Dim("length"), torch.export.Dim("capacity")
     program = torch.onnx.export(
         Attend().eval(),
@@ -62,11 +67,20 @@ def exported(dtype: torch.dtype, kept: torch.dtype) -> onnx.ModelProto:
     return model
 
 
+def exported(dtype: torch.dtype, kept: torch.dtype, device: Device) -> onnx.ModelProto:
+    return expand_scans(traced(dtype, kept), device=device)
+
+
 def compare_in_a_chain(
-    dtype: torch.dtype, kept: torch.dtype, provider: str, capacity: int, lengths: list[int]
+    model: onnx.ModelProto,
+    dtype: torch.dtype,
+    kept: torch.dtype,
+    provider: str,
+    capacity: int,
+    lengths: list[int],
 ) -> None:
     """Run lengths one after another, each side with the state it made itself."""
-    session = open_session(exported(dtype, kept), provider)
+    session = open_session(model, provider)
     found_state = expected_state = empty(capacity, kept)
     for length in lengths:
         new = inputs(length, dtype, kept)
@@ -81,28 +95,64 @@ def compare_in_a_chain(
 
 @pytest.mark.parametrize(
     ("capacity", "lengths"),
-    [(1, [1]), (5, [1, 4]), (90, [1, 2, 7, 63, 1, 9]), (90, [90]), (64, [3])],
+    [
+        (1, [1]),
+        (5, [1, 4]),
+        (90, [1, 2, 7, 63, 1, 9]),
+        (90, [90]),
+        (64, [3]),
+        (sum(AROUND_A_BLOCK) + 3, [2, *AROUND_A_BLOCK, 1]),
+    ],
     ids=str,
 )
-def test_float32_on_the_cpu(capacity: int, lengths: list[int]) -> None:
-    compare_in_a_chain(torch.float32, torch.float32, "CPUExecutionProvider", capacity, lengths)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_float32_on_the_cpu(device: Device, capacity: int, lengths: list[int]) -> None:
+    kept = torch.float32
+    model = exported(kept, kept, device)
+    compare_in_a_chain(model, kept, kept, "CPUExecutionProvider", capacity, lengths)
 
 
-def test_a_cache_narrower_than_the_computation() -> None:
-    compare_in_a_chain(torch.float32, torch.float16, "CPUExecutionProvider", 12, [5, 1, 3])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cache_narrower_than_the_computation(device: Device) -> None:
+    dtype, kept = torch.float32, torch.float16
+    model = exported(dtype, kept, device)
+    compare_in_a_chain(model, dtype, kept, "CPUExecutionProvider", 50, [5, 1, 3, 40, 1])
 
 
-def test_the_capacity_is_one_dimension() -> None:
-    graph = exported(torch.float32, torch.float32).graph
+def test_on_cpus_entries_not_in_use_are_not_read() -> None:
+    model = exported(torch.float32, torch.float32, "cpu")
+    session = open_session(model, "CPUExecutionProvider")
+    new = inputs(3, torch.float32, torch.float32)
+    past = [each.fill_(torch.nan) for each in empty(64, torch.float32)[:2]]
+    for each in past:
+        each[:, :5] = torch.randn(1, 5, G, P)
+    y, *_ = run_session(session, (*new, *past, torch.tensor([5])))
+    expected, *_ = full_attention(*new, *past, torch.tensor([5]))
+    assert_close("onnx", y, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_capacity_is_one_dimension(device: Device) -> None:
+    graph = exported(torch.float32, torch.float32, device).graph
     dims = {value.name: value.type.tensor_type.shape.dim for value in [*graph.input, *graph.output]}
     for name in ("past_k", "past_v", "new_k", "new_v"):
         assert dims[name][1].dim_param == "capacity"
 
 
-def test_one_index_an_entry() -> None:
-    kinds = [node.op_type for node in exported(torch.float32, torch.float32).graph.node]
+def test_for_cuda_one_index_an_entry_and_no_loop() -> None:
+    model = exported(torch.float32, torch.float32, "cuda")
+    onnx.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("ScatterND") == 2
-    assert not {"ScatterElements", "NonZero", "Loop", "If"}.intersection(kinds)
+    assert not {"ScatterElements", "NonZero", "Loop", "If", "Scan"}.intersection(kinds)
+
+
+def test_for_cpus_one_loop_and_no_scores_around_it() -> None:
+    model = exported(torch.float32, torch.float32, "cpu")
+    onnx.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Scan") == 1
+    assert not {"Softmax", "FusedMatMul", "MatMul"}.intersection(kinds)
 
 
 @pytest.mark.gpu
@@ -110,4 +160,5 @@ def test_one_index_an_entry() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_on_cuda(dtype: torch.dtype) -> None:
     onnxruntime.preload_dlls()
-    compare_in_a_chain(dtype, dtype, "CUDAExecutionProvider", 90, [1, 2, 7, 63, 1, 9])
+    model, lengths = exported(dtype, dtype, "cuda"), [1, 2, 7, 63, 1, 9]
+    compare_in_a_chain(model, dtype, dtype, "CUDAExecutionProvider", 90, lengths)

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from longspan.export.cpu_scan import scan_on_cpu
+from longspan.export.scans import expand_scans
 from longspan.kernels.add_norm import add_norm
 from longspan.kernels.attention import window_attention
+from longspan.kernels.attention.scratch import WINDOW_BLOCK_QUERIES
 from longspan.kernels.causal_conv import causal_conv
 from longspan.kernels.gla import gla
 from longspan.kernels.rms_norm import rms_norm
@@ -228,7 +230,7 @@ def _first_state(name: str, dtype: torch.dtype) -> Tensors:
 
 
 @cache
-def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
+def _traced(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
     case = CASES[name]
     layer = Layer(case.run).eval()
     inputs, state = _inputs(case, 9, dtype), _first_state(name, dtype)
@@ -247,16 +249,25 @@ def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
     return layer, program.model_proto
 
 
+def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
+    layer, model = _traced(name, dtype)
+    return layer, expand_scans(model, device="cuda")
+
+
 def _row(name: str) -> str:
     return f"onnx {name.split(',')[0]}" if name.startswith(FLOAT32_STATE) else "onnx"
 
 
 def _compare_in_a_chain(
-    name: str, dtype: torch.dtype, layer: Layer, session: onnxruntime.InferenceSession
+    name: str,
+    dtype: torch.dtype,
+    layer: Layer,
+    session: onnxruntime.InferenceSession,
+    lengths: tuple[int, ...] = (1, 2, 7, 63, 1, 9),
 ) -> None:
     """Run lengths one after another, each side with the state it made itself."""
     found_state = expected_state = _first_state(name, dtype)
-    for length in (1, 2, 7, 63, 1, 9):
+    for length in lengths:
         inputs = _inputs(CASES[name], length, dtype)
         y, *found = run_session(session, (*inputs, *found_state))
         expected_y, *expected = layer(*inputs, *expected_state)
@@ -271,6 +282,22 @@ def _compare_in_a_chain(
 def test_float32_on_the_cpu(name: str) -> None:
     layer, model = _exported(name, torch.float32)
     _compare_in_a_chain(name, torch.float32, layer, open_session(model, "CPUExecutionProvider"))
+
+
+WINDOWS = [name for name in CASES if name.startswith("window_attention")]
+BLOCK = WINDOW_BLOCK_QUERIES
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_in_blocks_of_queries(name: str) -> None:
+    layer, traced = _traced(name, torch.float32)
+    model = expand_scans(traced, device="cpu")
+    onnx.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("If"), kinds.count("Softmax")) == (1, 0)
+    lengths = (BLOCK - 1, BLOCK, BLOCK + 1, 1, 2, 63, 2 * BLOCK, 3 * BLOCK + 7)
+    session = open_session(model, "CPUExecutionProvider")
+    _compare_in_a_chain(name, torch.float32, layer, session, lengths)
 
 
 @pytest.mark.parametrize("name", ["selective_scan", "selective_scan, bare"])

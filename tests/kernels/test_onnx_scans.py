@@ -147,8 +147,7 @@ def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scratch, "ONE_PASS_TOKENS", 6)
         patch.setattr(scratch, "CHUNK_TOKENS", 4)
-        expand_scans(model)
-    return layer, model
+        return layer, expand_scans(model, device="cuda")
 
 
 def _compare_in_a_chain(
@@ -235,9 +234,13 @@ def test_of_equal_experts_the_lower_numbers_are_taken() -> None:
 def test_a_node_without_a_body_is_named() -> None:
     node = onnx.helper.make_node("Comba", [], ["y"], domain="longspan", carried=0, scanned=0)
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [], []))
-    message = "expand_scans: there is no body for 'Comba', only for Conba, ConbaInChunks, Experts"
+    model.opset_import.append(onnx.helper.make_opsetid("longspan", 1))
+    message = (
+        "expand_scans: there is no body for 'Comba', only for AnchorAttention, Conba, "
+        "ConbaInChunks, Experts, FullAttention, WindowAttention"
+    )
     with pytest.raises(ValueError, match=f"^{message}$"):
-        expand_scans(model)
+        expand_scans(model, device="cpu")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from longspan.bundle import (
 from longspan.export.activations import chunk_bytes
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.graph import decoder_graph
+from longspan.export.scans import expand_scans
 from longspan.export.weights import write_safetensors
 from longspan.models.config import (
     FullAttentionConfig,
@@ -109,11 +110,11 @@ def write_bundle(path: Path, config: ModelConfig = TINY, dtype: DType = "float32
     ]
     ranges = write_safetensors(path / WEIGHTS, specs, weights.__getitem__)
     wide = decoder_graph(config, dtype=dtype, compute="float32", ranges=ranges)
-    onnx.save(scan_on_cpu(wide), path / GRAPHS["cpu"])
+    onnx.save(scan_on_cpu(expand_scans(wide, device="cpu")), path / GRAPHS["cpu"])
     # Tracing takes seconds, and only CUDA runs the graph that computes in the weights' dtype.
     if dtype != "float32" and torch.cuda.is_available():
         wide = decoder_graph(config, dtype=dtype, compute=dtype, ranges=ranges)
-    onnx.save(wide, path / GRAPHS["cuda"])
+    onnx.save(expand_scans(wide, device="cuda"), path / GRAPHS["cuda"])
     write_manifest(path, _manifest(path, config, dtype, specs))
     return open_bundle(path)
 

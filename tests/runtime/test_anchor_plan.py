@@ -199,7 +199,7 @@ def test_random_tokens_measure_no_text(tmp_path: Path) -> None:
     )
 
 
-# A whole process reads, answers and saves. Half of the tokens are anchors.
+# A whole process reads, answers and saves. Of anchors, half of the tokens are.
 WHOLE_PROCESS = """
 import json, sys
 import numpy as np
@@ -226,6 +226,32 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("demo") / "bundle", config).path
 
 
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("cached") / "bundle", CACHED_DEMO, "bfloat16").path
+
+
+def _assert_within(
+    bundle: Path, memory: Path, engine: str, chunk_tokens: int, *, percent: int
+) -> None:
+    """Run it: the plan is no less than the peak, and at most so many percent above it."""
+    arguments = [str(bundle), engine, str(memory), str(chunk_tokens)]
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE_PROCESS, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["peak"] <= seen["planned"] <= (100 + percent) * seen["peak"] // 100, seen
+
+
+@pytest.mark.parametrize("chunk_tokens", [16, 256])
+@pytest.mark.parametrize("engine", ["onnx-cpu", "torch-cpu"])
+def test_a_process_with_caches_stays_within_its_plan(
+    cached: Path, tmp_path: Path, engine: str, chunk_tokens: int
+) -> None:
+    _assert_within(cached, tmp_path / "memory.span", engine, chunk_tokens, percent=15)
+
+
 @pytest.mark.parametrize(
     ("engine", "chunk_tokens"),
     [
@@ -239,11 +265,4 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_process_stays_within_its_plan(
     demo: Path, tmp_path: Path, engine: str, chunk_tokens: int
 ) -> None:
-    """1.3 is how far a plan may be above what is used."""
-    arguments = [str(demo), engine, str(tmp_path / "memory.span"), str(chunk_tokens)]
-    done = subprocess.run(
-        [sys.executable, "-c", WHOLE_PROCESS, *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert seen["peak"] <= seen["planned"] <= 1.3 * seen["peak"], seen
+    _assert_within(demo, tmp_path / "memory.span", engine, chunk_tokens, percent=30)

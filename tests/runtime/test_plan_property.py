@@ -202,7 +202,14 @@ def most_live_bytes(config: ModelConfig, dtype: DType, tokens: int, capacity: in
 # Of what is small and fixed: counters, masks, positions.
 SMALL_BYTES = 4096
 # How far formulas may be above what lives at once: some add up what two phases of a layer hold.
-MOST_ABOVE = {"moe": 1.7}
+# Of attention those are the projections, and a block's scores beside the keys that are seen.
+ATTENTION = 1.85
+MOST_ABOVE = {
+    "moe": 1.7,
+    "window_attention": ATTENTION,
+    "full_attention": ATTENTION,
+    "anchor_attention": ATTENTION,
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, I64, widened
-from longspan.kernels.attention.scratch import scratch_bytes
+from longspan.kernels.attention.scratch import (
+    PLAIN_BLOCK_QUERIES,
+    WINDOW_BLOCK_QUERIES,
+    block_queries,
+    scratch_bytes,
+)
 from longspan.models.config import (
     AnchorAttentionConfig,
     FullAttentionConfig,
@@ -54,6 +59,23 @@ def widened_projection(layer: HeadsConfig, width: int, dtype: DType) -> int:
     return widened(layer.qkv_rows * width, dtype)
 
 
+def block_rows(layer: HeadsConfig) -> int:
+    """Rows of scores that ONNX Runtime writes down at once on CPUs, of the heads of a key head."""
+    shared = layer.n_heads // layer.n_kv_heads
+    return shared * block_queries(shared)
+
+
+def head_bytes(layer: HeadsConfig, dtype: DType) -> int:
+    """Bytes of an entry's key and value of one head in float32 beside what the value is made of."""
+    source = 0 if dtype == "float32" else DTYPE_BYTES[dtype]
+    return (2 * F32 + source) * layer.head_dim
+
+
+def plain_block(layer: HeadsConfig) -> int:
+    """Bytes that torch on CPUs writes down at once for a key: scores, weights, and two masks."""
+    return PLAIN_BLOCK_QUERIES * (2 * F32 * layer.n_heads + 2)
+
+
 def window_attention(
     layer: WindowAttentionConfig, width: int, dtype: DType
 ) -> Mapping[Engine, ChunkBytes]:
@@ -61,16 +83,20 @@ def window_attention(
     H, W, b = layer.n_heads, layer.window, DTYPE_BYTES[dtype]
     past = 2 * (W - 1) * layer.n_kv_heads * layer.head_dim
     per_token = projections(layer, width, dtype)
+    block, plain = WINDOW_BLOCK_QUERIES, plain_block(layer)
     return {
-        "onnx-cpu": Pairs(window=W, bytes=(18 * H * F32) // 5 + 7).added_to(
-            fixed=F32 * past, per_token=per_token["onnx-cpu"]
+        # The past behind which new ones stand, and in another order; then a block's scores twice
+        # beside what it may see.
+        "onnx-cpu": ChunkBytes(
+            fixed=2 * F32 * past + F32 * block * (block + W) * (2 * H + 3 * H // layer.n_kv_heads),
+            per_token=per_token["onnx-cpu"],
         ),
         "onnx-cuda": Pairs(window=W, bytes=3 * H * b + 7).added_to(
             fixed=b * past, per_token=per_token["onnx-cuda"]
         ),
-        "torch-cpu": Pairs(window=W, bytes=3 * H * F32 + 2).added_to(
-            fixed=2 * F32 * past + widened_projection(layer, width, dtype),
-            per_token=per_token["torch-cpu"],
+        "torch-cpu": ChunkBytes(
+            fixed=2 * F32 * past + W * plain + widened_projection(layer, width, dtype),
+            per_token=per_token["torch-cpu"] + plain,
         ),
         # The window itself moves on where it lies.
         "torch-cuda": ChunkBytes(
@@ -84,9 +110,11 @@ def full_attention(
 ) -> Mapping[Engine, ChunkBytes]:
     """Attention over a cache, by engine; the caches themselves are planned elsewhere.
 
-    All but torch-cuda write L scores for each of C entries down, three times, and put the cache's
-    keys and values in another order (and widen them, on CPUs) for the products. ONNX Runtime's
-    Where also makes a float32 of each pair, and the mask a byte of each, from the entries' numbers.
+    onnx-cuda writes L scores for each of C entries down, three times, and puts the cache's keys and
+    values in another order for the products. onnx-cpu holds the keys and values of one head, in
+    float32, and scores a block of queries: what may be seen and the scores, then these and the
+    weights; what new queries see of each other is a byte and two float32 a pair. torch-cpu joins
+    keys and values in use in float32 (widened beside the joined ones), and scores a block.
     """
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
     entry = 2 * layer.n_kv_heads * layer.head_dim
@@ -102,8 +130,8 @@ def full_attention(
     return {
         "onnx-cpu": ChunkBytes(
             per_token=per_token["onnx-cpu"],
-            per_entry=F32 * entry + widened(entry, dtype) + I64,
-            per_token_entry=3 * H * F32 + F32 + 1,
+            per_pair=2 * F32 + 1,
+            per_entry=head_bytes(layer, dtype) + 2 * F32 * block_rows(layer),
         ),
         "onnx-cuda": ChunkBytes(
             per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=3 * H * b + 2
@@ -111,8 +139,7 @@ def full_attention(
         "torch-cpu": ChunkBytes(
             fixed=widened_projection(layer, width, dtype),
             per_token=per_token["torch-cpu"],
-            per_entry=F32 * entry,
-            per_token_entry=3 * H * F32 + 2,
+            per_entry=F32 * entry + widened(entry, dtype) // 2 + plain_block(layer),
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch_bytes(layer.head_dim),
@@ -129,43 +156,39 @@ def anchor_attention(
     All but torch-cuda join the cache's C entries and the L new ones before they score them, so
     that the formula is one of C + L columns: `full_attention`'s, the joined keys and values, eight
     numbers a column that say what is an anchor of which segment, and masks of a byte a pair.
-
-    onnx-cpu is fitted to the growth of the resident set (ONNX Runtime 1.31.1, three sizes of heads,
-    chunks of 16 to 256, 1,278 to 6,150 entries, float32 and bfloat16): scores come to lie where
-    keys and values were joined.
+    onnx-cpu joins those in use of each head once more, and makes what a block sees of three parts.
     """
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
     entry = 2 * layer.n_kv_heads * layer.head_dim
     per_token = projections(layer, width, dtype)
     column = b * entry + 8 * I64
 
-    def scored(engine: Engine, *, fixed: int, per_column: int, per_pair: int) -> ChunkBytes:
+    def scored(
+        engine: Engine, *, per_column: int, fixed: int = 0, per_pair: int = 0, scores: int = 0
+    ) -> ChunkBytes:
         # Of projections, half are gone when scores are made.
         own = per_token[engine] // (2 if engine == "onnx-cpu" else 1)
         return ChunkBytes(
             fixed=fixed,
             per_token=own + per_column,
-            per_pair=per_pair,
+            per_pair=per_pair + scores,
             per_entry=per_column,
-            per_token_entry=per_pair,
+            per_token_entry=scores,
         )
 
-    wide = F32 * entry + widened(entry, dtype)
+    block = 2 * F32 * block_rows(layer)
+    wide = F32 * entry + widened(entry, dtype) // 2
     return {
         "onnx-cpu": scored(
             "onnx-cpu",
-            fixed=0,
-            per_column=14 * F32 * entry // 5,
-            per_pair=17 * H * F32 // 5,
+            per_column=column + head_bytes(layer, dtype) + F32 * layer.head_dim + block,
+            per_pair=2 * F32 + 4,
         ),
-        "onnx-cuda": scored(
-            "onnx-cuda", fixed=0, per_column=column + b * entry, per_pair=3 * H * b + 6
-        ),
+        "onnx-cuda": scored("onnx-cuda", per_column=column + b * entry, scores=3 * H * b + 6),
         "torch-cpu": scored(
             "torch-cpu",
             fixed=widened_projection(layer, width, dtype),
-            per_column=column + wide,
-            per_pair=3 * H * F32 + 4,
+            per_column=column + wide + plain_block(layer),
         ),
         # The anchors before each token, and the token of each anchor: two int32.
         "torch-cuda": ChunkBytes(

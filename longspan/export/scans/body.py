@@ -47,6 +47,13 @@ class Body:
         """Add a list of axes, and give its name."""
         return self.constant(np.array(axes, np.int64))
 
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes for the graph around, where constants are nodes, and equal ones one."""
+        constants = [
+            helper.make_node("Constant", [], [each.name], value=each) for each in self._constants
+        ]
+        return [*constants, *self._nodes]
+
     def graph(self, outputs: Sequence[str]) -> onnx.GraphProto:
         """The graph with these outputs. Types of inputs and outputs are those around the loop."""
         return helper.make_graph(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from longspan.kernels.attention.onnx_op import masked_attention
+from longspan.kernels.attention.onnx_op import in_blocks, masked_attention
 
 
 def anchor_attention(
@@ -43,6 +43,8 @@ def anchor_attention(
     same_segment = segment == segment[capacity:, None]
     seen = causal & (same_segment | (anchor & ~is_anchor[:, None]))
     y = masked_attention(q, keys.to(q.dtype), values.to(q.dtype), seen)
+    queries = torch.arange(length, device=q.device)
+    y = in_blocks("AnchorAttention", y, q, keys, values, queries, anchors, entries, is_anchor)
 
     total = count[-1:]
     kept = written & (anchor | (segment == total))

@@ -39,9 +39,12 @@ def anchor_attention(
     column = torch.arange(cached + k.shape[1], device=q.device)
     anchor = torch.cat([column[:cached] < anchors, is_anchor])
     segment = anchor.cumsum(0) - anchor.to(torch.int64)
-    row = column[cached:, None]
-    same_segment = segment == segment[row]
-    seen = (column <= row) & (same_segment | (anchor & ~anchor[row]))
+
+    def seen(new: torch.Tensor) -> torch.Tensor:
+        row = cached + new
+        same_segment = segment == segment[row]
+        return (column <= row) & (same_segment | (anchor & ~anchor[row]))
+
     y = masked_attention(q, as_float(keys, q.dtype), as_float(values, q.dtype), seen)
 
     total = anchor.sum(0, keepdim=True)

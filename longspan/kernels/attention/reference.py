@@ -7,22 +7,44 @@ position is not negative.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from longspan.kernels.attention.int8_rows import Rows, as_float, joined, kept_like
+from longspan.kernels.attention.scratch import PLAIN_BLOCK_QUERIES
+
+# Which keys some queries see, bool [R, M], of the queries' numbers, int64 [R, 1].
+Seen = Callable[[torch.Tensor], torch.Tensor]
 
 
 def masked_attention(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: Seen
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(P)) v over those of the keys [B, M, G, P] that each query sees.
+
+    A block of queries at a time: the scores of all of them take more than all else.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    keys, values = keys.to(wide), values.to(wide)
+    numbers = torch.arange(q.shape[1], device=q.device)[:, None]
+    blocks = zip(
+        torch.split(q, PLAIN_BLOCK_QUERIES, dim=1),
+        torch.split(numbers, PLAIN_BLOCK_QUERIES),
+        strict=True,
+    )
+    return torch.cat([_attended(block, keys, values, seen(rows)) for block, rows in blocks], dim=1)
+
+
+def _attended(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(P)) v over those keys [B, M, G, P] that `seen`, bool [L, M], marks."""
     batch, length, heads, width = q.shape
     groups = keys.shape[2]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    grouped = q.view(batch, length, groups, heads // groups, width)
-    scores = torch.einsum("blgqp,bmgp->bgqlm", grouped.to(wide), keys.to(wide)) / width**0.5
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    y = torch.einsum("bgqlm,bmgp->blgqp", weights, values.to(wide))
+    grouped = q.reshape(batch, length, groups, heads // groups, width)
+    scores = torch.einsum("blgqp,bmgp->bgqlm", grouped.to(keys.dtype) / width**0.5, keys)
+    weights = scores.masked_fill_(~seen, float("-inf")).softmax(-1)
+    y = torch.einsum("bgqlm,bmgp->blgqp", weights, values)
     return y.reshape(batch, length, heads, width).to(q.dtype)
 
 
@@ -42,9 +64,10 @@ def window_attention(
     keys = torch.cat([as_float(past_k, k.dtype), as_float(new_k, k.dtype)], dim=1)
     values = torch.cat([as_float(past_v, v.dtype), as_float(new_v, v.dtype)], dim=1)
 
-    row = torch.arange(length, device=q.device)[:, None]
     column = torch.arange(length + window - 1, device=q.device)[None, :]
-    seen = (column >= row) & (column < row + window) & (column >= window - 1 - position)
+
+    def seen(row: torch.Tensor) -> torch.Tensor:
+        return (column >= row) & (column < row + window) & (column >= window - 1 - position)
 
     y = masked_attention(q, keys, values, seen)
     return y, joined(_moved, past_k, new_k), joined(_moved, past_v, new_v)

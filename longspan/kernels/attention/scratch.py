@@ -6,6 +6,12 @@ stand idle while each walks a long past: then the past is cut into splits, whose
 
 from __future__ import annotations
 
+# Rows of scores that a CPU writes down at once.
+BLOCK_ROWS = 64
+# Queries of a window, for all heads; the same in plain torch, whatever is attended to.
+WINDOW_BLOCK_QUERIES = 32
+PLAIN_BLOCK_QUERIES = 32
+
 # Two programs for each multiprocessor of a large GPU, nearly.
 PROGRAMS = 256
 # Rows of all programs together, which bounds the scratch.
@@ -13,6 +19,15 @@ PROGRAM_ROWS = 16_384
 LEAST_KEYS = 128
 MOST_SPLITS = 64
 FLOAT32_BYTES = 4
+
+
+def block_queries(shared: int) -> int:
+    """Queries whose scores a CPU writes down at once.
+
+    Args:
+        shared: query heads of a key head.
+    """
+    return max(1, BLOCK_ROWS // shared)
 
 
 def count_splits(programs: int, block_rows: int, capacity: int) -> int:

@@ -1,15 +1,15 @@
 """Attention over a cache for the exporter, in plain ONNX operations.
 
-The new entries are scattered into the cache, and all its entries are scored under a mask: nodes
+The new entries are scattered into the cache. On CUDA all its entries are scored under a mask: nodes
 whose lengths are data would hide their sizes from ONNX Runtime. Entries that are not in use
-must be finite, as zeros are: a weight of zero takes them away.
+must be finite, as zeros are: a weight of zero takes them away. On CPUs only those in use are read.
 """
 
 from __future__ import annotations
 
 import torch
 
-from longspan.kernels.attention.onnx_op import masked_attention
+from longspan.kernels.attention.onnx_op import in_blocks, masked_attention
 
 
 def _appended(past: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -39,8 +39,9 @@ def full_attention(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.full_attention.full_attention`."""
     length, capacity = q.shape[1], past_k.shape[1]
-    places = position + torch.arange(length, device=q.device)
+    queries = torch.arange(length, device=q.device)
+    places = position + queries
     new_k, new_v = _appended(past_k, k, places), _appended(past_v, v, places)
     seen = torch.arange(capacity, device=q.device)[None, :] <= places[:, None]
     y = masked_attention(q, new_k.to(q.dtype), new_v.to(q.dtype), seen)
-    return y, new_k, new_v
+    return in_blocks("FullAttention", y, q, new_k, new_v, queries, position), new_k, new_v

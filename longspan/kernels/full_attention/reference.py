@@ -40,8 +40,10 @@ def full_attention(
         cache[:, used : used + length] = new
         return cache
 
-    row = torch.arange(length, device=q.device)[:, None]
     column = torch.arange(used + length, device=q.device)[None, :]
-    seen = column <= used + row
+
+    def seen(row: torch.Tensor) -> torch.Tensor:
+        return column <= used + row
+
     y = masked_attention(q, in_use(past_k, new_k), in_use(past_v, new_v), seen)
     return y, joined(appended, past_k, new_k), joined(appended, past_v, new_v)
