@@ -53,8 +53,10 @@ def test_a_new_watch_forgets_the_old_peak() -> None:
     assert watch.peak.bytes < old - 80 * MIB
 
 
-def test_without_a_kernel_that_resets_samples_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "_CLEAR_REFS", Path("/nonexistent/clear_refs"))
+def test_without_a_kernel_that_resets_samples_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_memory, "_CLEAR_REFS", tmp_path / "no such folder/clear_refs")
     with PeakWatch("cpu") as watch:
         held = np.ones(64 * MIB, np.uint8)
         seen = watch.sample()
