@@ -156,6 +156,7 @@ class Decoding:
         if not self.room.fits:
             self.finish = "room"
             return False
+        self.get_backend()  # refuses to go on where it was closed meanwhile
         return True
 
     def _pick(self, logits: NDArray[np.float32]) -> int:
@@ -166,7 +167,6 @@ class Decoding:
 
     def _step(self, steps: Steps, token: int) -> NDArray[np.float32]:
         started = time.perf_counter()
-        self.get_backend()  # it may have been closed since
         logits = steps.step(token)
         self.seconds += time.perf_counter() - started
         self.steps += 1

@@ -70,17 +70,7 @@ class SpeculativeDecoding(Decoding):
         decided = [self.sampler.pick(logits, self.rng)]
         while True:
             for token in decided:
-                if token == self.ending.eos:
-                    self.finish = "eos"
-                    return
-                self.tokens += 1
-                yield token
-                if self.tokens == self.ending.max_tokens:
-                    self.finish = "length"
-                    return
-                self.room = self.room.after(np.array([token], np.int64))
-                if not self.room.fits:
-                    self.finish = "room"
+                if not (yield from self._say(token)):
                     return
             started = time.perf_counter()
             decided, state = self._round(decided, state)

@@ -82,6 +82,19 @@ def test_the_answer_is_the_models_own(bundle: Bundle, noise: float, draft_tokens
         assert (np.mean(rates) > 0.4) == (noise == 0.1)
 
 
+def test_a_drafted_answer_whose_runtime_is_closed_ends_in_a_message(bundle: Bundle) -> None:
+    model, drafter = Recurrent(1), Recurrent(1, noise=0.3)
+    draft = fake_draft(bundle, drafter, chunk_tokens=64)
+    memory = read_by(bundle, model)
+    with fake_runtime(bundle, backend=model, draft=draft) as runtime:
+        pieces = iter(runtime.ask(memory, QUESTION, stop=[], max_tokens=LENGTH))
+        next(pieces)
+    passes = [*model.passes], [*drafter.passes]
+    with pytest.raises(BadInput, match="The runtime is closed, and its model is freed"):
+        list(pieces)
+    assert (model.passes, drafter.passes) == passes
+
+
 def test_a_pass_is_never_longer_than_a_chunk(bundle: Bundle) -> None:
     for seed in SEEDS:
         for chunk_tokens in (1, 2, 3, 4, 9):
