@@ -92,8 +92,7 @@ CacheOption = Annotated[
     typer.Option(
         "--cache",
         help="int8 keeps keys and values in 8 bits; auto does so only where nothing fits "
-        "otherwise. "
-        "Default: the dtype of the weights.",
+        "otherwise. Default: the dtype of the weights.",
     ),
 ]
 BudgetOption = Annotated[
@@ -109,8 +108,7 @@ Budgets = Annotated[
         "--budget",
         metavar="SIZE",
         help="Memory of the whole process; several as 512MiB,2GiB, or the option again. "
-        "Default: nine "
-        "tenths of what is free.",
+        "Default: nine tenths of what is free.",
     ),
 ]
 Against = Annotated[
@@ -164,8 +162,8 @@ Anchors = Annotated[
     typer.Option(
         metavar="RULE",
         help="Keep keys and values of anchor tokens alone once their segment is over "
-        "(AnLLM): ac, ep, "
-        "ids=1,2,3, every=N, or every=auto, the most anchors with which --tokens fit --budget.",
+        "(AnLLM): ac, ep, ids=1,2,3, every=N, or every=auto, the most anchors with which "
+        "--tokens fit --budget.",
     ),
 ]
 Positions = Annotated[
@@ -188,8 +186,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         help="float32, float16 or bfloat16; default: the checkpoint's. With int8 or int4 "
-        "matrices have "
-        "8 or 4 bits, and all else 16."
+        "matrices have 8 or 4 bits, and all else 16."
     ),
 ]
 Block = Annotated[
@@ -278,8 +275,7 @@ DraftBundle = Annotated[
         "--draft",
         metavar="BUNDLE",
         help="A smaller bundle that drafts tokens, which BUNDLE accepts or rejects: the "
-        "same answer "
-        "in fewer passes (greedy only), under the same budget.",
+        "same answer in fewer passes (greedy only), under the same budget.",
         readable=False,
     ),
 ]
@@ -319,8 +315,7 @@ TaskOption = Annotated[
     typer.Option(
         "--task",
         help="What is hidden: a pass key; needles, eight numbers of which one is asked "
-        "for; mary, a "
-        "story of people who walk about and carry things.",
+        "for; mary, a story of people who walk about and carry things.",
     ),
 ]
 DemoBundle = Annotated[

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from longspan.errors import BadInput
+from longspan.export.calibrate import CHUNK_TOKENS
 from longspan.export.gptq import DAMPING, round_for_inputs
 from longspan.export.quantize import Packed, quantize_matrix, quantized_names, require_finite
 from longspan.kernels.dequantize.reference import dequantize
@@ -25,7 +26,6 @@ from longspan.models.decoder import Layer
 from longspan.models.norm import make_norm
 from longspan.tensors import DType
 
-CHUNK_TOKENS = 256
 # A head that is the embedding is looked up, too: there an error counts wherever it points, and as
 # much as in the logits. On the built-in model this costs 0.4 points of perplexity less than either
 # alone (0.85 to 1.4% against 1.5 to 1.8%).
@@ -51,7 +51,7 @@ def round_for_text(
     Raises:
         BadInput: a matrix, or what the model makes of the text, holds NaN or infinities.
     """
-    rounder = _Rounder(checkpoint, dtype, read)
+    rounder = _Rounder(checkpoint, dtype)
     walk = _Walk(checkpoint.config, tokens, read)
     for i in range(len(checkpoint.config.layers)):
         parameters = walk.enter(i)
@@ -59,21 +59,21 @@ def round_for_text(
         with _Inputs(weights) as inputs:
             walk.read_layer()
         for name, weight in weights.items():
-            weight.copy_(rounder.round(name, inputs.grams[name]))
+            weight.copy_(rounder.round(name, weight, inputs.grams[name]))
         walk.leave()
     final = walk.final()
     for name in rounder.chosen(("embedding", "head")):
-        rounder.round_rows(name, final)
+        rounder.round_rows(name, read(name), final)
     return rounder.found
 
 
 class _Rounder:
     """Rounds matrices by name, and keeps what they became."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: DType, read: Read) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: DType) -> None:
         assert checkpoint.config.quantization is not None, "the matrices are to be quantised"
         self._stored: Quantization = checkpoint.config.quantization
-        self._tied, self._dtype, self._read = checkpoint.config.tied, dtype, read
+        self._tied, self._dtype = checkpoint.config.tied, dtype
         self._names = quantized_names(checkpoint)
         self.found: dict[str, Packed] = {}
 
@@ -81,7 +81,9 @@ class _Rounder:
         """Those of the parameters that are quantised."""
         return [name for name in names if name in self._names]
 
-    def round(self, name: str, gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+    def round(
+        self, name: str, matrix: torch.Tensor, gram: torch.Tensor, damping: float = DAMPING
+    ) -> torch.Tensor:
         """Round a matrix for its inputs' `gram`, and give what it is now, float32 [N, K]."""
         if not bool(torch.isfinite(gram).all()):
             raise BadInput(
@@ -89,23 +91,19 @@ class _Rounder:
                 f"holds NaN or infinities before {name}. Leave --calibrate out to round to the "
                 "nearest, or export with weights='bfloat16' (--weights bfloat16)."
             )
-        matrix = self._matrix(name)
+        require_finite(name, matrix, self._stored)
         packed = round_for_inputs(matrix, gram, self._stored, self._dtype, damping=damping)
         self.found[name] = packed
         bits, width = self._stored.bits, matrix.shape[1]
         return dequantize(*packed, bits=bits, width=width, dtype=torch.float32, rows=None)
 
-    def round_rows(self, name: str, final: torch.Tensor) -> None:
-        """Round the embedding or the head, which reads `final` float32 [L, D]."""
+    def round_rows(self, name: str, matrix: torch.Tensor, final: torch.Tensor) -> None:
+        """Round the embedding, or the head, which reads `final` float32 [L, D]."""
         if name == "embedding" and not self._tied:
-            self.found[name] = quantize_matrix(self._matrix(name), self._stored, self._dtype)
+            require_finite(name, matrix, self._stored)
+            self.found[name] = quantize_matrix(matrix, self._stored, self._dtype)
         else:
-            self.round(name, _gram(final), TIED_DAMPING if self._tied else DAMPING)
-
-    def _matrix(self, name: str) -> torch.Tensor:
-        matrix = self._read(name)
-        require_finite(name, matrix, self._stored)
-        return matrix
+            self.round(name, matrix, _gram(final), TIED_DAMPING if self._tied else DAMPING)
 
 
 class _Walk:

@@ -5,13 +5,13 @@ draw(measure_bundle("bundle/", [8192, 65536], budget=["1GiB", "2GiB"]), Path("me
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from longspan.errors import BadInput, MissingExtra
 from longspan.runtime.measure import Measurement, Run
+from longspan.runtime.new_file import why_unwritable
 
 MIB = 2**20
 
@@ -25,13 +25,9 @@ def require_drawable(path: Path) -> None:
     """
     if find_spec("matplotlib") is None:
         raise MissingExtra(needed_for="Drawing a plot", package="matplotlib", extra="plot")
-    found = (
-        f"there is no folder {path.parent}" if not path.parent.is_dir()
-        else f"the folder {path.parent} cannot be written to" if not os.access(path.parent, os.W_OK)
-        else "it is a folder" if path.is_dir()
-        else "its name does not end with .png" if path.suffix.lower() != ".png"
-        else None
-    )  # fmt: skip
+    found = why_unwritable(path, path.parent)
+    if found is None and path.suffix.lower() != ".png":
+        found = "its name does not end with .png"
     if found:
         raise BadInput(f"The plot {path} cannot be written: {found}. Name another file.")
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longspan.errors import BadInput, BadMemory
+from longspan.runtime.new_file import why_unwritable
 
 FORMAT = "longspan.span"
 VERSION = 1
@@ -130,12 +131,8 @@ def require_writable(path: Path) -> None:
         BadInput: its folder is missing or cannot be written to, or `path` is a folder, a device, or
             a file that is neither empty nor a `.span` file.
     """
-    folder = path.resolve().parent
-    found = (
-        "it is a folder" if path.is_dir()
-        else f"there is no folder {folder}" if not folder.is_dir()
-        else f"the folder {folder} cannot be written to" if not os.access(folder, os.W_OK)
-        else "it is a device or a pipe, and no file" if path.exists() and not path.is_file()
+    found = why_unwritable(path, path.resolve().parent) or (
+        "it is a device or a pipe, and no file" if path.exists() and not path.is_file()
         else "a file that is no memory lies there, and would be lost" if _holds_other(path)
         else None
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
@@ -21,22 +20,6 @@ from longspan.models.config import (
     WindowAttentionConfig,
 )
 from longspan.tensors import DTYPE_BYTES, DType
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
-    """Attention's L (L + W - 1) scores as parts of a `ChunkBytes`."""
-
-    window: int
-    bytes: int
-
-    def added_to(self, *, fixed: int, per_token: int) -> ChunkBytes:
-        """The scores beside what is fixed and what grows with the tokens."""
-        return ChunkBytes(
-            fixed=fixed,
-            per_token=per_token + self.bytes * (self.window - 1),
-            per_pair=self.bytes,
-        )
 
 
 def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine, int]:
@@ -83,7 +66,7 @@ def window_attention(
     H, W, b = layer.n_heads, layer.window, DTYPE_BYTES[dtype]
     past = 2 * (W - 1) * layer.n_kv_heads * layer.head_dim
     per_token = projections(layer, width, dtype)
-    block, plain = WINDOW_BLOCK_QUERIES, plain_block(layer)
+    block, plain, scores = WINDOW_BLOCK_QUERIES, plain_block(layer), 3 * H * b + 7
     return {
         # The past behind which new ones stand, and in another order; then a block's scores twice
         # beside what it may see.
@@ -91,8 +74,9 @@ def window_attention(
             fixed=2 * F32 * past + F32 * block * (block + W) * (2 * H + 3 * H // layer.n_kv_heads),
             per_token=per_token["onnx-cpu"],
         ),
-        "onnx-cuda": Pairs(window=W, bytes=3 * H * b + 7).added_to(
-            fixed=b * past, per_token=per_token["onnx-cuda"]
+        # Each of L queries scores L + W - 1 keys.
+        "onnx-cuda": ChunkBytes(
+            fixed=b * past, per_token=per_token["onnx-cuda"] + scores * (W - 1), per_pair=scores
         ),
         "torch-cpu": ChunkBytes(
             fixed=2 * F32 * past + W * plain + widened_projection(layer, width, dtype),
