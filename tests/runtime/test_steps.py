@@ -280,8 +280,9 @@ def test_a_chunk_after_recorded_steps_lies_where_the_one_before_lay(folder: Path
         "graph = torch.cuda.memory_reserved() - before\n"
         "print(graph, read() - before - graph)\n"
     )
-    command = [sys.executable, "-c", code, str(made)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    graph, more = (int(each) for each in found)
+    command = [sys.executable, "-c", code, str(made.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    graph, more = (int(each) for each in done.stdout.split())
     assert graph < 60 * 2**20, "the graph's own memory, and a workspace of cuBLAS'"
     assert more == 0
