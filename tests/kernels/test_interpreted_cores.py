@@ -1,0 +1,83 @@
+"""Products on tensor cores without a GPU: Triton's interpreter, and its PTX by `ptx`.
+
+Lanes lie as `test_tensor_cores` finds them in the compiled kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime.interpreter import TensorHandle
+
+from longspan.kernels import override
+from longspan.kernels.deferred_norm import DeferredNorm
+from longspan.kernels.linear import triton_product
+from longspan.kernels.linear_conv import linear_conv
+from tests.kernels import ptx, test_linear_conv
+from tests.kernels.devices import widen
+from tests.kernels.quantized import PACKINGS, stored
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with CUDA, Triton is not interpreted"
+)
+# The interpreter cuts numbers off where a GPU rounds them to bfloat16.
+TOLERANCE = {"rtol": 2e-2, "atol": 2e-2}
+EPS = 1e-5
+
+
+def registers(block: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A block's numbers as each warp's lanes have them: uint32 [warps, registers, 32]."""
+    data = np.ascontiguousarray(np.broadcast_to(block.handle.data, shape))
+    words = data.view(np.uint32).reshape(shape[0] // 8, ptx.LANES, -1)
+    return words.transpose(0, 2, 1)
+
+
+def inline_asm(
+    asm: Any, constraints: str, args: list[Any], dtype: Any, is_pure: bool, pack: int, **_: Any
+) -> Any:
+    """What `tl.inline_asm_elementwise` gives for blocks [lines, 4, 4]."""
+    assert pack == 4
+    several = isinstance(dtype, (tuple, tl.tuple))
+    dtypes = [tl.core._unwrap_if_constexpr(each) for each in (dtype if several else [dtype])]
+    shape = tuple(max(each.shape[i] for each in args) for i in range(3))
+    operands = np.concatenate([registers(each, shape) for each in args], axis=1)
+    text = tl.core._unwrap_if_constexpr(asm)
+    found = np.stack([ptx.run(text, warp, pack * len(dtypes)) for warp in operands])
+    blocks = []
+    for i, each in enumerate(dtypes):
+        own = found[:, pack * i : pack * (i + 1)].transpose(0, 2, 1).reshape(shape)
+        data = np.ascontiguousarray(own).view(np.float32 if each == tl.float32 else np.int32)
+        blocks.append(tl.tensor(TensorHandle(data, each), tl.block_type(each, list(shape))))
+    return tl.tuple(blocks) if several else blocks[0]
+
+
+@pytest.fixture(autouse=True)
+def _cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_product, "_has_tensor_cores", lambda *_: True)
+    monkeypatch.setattr(tl, "inline_asm_elementwise", inline_asm)
+
+
+@pytest.mark.parametrize("width", [200, 40])
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+def test_a_layer(width: int, bits: int, block: int, symmetric: bool) -> None:
+    given = test_linear_conv.arguments("cpu", torch.bfloat16, width=width)
+    outputs = given["weight"].shape[0]
+    given |= stored(
+        outputs, width, bits=bits, block=block, symmetric=symmetric, dtype=torch.bfloat16
+    ).named
+    s = torch.randn(1, 1, width)
+    x = DeferredNorm(row=s.to(torch.bfloat16), squares=s.square(), eps=EPS)
+    with override("linear_conv", "triton"):
+        found = linear_conv(**given | {"x": x})
+    wide = {
+        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
+        for name, each in given.items()
+    }
+    expected = linear_conv(**wide | {"x": replace(x, row=x.row.double())})
+    for part, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(part.double(), wanted, **TOLERANCE)
