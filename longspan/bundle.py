@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
+from longspan.bundle_files import check_file, unreadable
 from longspan.engines import Device, Engine
 from longspan.errors import BadBundle
+from longspan.field_types import require_field_types
 from longspan.models.config import ModelConfig, Quantization
 from longspan.tensors import CacheDType, DType, TensorSpec, dtype_name
 
@@ -197,17 +198,18 @@ class Manifest:
         """Read what `to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: a field is missing or is not what it should be.
+            AttributeError, KeyError, TypeError, ValueError: a field is missing or is not what it
+                should be.
         """
-        return cls(
+        manifest = cls(
             config=ModelConfig.from_json(data["config"]),
             dtype=dtype_name(data["dtype"]),
-            parameters=int(data["parameters"]),
-            weight_bytes=int(data["weight_bytes"]),
+            parameters=data["parameters"],
+            weight_bytes=data["weight_bytes"],
             state=tuple(
                 TensorSpec(
                     name=item["name"],
-                    shape=tuple(int(size) for size in item["shape"]),
+                    shape=_as_tuple(item["shape"]),
                     dtype=dtype_name(item["dtype"]),
                     counter=item.get("counter"),
                 )
@@ -217,13 +219,29 @@ class Manifest:
                 engine: tuple(ChunkBytes(**item) for item in items)
                 for engine, items in data["chunk_bytes"].items()
             },
-            prompt=Prompt(template=data["prompt"]["template"], stop=tuple(data["prompt"]["stop"])),
+            prompt=Prompt(
+                template=data["prompt"]["template"], stop=_as_tuple(data["prompt"]["stop"])
+            ),
             tokenizer=_tokenizer(data.get("tokenizer")),
             sentence_token=data.get("sentence_token"),
             eos=data["eos"],
-            files=dict(data["files"]),
-            source=dict(data["source"]),
+            files=data["files"],
+            source=data["source"],
         )
+        require_field_types(manifest)
+        manifest._require_agreement()
+        return manifest
+
+    def _require_agreement(self) -> None:
+        """Check that the state and the formulas are of the layers."""
+        if self.state != self.config.state_layout(self.dtype):
+            raise ValueError("state is not that of the layers in config")
+        entries = len(self.config.layers) + 1
+        for engine, items in self.chunk_bytes.items():
+            if len(items) != entries:
+                raise ValueError(
+                    f"chunk_bytes of {engine} has {len(items)} entries, and must have {entries}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +264,11 @@ class Bundle:
     def graph_path(self, device: Device) -> Path:
         """The graph that ONNX Runtime runs on `device`."""
         return self.path / GRAPHS[device]
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON has no tuples; what is no list is left to the check of types."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _tokenizer(name: str | None) -> Literal["bytes"] | None:
@@ -281,55 +304,15 @@ def open_bundle(path: str | Path) -> Bundle:
             )
         manifest = Manifest.from_json(data)
     except OSError as error:
-        raise _unreadable(manifest_path, error) from error
+        raise unreadable(manifest_path, error) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadBundle(
             f"{manifest_path} cannot be read ({type(error).__name__}: {error}). "
             "Export the checkpoint again."
         ) from error
     for name in manifest.files:
-        _check_file(path, name)
+        check_file(path, name, safetensors=name == WEIGHTS)
     return Bundle(path=path, manifest=manifest)
-
-
-def _check_file(folder: Path, name: str) -> None:
-    """Check that a file can be read and, of the weights, that it is as long as its header says."""
-    file = folder / name
-    if not file.is_file():
-        raise BadBundle(
-            f"{folder} lacks {name}, which its manifest names. Export the checkpoint again."
-        )
-    try:
-        with file.open("rb") as opened:
-            announced = _announced_bytes(opened) if name == WEIGHTS else None
-            found = os.fstat(opened.fileno()).st_size
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadBundle(
-            f"{file} has no header of safetensors ({type(error).__name__}: {error}). Copy the "
-            "bundle again, or export the checkpoint again."
-        ) from error
-    if announced not in (None, found):
-        raise BadBundle(
-            f"{file} has {found:,} bytes, and its header tells of {announced:,}. Copy the bundle "
-            "again, or export the checkpoint again."
-        )
-
-
-def _announced_bytes(file: BinaryIO) -> int:
-    """Bytes of a safetensors file, as its header tells."""
-    start = file.read(8)
-    header_bytes = int.from_bytes(start, "little")
-    if len(start) < 8 or header_bytes > os.fstat(file.fileno()).st_size:
-        raise ValueError("it is too short for one")
-    header = json.loads(file.read(header_bytes))
-    ends = (item["data_offsets"][1] for name, item in header.items() if name != "__metadata__")
-    return 8 + header_bytes + max(ends, default=0)
-
-
-def _unreadable(file: Path, error: OSError) -> BadBundle:
-    return BadBundle(f"{file} cannot be read: {error.strerror}. Check the file's permissions.")
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

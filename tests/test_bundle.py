@@ -117,3 +117,49 @@ def test_any_manifest_is_read_or_refused(
     (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
     with suppress(BadBundle):
         assert open_bundle(bundle).manifest.state_bytes is not None
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("eos",), "2", "TypeError: eos is '2', and must be int | None"),
+        (("parameters",), 1.5, "TypeError: parameters is 1.5, and must be int"),
+        (("prompt", "stop"), "\n", "TypeError: stop is '\\n', and must be tuple[str, ...]"),
+        (("prompt", "template"), None, "TypeError"),
+        (("config", "d_model"), "x", "TypeError"),
+        (("config", "tied"), 1, "TypeError: tied is 1, and must be bool"),
+        (("config", "layers", 0, "d_inner"), True, "TypeError: d_inner is True, and must be int"),
+        (("config", "layers"), [], "ValueError: state is not that of the layers in config"),
+        (("state", 0, "shape", 1), 4, "ValueError: state is not that of the layers in config"),
+        (("chunk_bytes", "onnx-cpu", 0, "fixed"), 0.5, "TypeError: fixed is 0.5, and must be int"),
+        (("chunk_bytes", "onnx-cpu"), [], "ValueError: chunk_bytes of onnx-cpu has 0 entries"),
+        (("files", "model.onnx"), None, "TypeError: files is "),
+    ],
+)
+def test_what_a_manifest_may_not_hold(
+    bundle: Path, place: tuple[Any, ...], value: Any, said: str
+) -> None:
+    data = json.loads(MANIFEST_TEXT)
+    node = data
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BadBundle) as refusal:
+        open_bundle(bundle)
+    assert str(refusal.value).startswith(f"{bundle / MANIFEST} cannot be read ({said}")
+    assert str(refusal.value).endswith("Export the checkpoint again.")
+
+
+def test_a_manifest_from_before_there_were_caches_opens(bundle: Path) -> None:
+    now = open_bundle(bundle).manifest
+    data = json.loads(MANIFEST_TEXT)
+    for spec in data["state"]:
+        del spec["counter"]
+    for items in data["chunk_bytes"].values():
+        for item in items:
+            del item["per_entry"], item["per_token_entry"]
+    (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    then = open_bundle(bundle).manifest
+    assert then.cache_entry_bytes == 0
+    assert then.chunk_peak_bytes("onnx-cpu", 16) == now.chunk_peak_bytes("onnx-cpu", 16)

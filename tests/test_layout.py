@@ -14,11 +14,12 @@ import longspan
 PACKAGE = Path(longspan.__file__).parent
 
 # part of the package -> the other parts it may import
-PLAIN = {"engines", "errors", "sizes", "tensors", "version"}
+PLAIN = {"engines", "errors", "field_types", "sizes", "tensors", "version"}
 ALLOWED = {
     "kernels": set(),
     "models": {"kernels", *PLAIN},
-    "bundle": {"models", *PLAIN},
+    "bundle": {"models", "bundle_files", *PLAIN},
+    "bundle_files": PLAIN,
     "export": {"models", "kernels", "bundle", "runtime", *PLAIN},
     "runtime": {"models", "kernels", "bundle", "builtin", "tasks", *PLAIN},
     "builtin": {"tasks"},

@@ -217,7 +217,7 @@ def _no_progress(line: str) -> None:
 def _prompt(template: str | None, stop: tuple[str, ...] | None, usual: Prompt) -> Prompt:
     if template is not None and "{question}" not in template:
         raise BadInput(
-            f"prompt_template={template!r} was asked for; it must contain {{question}}, where the "
+            f"The template {template!r} was asked for; it must contain {{question}}, where the "
             "question goes. Add it."
         )
     return Prompt(

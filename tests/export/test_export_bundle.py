@@ -256,7 +256,7 @@ def test_a_prompt_without_a_question_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         export_bundle(tmp_path, tmp_path / "bundle", prompt_template="Why?")
     assert str(caught.value) == (
-        "prompt_template='Why?' was asked for; it must contain {question}, where the question "
+        "The template 'Why?' was asked for; it must contain {question}, where the question "
         "goes. Add it."
     )
 
