@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -19,12 +20,17 @@ def require_field_types(instance: Any) -> None:
     Raises:
         TypeError: a field holds something else.
     """
-    hints = get_type_hints(type(instance))
+    kind: Any = type(instance)
+    hints = _hints_of(kind)
     for field in fields(instance):
         value = getattr(instance, field.name)
         if not _is_a(value, hints[field.name]):
-            wanted = str(field.type).removeprefix("typing.")
-            raise TypeError(f"{field.name} is {value!r}, and must be {wanted}")
+            raise TypeError(f"{field.name} is {value!r}, and must be {field.type}")
+
+
+@cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _is_a(value: Any, hint: Any) -> bool:
