@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from longspan.runtime import machine_cache
 from longspan.runtime.baseline import machine_key
+from longspan.runtime.device_memory import grow_in_place
 from longspan.runtime.plan_speed import Rates
 from longspan.tensors import DType
 
@@ -54,6 +55,7 @@ def measure_rates(dtype: DType) -> Rates:
     """
     import torch
 
+    grow_in_place()
     copied = _seconds(torch, _copy(torch))
     multiplied = _seconds(torch, _product(torch, getattr(torch, dtype)))
     torch.cuda.empty_cache()
@@ -65,6 +67,8 @@ def shares_host_memory() -> bool:
     """Whether the first CUDA device's memory is the host's: then nothing is gained by streaming."""
     import torch
 
+    # Torch begins to use CUDA for it.
+    grow_in_place()
     return bool(torch.cuda.get_device_properties(0).is_integrated)
 
 

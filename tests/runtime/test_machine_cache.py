@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from longspan.runtime import baseline, machine_cache, rates
 from longspan.runtime.device_memory import Reading
@@ -93,3 +98,34 @@ def test_rates_are_measured_once_for_a_dtype(
     file.write_text(file.read_text().replace("54000000000", "0"))
     assert rates.known_rates("bfloat16") == first
     assert measured[2:] == ["bfloat16"]
+
+
+def test_a_plan_that_asks_the_device_lets_the_allocator_grow_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asking starts CUDA, after which torch's allocator is as it is."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    seen = []
+
+    def properties(device: int) -> SimpleNamespace:
+        seen.append(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
+        return SimpleNamespace(is_integrated=bool(device))
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert not rates.shares_host_memory()
+    assert seen == ["expandable_segments:True"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("asked", ["shares_host_memory()", "measure_rates('bfloat16')"])
+def test_what_is_loaded_after_a_plan_grows_in_place(asked: str) -> None:
+    code = (
+        f"from longspan.runtime.rates import *\n{asked}\n"
+        "import torch\n"
+        "x = torch.empty(2**25, device='cuda')\n"
+        "print({each['is_expandable'] for each in torch.cuda.memory_snapshot()})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "{True}"), done.stderr

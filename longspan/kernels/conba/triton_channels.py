@@ -213,8 +213,18 @@ def walk_channels(
         TANH=tanh,
         **sizes,
     )
-    y = torch.einsum("blhn,hpn->blhp", states, C.float()) + D.float() * u.float()
+    y = _outputs(states, C.float()) + D.float() * u.float()
     recent = states[:, max(0, length - 1 - delay) : -1]
     before = torch.cat([state.delay, state.x[:, None], recent], dim=1)
     after = ConbaState(x=states[:, -1].clone(), delay=before[:, -delay:].contiguous())
     return y.to(u.dtype), after
+
+
+def _outputs(states: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+    """C x of each token: [B, L, H, P] of states [B, L, H, N] and C [H, P, N].
+
+    Of one token without cuBLAS, which would make a workspace for the stream that records a step.
+    """
+    if states.shape[1] == 1:
+        return (states[:, :, :, None] * C).sum(dim=-1)
+    return torch.einsum("blhn,hpn->blhp", states, C)
