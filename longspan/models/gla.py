@@ -50,6 +50,8 @@ class GatedLinearAttention(nn.Module):
             new_state["position"] = position + length
         log_decay = self._log_decay(*low) if low else _fixed_log_decay(q)
         y, new_state["recurrent"] = gla(q, k, v, log_decay, state=state["recurrent"])
+        # Rotated ones are copies; the norm needs their room.
+        del q, k
         gate = gate.view(y.shape)
         y = rms_norm(y, self.norm_weight, eps=config.norm_eps, gate=gate, dtype=x.dtype)
         return self.out_proj(y.flatten(-2)), new_state

@@ -28,10 +28,11 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     cut = 2 * state if parts > 1 else 0
     decay = keys if layer.gate_rank is not None else 0
     rotated = 2 * keys if layer.rope_base is not None else 0
-    # Of torch-cuda the most of: three float32 pieces of the decay; then beside one of them the
-    # recurrence's float32 output and its norm; the norm and the layer's output.
-    normed = F32 * decay + max((F32 + b) * values, b * (values + D))
-    most = max(3 * F32 * decay, normed)
+    # Of torch-cuda the most of: rotated queries and keys, beside three float32 pieces of the decay,
+    # then beside one of them and the recurrence's float32 output; that output and its norm; the
+    # norm and the layer's output.
+    recurrent = b * rotated + F32 * max(3 * decay, decay + values)
+    most = max(recurrent, F32 * decay + max((F32 + b) * values, b * (values + D)))
     # What a gate or a rotation needs before the recurrence, and the gated norm after it.
     wide = 3 * F32 * max(keys, values)
     return {
@@ -47,6 +48,6 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch_bytes(1, segment_tokens(), heads=H, key_width=K, value_width=V),
-            per_token=b * (rows + rotated) + most,
+            per_token=b * rows + most,
         ),
     }
