@@ -170,13 +170,15 @@ def cache_items(
 def copied_caches(
     manifest: Manifest, engine: Engine, capacity: int, chunk: tuple[PlanItem, ...]
 ) -> tuple[PlanItem, ...]:
-    """What torch's recorded step takes for its own caches beyond the room of a chunk's items.
+    """What torch's recorded step takes for its own caches beyond the room of a chunk's activations.
 
-    They are filled from those of the memory that is asked, when no chunk is computed.
+    They are filled from those of the memory that is asked, when no chunk is computed. What then
+    lies unfilled is as much: with caches of 257 MiB an H100 held 13 MiB beside tensors.
     """
     if engine != "torch-cuda" or not manifest.cache_entry_bytes:
         return ()
-    taken = max(0, capacity * manifest.cache_entry_bytes - sum_bytes(chunk))
+    activations, *_ = chunk
+    taken = max(0, capacity * manifest.cache_entry_bytes - activations.bytes)
     return (PlanItem(name="caches of the recorded step, beyond a chunk", bytes=taken),)
 
 

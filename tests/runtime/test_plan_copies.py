@@ -54,7 +54,7 @@ def test_of_anchors_a_layer_s_next_caches_lie_beside_all() -> None:
 
 
 def test_a_recorded_step_has_caches_in_the_room_of_a_chunk_and_beyond() -> None:
-    room = (PlanItem(name="activations", bytes=1000),)
+    room = (PlanItem(name="activations", bytes=1000), PlanItem(name="unfilled", bytes=500))
     capacity = 2000 // ENTRY_BYTES
     (item,) = copied_caches(MANIFEST, "torch-cuda", capacity, room)
     assert item.bytes == capacity * ENTRY_BYTES - 1000
