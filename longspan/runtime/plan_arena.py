@@ -22,7 +22,7 @@ ARENA_ENTRIES_PERCENT_CUDA = 130
 # chunk, so that pieces freed before are of no use: most of them were left twice (1.31.1, 2 layers,
 # chunks of 48 and 256, 2,048 to 66,560 entries, float32 and bfloat16). The scores of bundles that
 # were exported when all of a chunk's were written down left up to 55 percent of them.
-ARENA_ENTRIES_PERCENT, ARENA_ANCHORS_PERCENT, ARENA_SCORES_PERCENT = 100, 20, 55
+ARENA_ENTRIES_PERCENT, ARENA_ANCHORS_PERCENT, ARENA_SCORES_PERCENT = 80, 20, 55
 ARENA_CACHES_BYTES = 2 * MIB
 
 

@@ -35,6 +35,7 @@ from longspan.models.config import (
     ConbaConfig,
     FullAttentionConfig,
     GlaConfig,
+    HeadsConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -93,4 +94,26 @@ def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
     head = widened(config.vocab_size * D, dtype) if engine == "torch-cpu" else 0
     if head and config.quantization is not None and config.quantization.head:
         head = scratch_bytes(config.quantization, config.vocab_size, D, engine, dtype)
+    if engine == "onnx-cpu":
+        head += sum(_widened_early(layer, dtype) for layer in config.layers)
+        per_token += sum(F32 * _rotated(layer) for layer in config.layers)
     return ChunkBytes(fixed=head, per_token=per_token)
+
+
+def _rotated(layer: LayerConfig) -> int:
+    """Cosines and sines of a token, which ONNX Runtime makes for all layers at the beginning."""
+    if isinstance(layer, GlaConfig):
+        return 0 if layer.rope_base is None else layer.key_dim
+    if not isinstance(layer, HeadsConfig) or layer.rope_base is None:
+        return 0
+    return layer.head_dim
+
+
+def _widened_early(layer: LayerConfig, dtype: DType) -> int:
+    """The float32 copy of a state in 16 bits, but for caches, made for all layers as early."""
+    specs = layer.state(dtype)
+    return sum(
+        widened(spec.nbytes // DTYPE_BYTES[dtype], dtype)
+        for spec in specs
+        if spec.dtype == dtype and spec.counter is None
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.numbers import F32, widened
+from longspan.export.activations.numbers import F32, softplus_on_cpu, widened
 from longspan.kernels.conba.scratch import CHUNK_TOKENS, MAP_VALUES, ONE_PASS_TOKENS, TURNS
 from longspan.models.config import ConbaConfig
 from longspan.tensors import DTYPE_BYTES, DType
@@ -32,10 +32,12 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
         if adaptive
         else max(2 * M + S, 5 * S, 4 * S + 2 * S // TURNS + 2 * E, 2 * S + 4 * E)
     )
-    # On CPUs the most of: what in_proj gave, the parts that it is cut into, and x; where the state
-    # is wide, the scaling in three pieces, or s, the scaling and the states of all tokens, beside
-    # x and the gate (and what is to be put out); the output, two pieces of its norm, and the gate.
-    on_cpu = max(2 * rows + D, 3 * S + (3 if adaptive else 2) * E, S + 4 * E)
+    # On CPUs the most of: what in_proj gave, the parts that it is cut into, and x; beside x, the
+    # gate, and what is to be put out, the scaling, before the selection's SwiGLU, or s, the scaling
+    # and the states of all tokens; the output, two pieces of its norm, and the gate.
+    kept = (3 if adaptive else 2) * E
+    scaling = 2 * M + softplus_on_cpu(S, dtype)
+    on_cpu = max(2 * rows + D, kept + max(scaling, 3 * S), S + 4 * E)
     return {
         "onnx-cpu": ChunkBytes(
             fixed=4 * F32 * S * layer.head_dim if adaptive else 0, per_token=F32 * on_cpu

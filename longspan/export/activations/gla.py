@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.numbers import F32, widened
+from longspan.export.activations.numbers import F32, softplus_on_cpu, widened
 from longspan.kernels.gla.onnx_op import value_parts
 from longspan.kernels.gla.scratch import scratch_bytes, segment_tokens
 from longspan.models.config import GlaConfig
@@ -33,14 +33,14 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     # What a gate or a rotation needs before the recurrence, and the gated norm after it.
     wide = 3 * F32 * max(keys, values)
     return {
-        # The most of: what in_proj gave, and the parts that it is cut into; the same parts and three
-        # of the decay; what the operator reads and writes, beside the gate.
+        # The most of: what in_proj gave, and the parts that it is cut into; the same parts beside
+        # what makes the decay; what the operator reads and writes, beside the gate.
         "onnx-cpu": ChunkBytes(
             fixed=cut,
             per_token=F32
             * max(
                 2 * rows,
-                rows + max(D, 3 * decay),
+                rows + max(D, decay + softplus_on_cpu(decay, dtype)),
                 2 * keys + 3 * values + (parts + (parts > 1)) * decay,
                 3 * D,
             ),
