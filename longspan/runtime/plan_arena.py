@@ -49,4 +49,6 @@ def arena_bytes(manifest: Manifest, engine: Engine, tokens: int, capacity: int) 
         # Beside short caches the arena holds what it would without any.
         left = entries * ARENA_ANCHORS_PERCENT // 100
         return max(short + around - live, ARENA_BYTES + left + scores)
-    return around + entries * ARENA_ENTRIES_PERCENT // 100 + ARENA_CACHES_BYTES + scores
+    # What a chunk leaves without caches holds what its blocks read of short ones, too.
+    left = max(around - ARENA_BYTES, entries * ARENA_ENTRIES_PERCENT // 100)
+    return left + ARENA_BYTES + ARENA_CACHES_BYTES + scores

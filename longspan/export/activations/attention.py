@@ -78,9 +78,10 @@ def window_attention(
     scored = block * (2 * H + 3 * H // layer.n_kv_heads)
     scored += 2 * layer.n_kv_heads * layer.head_dim
     return {
-        # The past behind which new ones stand, and in another order.
+        # The past behind which new ones stand, and in another order: of 16 bits the first takes the
+        # place of the widened past, which the last entry counts.
         "onnx-cpu": ChunkBytes(
-            fixed=F32 * (2 * past + columns * scored),
+            fixed=2 * F32 * past - widened(past, dtype) + F32 * columns * scored,
             per_token=per_token["onnx-cpu"],
         ),
         # Each of L queries scores L + W - 1 keys.

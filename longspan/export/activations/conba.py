@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.numbers import F32, softplus_on_cpu, widened
+from longspan.export.activations.numbers import F32, widened
 from longspan.kernels.conba.scratch import CHUNK_TOKENS, MAP_VALUES, ONE_PASS_TOKENS, TURNS
 from longspan.models.config import ConbaConfig
 from longspan.tensors import DTYPE_BYTES, DType
@@ -36,8 +36,7 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     # gate, and what is to be put out, the scaling, before the selection's SwiGLU, or s, the scaling
     # and the states of all tokens; the output, two pieces of its norm, and the gate.
     kept = (3 if adaptive else 2) * E
-    scaling = 2 * M + softplus_on_cpu(S, dtype)
-    on_cpu = max(2 * rows + D, kept + max(scaling, 3 * S), S + 4 * E)
+    on_cpu = max(2 * rows + D, kept + max(2 * M + 2 * S, 3 * S), S + 4 * E)
     return {
         "onnx-cpu": ChunkBytes(
             fixed=4 * F32 * S * layer.head_dim if adaptive else 0, per_token=F32 * on_cpu

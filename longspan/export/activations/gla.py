@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.numbers import F32, softplus_on_cpu, widened
+from longspan.export.activations.numbers import F32, widened
 from longspan.kernels.gla.onnx_op import value_parts
 from longspan.kernels.gla.scratch import scratch_bytes, segment_tokens
 from longspan.models.config import GlaConfig
@@ -40,7 +40,7 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
             per_token=F32
             * max(
                 2 * rows,
-                rows + max(D, decay + softplus_on_cpu(decay, dtype)),
+                rows + max(D, 3 * decay),
                 2 * keys + 3 * values + (parts + (parts > 1)) * decay,
                 3 * D,
             ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
-from longspan.export.activations.numbers import F32, softplus_on_cpu, widened
+from longspan.export.activations.numbers import F32, widened
 from longspan.kernels.selective_scan.scratch import MAX_CHUNKS
 from longspan.kernels.ssd.scratch import CHUNK_TOKENS, PROGRAMS, STACKED_PROGRAMS, Sizes
 from longspan.models.config import Mamba2Config, MambaConfig
@@ -21,12 +21,9 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     # on an H100 with chunks of 512 and 1,024 tokens.
     pairs = 9 * F32 * E * N // 2
     return {
-        # Beside the gate and u what makes the steps; or these, u times these, and y, with what
-        # updates one token's state.
+        # Of all tokens the gate, u, the steps, u times these, and y; of one, what updates the state.
         "onnx-cpu": ChunkBytes(
-            fixed=5 * F32 * E * N,
-            per_token=F32
-            * max(2 * E + max(3 * E, softplus_on_cpu(E, dtype)) + low, 2 * E + D, 3 * D),
+            fixed=5 * F32 * E * N, per_token=F32 * max(5 * E + low, 2 * E + D, 3 * D)
         ),
         "onnx-cuda": ChunkBytes(per_token=pairs + F32 * (8 * E + low) + b * (5 * E + D + low)),
         "torch-cpu": ChunkBytes(
