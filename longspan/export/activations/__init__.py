@@ -3,13 +3,11 @@
 Each formula counts the tensors that live at once where a layer holds most; letters as in
 `longspan.models`. Logits, state and weights are planned elsewhere.
 
-onnx-cpu is fitted to ONNX Runtime 1.31.1 with its arena (growth of the resident set, models of 2 to
-4 layers, L 64 to 2,048). The live tensors of a Mamba layer are 10 E + 3 D float32 numbers a token,
-of an MLP 5 F + 3 D, of attention 3 scores and 6 bytes of masks a pair; the arena adds 5 to 20%,
-which the coefficients hold. Mamba-2 was measured at 4.8 for each channel of the convolution, 4.2 E
-and 3 D, with the arena; Conba at 5 to 8 for each number of the selection's inner width, 4 to 11 for
-each state entry and 8 to 17 for each output; a mixture of experts whose tokens all go to the same
-at 5 F + 8 D, and on torch-cpu, too. The rest is counted from the code.
+onnx-cpu is counted from the graph: what lives at once where a layer holds most, nearly always what
+a projection gave beside the parts that it is cut into. ONNX Runtime 1.31.1 allocated between 0.8 and
+1.0 of it in chunks of 1,024 tokens, whatever the layer's sizes and the weights' dtype; where a layer
+is narrower than the model, 0.7. Its arena is planned elsewhere. Where all tokens go to the same
+experts, a mixture of experts takes as much as is counted. The rest is counted from the code.
 """
 
 from __future__ import annotations
