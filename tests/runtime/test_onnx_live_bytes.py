@@ -70,9 +70,10 @@ print(json.dumps([measure(path, int(sys.argv[1])) for path in sys.argv[2:]]))
 SMALL = MambaConfig(d_inner=8, d_state=2, d_conv=2, dt_rank=1)
 # Pages of small allocations, and of code that is used for the first time.
 SLACK_BYTES = 2**19
-# How far formulas may be above what lives at once.
-MOST_ABOVE = 3.0
-MOST_ABOVE_SCANS = 1.2
+# How far formulas may be above what lives at once. A block's keys and scores are gone when what all
+# blocks found is joined; of anchors the keys of one head are counted for the chunk's tokens, too.
+MOST_ABOVE = {"full_attention": 1.7, "anchor_attention": 2.4}
+MOST_ABOVE_OTHERS = 1.2
 GROWING = ("full_attention", "anchor_attention")
 SIZES = {"family": "none", "vocab_size": 40, "d_model": 256}
 SCANS = (
@@ -112,8 +113,8 @@ def test_what_onnx_runtime_allocates_is_within_the_formula(tmp_path: Path) -> No
     found = dict(zip(first, _measured(paths), strict=True))
     for kind, seen in found.items():
         assert seen["live"] <= seen["planned"] + SLACK_BYTES, (kind, seen)
-        print(kind, seen)
-        assert seen["planned"] <= MOST_ABOVE * seen["live"] + SLACK_BYTES, (kind, seen)
+        above = MOST_ABOVE.get(kind, MOST_ABOVE_OTHERS)
+        assert seen["planned"] <= above * seen["live"] + SLACK_BYTES, (kind, seen)
 
 
 @pytest.mark.slow
@@ -127,6 +128,5 @@ def test_scans_of_many_sizes_and_models_of_many_kinds(tmp_path: Path, dtype: DTy
         str(write_bundle(tmp_path / str(i), config, dtype).path) for i, config in enumerate(models)
     ]
     for config, seen in zip(models, _measured(paths), strict=True):
-        print(config.layers[0], seen)
         assert seen["live"] <= seen["planned"] + SLACK_BYTES, (config.layers, seen)
-        assert seen["planned"] <= MOST_ABOVE_SCANS * seen["live"] + SLACK_BYTES, (config, seen)
+        assert seen["planned"] <= MOST_ABOVE_OTHERS * seen["live"] + SLACK_BYTES, (config, seen)

@@ -3,11 +3,11 @@
 Each formula counts the tensors that live at once where a layer holds most; letters as in
 `longspan.models`. Logits, state and weights are planned elsewhere.
 
-onnx-cpu is counted from the graph: what lives at once where a layer holds most, nearly always what
-a projection gave beside the parts that it is cut into. ONNX Runtime 1.31.1 allocated between 0.8 and
-1.0 of it in chunks of 1,024 tokens, whatever the layer's sizes and the weights' dtype; where a layer
-is narrower than the model, 0.7. Its arena is planned elsewhere. Where all tokens go to the same
-experts, a mixture of experts takes as much as is counted. The rest is counted from the code.
+onnx-cpu is counted from the graph: nearly always what a projection gave beside the parts that it is
+cut into. ONNX Runtime 1.31.1 allocated 0.8 to 1.0 of it in chunks of 1,024 tokens, whatever the
+layer's sizes and the weights' dtype; where a layer is narrower than the model, 0.7. Its arena is
+planned elsewhere. Where all tokens go to the same experts, a mixture of experts takes as much as is
+counted. The rest is counted from the code.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     # on an H100 with chunks of 512 and 1,024 tokens.
     pairs = 9 * F32 * E * N // 2
     return {
-        # Of all tokens the gate, u, the steps, u times these, and y; of one, what updates the state.
+        # Of all tokens the gate, u, the steps, u times these, and y; of one, what updates a state.
         "onnx-cpu": ChunkBytes(
             fixed=5 * F32 * E * N, per_token=F32 * max(5 * E + low, 2 * E + D, 3 * D)
         ),

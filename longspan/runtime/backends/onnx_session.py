@@ -87,7 +87,7 @@ def cpu_session(bundle: Bundle, *, threads: int | None) -> Any:
     # lay a chunk out in one block as large as if little were reused: 79 MiB in place of 60.
     options.enable_cpu_mem_arena = True
     options.enable_mem_pattern = False
-    # Else a tensor that a later layer can use again, as it is of the same shape, is kept until then:
+    # Else a tensor that a later layer can use again, as it has the same shape, is kept until then:
     # layers of several kinds hold the sum of what each takes, 16.2 MiB in place of 4.3 (Mamba, MLP
     # and window of width 384, twice each, chunks of 256 tokens).
     options.enable_mem_reuse = False
