@@ -23,17 +23,21 @@ MICROSOFT = "com.microsoft"
 RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 
 
-def fewer_nodes(model: onnx.ModelProto) -> None:
+def fewer_nodes(model: onnx.ModelProto, *, rounds: bool = False) -> None:
     """Take needless nodes out, in place.
 
     Args:
-        model: computes in the dtype of the weights: where it is wider, a cast there and back is how
-            a value is rounded as the state will hold it.
+        model: any.
+        rounds: whether it computes in a wider dtype than that of the weights: then a cast there and
+            back is how a value is rounded as the state will hold it, and softpluses alone change.
+            Where makes both of its parts anew: ONNX Runtime on CPUs holds five tensors meanwhile.
     """
     graph = _Graph(model.graph)
     for node in list(model.graph.node):
         if node.op_type == "Where":
             _plain_softplus(graph, node)
+        elif rounds:
+            continue
         elif node.op_type == "RMSNormalization":
             _sum_and_norm(graph, node)
         elif node.op_type == "Cast":

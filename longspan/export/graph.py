@@ -83,8 +83,7 @@ def decoder_graph(
     _default_keep(model)
     _name_dimensions(model)
     _drop_notes(model)
-    if compute == dtype:
-        fewer_nodes(model)
+    fewer_nodes(model, rounds=compute != dtype)
     if not any(opset.domain == MICROSOFT for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     return model

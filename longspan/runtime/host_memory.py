@@ -1,6 +1,6 @@
 """How the C library keeps freed memory on the host; only glibc has these switches.
 
-set_mmap_threshold()     # before a model computes with torch on the CPU
+set_mmap_threshold()     # before a model is loaded to compute on the CPU
 trim()                   # after something large is gone
 """
 

@@ -19,10 +19,11 @@ ARENA_PERCENT: dict[Engine, int] = {"onnx-cpu": 80, "onnx-cuda": 130}
 ARENA_BYTES = 4 * MIB
 ARENA_ENTRIES_PERCENT_CUDA = 130
 # On CPUs what a block of queries reads of a cache are a few large pieces, a little larger with each
-# chunk, so that pieces freed before are of no use: most of them were left twice (1.31.1, 2 layers,
-# chunks of 48 and 256, 2,048 to 66,560 entries, float32 and bfloat16). The scores of bundles that
-# were exported when all of a chunk's were written down left up to 55 percent of them.
-ARENA_ENTRIES_PERCENT, ARENA_ANCHORS_PERCENT, ARENA_SCORES_PERCENT = 100, 20, 55
+# chunk, so that pieces freed before are of no use: up to 1.7 times the pieces were held (1.31.1,
+# filled in steps to 1,500 to 80,024 entries, heads of 32 to 128, chunks of 64 to 1,024). The scores
+# of bundles that were exported when all of a chunk's were written down left up to 55 percent of
+# them.
+ARENA_ENTRIES_PERCENT, ARENA_ANCHORS_PERCENT, ARENA_SCORES_PERCENT = 80, 20, 55
 ARENA_CACHES_BYTES = 2 * MIB
 
 
@@ -49,4 +50,6 @@ def arena_bytes(manifest: Manifest, engine: Engine, tokens: int, capacity: int) 
         # Beside short caches the arena holds what it would without any.
         left = entries * ARENA_ANCHORS_PERCENT // 100
         return max(short + around - live, ARENA_BYTES + left + scores)
-    return around + entries * ARENA_ENTRIES_PERCENT // 100 + ARENA_CACHES_BYTES + scores
+    # What a chunk leaves without caches holds what its blocks read of short ones, too.
+    left = max(around - ARENA_BYTES, entries * ARENA_ENTRIES_PERCENT // 100)
+    return left + ARENA_BYTES + ARENA_CACHES_BYTES + scores

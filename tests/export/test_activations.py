@@ -126,5 +126,5 @@ def test_on_cpus_scores_are_those_of_a_block() -> None:
         for layer in layers[:2]:
             assert (layer.per_token_entry > 0) == (engine == "onnx-cuda")
     full, _, _ = chunk_bytes(config, "bfloat16")["onnx-cpu"]
-    # A head's key and value in float32, the value as the cache holds it, and 64 rows twice.
-    assert full.per_entry == 2 * 4 * 8 + 2 * 8 + 2 * 4 * 64
+    # A head's key and value in float32, and 64 rows twice; what the value is made of is gone then.
+    assert full.per_entry == 2 * 4 * 8 + 2 * 4 * 64

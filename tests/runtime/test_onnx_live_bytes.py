@@ -15,8 +15,15 @@ import pytest
 from stand_in import write_bundle
 from test_plan_property import LAYERS, model
 
-from longspan.models.config import MambaConfig
+from longspan.models.config import (
+    ConbaConfig,
+    GlaConfig,
+    Mamba2Config,
+    MambaConfig,
+    ModelConfig,
+)
 from longspan.models.config.model import LAYER_KINDS
+from longspan.tensors import DType
 
 TOKENS = 1024
 # glibc's mallopt: each allocation from 16 KiB on is a mapping of its own, which ends with it.
@@ -34,7 +41,7 @@ def held(key):
 def measure(path, tokens):
     bundle = open_bundle(path)
     manifest, options = bundle.manifest, ort.SessionOptions()
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = options.enable_mem_reuse = False
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = ort.InferenceSession(bundle.graph_path("cpu"), options)
@@ -63,8 +70,30 @@ print(json.dumps([measure(path, int(sys.argv[1])) for path in sys.argv[2:]]))
 SMALL = MambaConfig(d_inner=8, d_state=2, d_conv=2, dt_rank=1)
 # Pages of small allocations, and of code that is used for the first time.
 SLACK_BYTES = 2**19
-# How far formulas may be above what lives at once.
-MOST_ABOVE = 3.0
+# How far formulas may be above what lives at once. A block's keys and scores are gone when what all
+# blocks found is joined; of anchors the keys of one head are counted for the chunk's tokens, too.
+MOST_ABOVE = {"full_attention": 1.7, "anchor_attention": 2.4}
+MOST_ABOVE_OTHERS = 1.2
+GROWING = ("full_attention", "anchor_attention")
+SIZES = {"family": "none", "vocab_size": 40, "d_model": 256}
+SCANS = (
+    MambaConfig(d_inner=512, d_state=16, d_conv=4, dt_rank=16),
+    MambaConfig(d_inner=1024, d_state=64, d_conv=4, dt_rank=16),
+    Mamba2Config(n_heads=8, head_dim=64, n_groups=1, d_state=128, d_conv=4),
+    Mamba2Config(n_heads=16, head_dim=64, n_groups=8, d_state=64, d_conv=4),
+    GlaConfig(n_heads=2, key_dim=96, value_dim=192, gate_rank=16),
+    GlaConfig(n_heads=4, key_dim=64, value_dim=64, gate_rank=None, rope_base=10000.0),
+    ConbaConfig(n_heads=8, head_dim=32, d_state=32, d_select=512),
+    ConbaConfig(n_heads=8, head_dim=32, d_state=128, d_select=16, gain="off"),
+)
+
+
+def _measured(paths: list[str]) -> list[dict[str, int]]:
+    arguments = [sys.executable, "-c", MEASURE, str(TOKENS), *paths]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, int]] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.slow
@@ -81,10 +110,23 @@ def test_what_onnx_runtime_allocates_is_within_the_formula(tmp_path: Path) -> No
         )
         for kind, layer in first.items()
     ]
-    arguments = [sys.executable, "-c", MEASURE, str(TOKENS), *paths]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = dict(zip(first, json.loads(done.stdout), strict=True))
+    found = dict(zip(first, _measured(paths), strict=True))
     for kind, seen in found.items():
         assert seen["live"] <= seen["planned"] + SLACK_BYTES, (kind, seen)
-        assert seen["planned"] <= MOST_ABOVE * seen["live"] + SLACK_BYTES, (kind, seen)
+        above = MOST_ABOVE.get(kind, MOST_ABOVE_OTHERS)
+        assert seen["planned"] <= above * seen["live"] + SLACK_BYTES, (kind, seen)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc and /proc tell it")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_scans_of_many_sizes_and_models_of_many_kinds(tmp_path: Path, dtype: DType) -> None:
+    """Nothing of one layer is held while another computes."""
+    many = [layer for layer in LAYERS if layer.state("float32") and layer.kind not in GROWING]
+    models = [model(tuple(many)), *(ModelConfig(**SIZES, layers=(layer,)) for layer in SCANS)]
+    paths = [
+        str(write_bundle(tmp_path / str(i), config, dtype).path) for i, config in enumerate(models)
+    ]
+    for config, seen in zip(models, _measured(paths), strict=True):
+        assert seen["live"] <= seen["planned"] + SLACK_BYTES, (config.layers, seen)
+        assert seen["planned"] <= MOST_ABOVE_OTHERS * seen["live"] + SLACK_BYTES, (config, seen)

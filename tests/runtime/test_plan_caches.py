@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(DoesNotFit) as caught:
         require_fit(plan)
     assert str(caught.value) == (
-        "The budget is 64.0 MiB, and onnx-cpu with chunks of 16 tokens needs 97.2 MiB:\n"
+        "The budget is 64.0 MiB, and onnx-cpu with chunks of 16 tokens needs 96.0 MiB:\n"
         "  interpreter and libraries                  0 B\n"
         "  weights, mapped from the file          3.8 MiB\n"
         "  state, 3 copies                        2.7 KiB\n"
@@ -143,12 +143,12 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         "  ONNX Runtime's session                 4.4 MiB\n"
         "  cache of 101,024 entries, 3 copies    32.4 MiB\n"
         "  activations of 16 tokens              30.9 MiB\n"
-        "  ONNX Runtime's arena around them      25.8 MiB\n"
-        "  together                              97.2 MiB\n"
+        "  ONNX Runtime's arena around them      24.5 MiB\n"
+        "  together                              96.0 MiB\n"
         "A copy of the cache has 100,000 entries for the document and 1,024 for a question and its "
-        "answer: 101,024 x 112 bytes = 10.8 MiB. This budget holds documents of up to 59,530 "
+        "answer: 101,024 x 112 bytes = 10.8 MiB. This budget holds documents of up to 60,483 "
         "tokens.\n"
-        "The smallest budget that would do is 98MiB. Give --budget 98MiB, a shorter document, or "
+        "The smallest budget that would do is 96MiB. Give --budget 96MiB, a shorter document, or "
         "export a smaller model."
     )
 
@@ -227,7 +227,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_a_process_stays_within_its_plan(
     demo: Bundle, tmp_path: Path, engine: Engine, tokens: int, chunk_tokens: int
 ) -> None:
-    """1.3 is how far a plan may be above what is used."""
+    """1.15 is how far a plan may be above what is used."""
     span = tmp_path / "memory.span"
     arguments = [str(demo.path), engine, str(span), str(tokens), str(chunk_tokens)]
     done = subprocess.run(
@@ -235,5 +235,5 @@ def test_a_process_stays_within_its_plan(
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    assert seen["peak"] <= seen["planned"] <= 1.3 * seen["peak"], seen
+    assert seen["peak"] <= seen["planned"] <= 1.15 * seen["peak"], seen
     assert span.stat().st_size > tokens * demo.manifest.cache_entry_bytes

@@ -3,13 +3,11 @@
 Each formula counts the tensors that live at once where a layer holds most; letters as in
 `longspan.models`. Logits, state and weights are planned elsewhere.
 
-onnx-cpu is fitted to ONNX Runtime 1.31.1 with its arena (growth of the resident set, models of 2 to
-4 layers, L 64 to 2,048). The live tensors of a Mamba layer are 10 E + 3 D float32 numbers a token,
-of an MLP 5 F + 3 D, of attention 3 scores and 6 bytes of masks a pair; the arena adds 5 to 20%,
-which the coefficients hold. Mamba-2 was measured at 4.8 for each channel of the convolution, 4.2 E
-and 3 D, with the arena; Conba at 5 to 8 for each number of the selection's inner width, 4 to 11 for
-each state entry and 8 to 17 for each output; a mixture of experts whose tokens all go to the same
-at 5 F + 8 D, and on torch-cpu, too. The rest is counted from the code.
+onnx-cpu is counted from the graph: nearly always what a projection gave beside the parts that it is
+cut into. ONNX Runtime 1.31.1 allocated 0.8 to 1.0 of it in chunks of 1,024 tokens, whatever the
+layer's sizes and the weights' dtype; where a layer is narrower than the model, 0.7. Its arena is
+planned elsewhere. Where all tokens go to the same experts, a mixture of experts takes as much as is
+counted. The rest is counted from the code.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ from longspan.models.config import (
     ConbaConfig,
     FullAttentionConfig,
     GlaConfig,
+    HeadsConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -93,4 +92,26 @@ def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
     head = widened(config.vocab_size * D, dtype) if engine == "torch-cpu" else 0
     if head and config.quantization is not None and config.quantization.head:
         head = scratch_bytes(config.quantization, config.vocab_size, D, engine, dtype)
+    if engine == "onnx-cpu":
+        head += sum(_widened_early(layer, dtype) for layer in config.layers)
+        per_token += sum(F32 * _rotated(layer) for layer in config.layers)
     return ChunkBytes(fixed=head, per_token=per_token)
+
+
+def _rotated(layer: LayerConfig) -> int:
+    """Cosines and sines of a token, which ONNX Runtime makes for all layers at the beginning."""
+    if isinstance(layer, GlaConfig):
+        return 0 if layer.rope_base is None else layer.key_dim
+    if not isinstance(layer, HeadsConfig) or layer.rope_base is None:
+        return 0
+    return layer.head_dim
+
+
+def _widened_early(layer: LayerConfig, dtype: DType) -> int:
+    """The float32 copy of a state in 16 bits, but for caches, made for all layers as early."""
+    specs = layer.state(dtype)
+    return sum(
+        widened(spec.nbytes // DTYPE_BYTES[dtype], dtype)
+        for spec in specs
+        if spec.dtype == dtype and spec.counter is None
+    )

@@ -25,11 +25,12 @@ from longspan.tensors import DTYPE_BYTES, DType
 def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine, int]:
     """Bytes a token of queries, keys, values and RoPE, of input and output, by engine."""
     D, b = width, DTYPE_BYTES[dtype]
-    rows = layer.qkv_rows
+    rows, entry = layer.qkv_rows, 2 * layer.n_kv_heads * layer.head_dim
     turned = 0 if layer.rope_base is None else layer.n_heads + layer.n_kv_heads
     rotated = turned * layer.head_dim
     return {
-        "onnx-cpu": F32 * (7 * rows + 3 * D),
+        # Queries, keys and values twice, and the heads' output; or a norm and what it is made of.
+        "onnx-cpu": F32 * max(3 * (rows - entry) + 2 * entry, rows + D, 3 * D),
         "onnx-cuda": (b + F32) * 3 * rows + b * D,
         "torch-cpu": F32 * (5 * rows + D),
         # What was projected, what was rotated of it, the heads' output, and the layer's.
@@ -48,10 +49,15 @@ def block_rows(layer: HeadsConfig) -> int:
     return shared * block_queries(shared)
 
 
-def head_bytes(layer: HeadsConfig, dtype: DType) -> int:
-    """Bytes of an entry's key and value of one head in float32 beside what the value is made of."""
+def seen_bytes(layer: HeadsConfig, dtype: DType) -> int:
+    """Bytes an entry of what the blocks of a key head read and make of it on ONNX Runtime's CPU.
+
+    Its key and value in float32; beside them, first, what the value is made of, then a block's
+    scores twice.
+    """
     source = 0 if dtype == "float32" else DTYPE_BYTES[dtype]
-    return (2 * F32 + source) * layer.head_dim
+    width = layer.head_dim
+    return 2 * F32 * width + max(source * width, 2 * F32 * block_rows(layer))
 
 
 def plain_block(layer: HeadsConfig) -> int:
@@ -67,11 +73,15 @@ def window_attention(
     past = 2 * (W - 1) * layer.n_kv_heads * layer.head_dim
     per_token = projections(layer, width, dtype)
     block, plain, scores = WINDOW_BLOCK_QUERIES, plain_block(layer), 3 * H * b + 7
+    columns = block + W
+    # A block's scores twice beside what it may see, and its keys and values.
+    scored = block * (2 * H + 3 * H // layer.n_kv_heads)
+    scored += 2 * layer.n_kv_heads * layer.head_dim
     return {
-        # The past behind which new ones stand, and in another order; then a block's scores twice
-        # beside what it may see.
+        # The past behind which new ones stand, and in another order: of 16 bits the first takes the
+        # place of the widened past, which the last entry counts.
         "onnx-cpu": ChunkBytes(
-            fixed=2 * F32 * past + F32 * block * (block + W) * (2 * H + 3 * H // layer.n_kv_heads),
+            fixed=2 * F32 * past - widened(past, dtype) + F32 * columns * scored,
             per_token=per_token["onnx-cpu"],
         ),
         # Each of L queries scores L + W - 1 keys.
@@ -115,7 +125,7 @@ def full_attention(
         "onnx-cpu": ChunkBytes(
             per_token=per_token["onnx-cpu"],
             per_pair=2 * F32 + 1,
-            per_entry=head_bytes(layer, dtype) + 2 * F32 * block_rows(layer),
+            per_entry=seen_bytes(layer, dtype),
         ),
         "onnx-cuda": ChunkBytes(
             per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=3 * H * b + 2
@@ -150,22 +160,19 @@ def anchor_attention(
     def scored(
         engine: Engine, *, per_column: int, fixed: int = 0, per_pair: int = 0, scores: int = 0
     ) -> ChunkBytes:
-        # Of projections, half are gone when scores are made.
-        own = per_token[engine] // (2 if engine == "onnx-cpu" else 1)
         return ChunkBytes(
             fixed=fixed,
-            per_token=own + per_column,
+            per_token=per_token[engine] + per_column,
             per_pair=per_pair + scores,
             per_entry=per_column,
             per_token_entry=scores,
         )
 
-    block = 2 * F32 * block_rows(layer)
     wide = F32 * entry + widened(entry, dtype) // 2
     return {
         "onnx-cpu": scored(
             "onnx-cpu",
-            per_column=column + head_bytes(layer, dtype) + F32 * layer.head_dim + block,
+            per_column=column + F32 * layer.head_dim + seen_bytes(layer, dtype),
             per_pair=2 * F32 + 4,
         ),
         "onnx-cuda": scored("onnx-cuda", per_column=column + b * entry, scores=3 * H * b + 6),

@@ -32,14 +32,15 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
         if adaptive
         else max(2 * M + S, 5 * S, 4 * S + 2 * S // TURNS + 2 * E, 2 * S + 4 * E)
     )
-    # What was measured where the selection, the recurrence, or the output and its norm hold most.
-    on_cpu = (
-        max(8 * (M + S + E), 4 * (M + S) + 17 * E)
-        if adaptive
-        else max(8 * M + 2 * S + E, 6 * M + 11 * S + 2 * E, 5 * M + 8 * S + 10 * E)
-    )
+    # On CPUs the most of: what in_proj gave, the parts that it is cut into, and x; beside x, the
+    # gate, and what is to be put out, the scaling, before the selection's SwiGLU, or s, the scaling
+    # and the states of all tokens; the output, two pieces of its norm, and the gate.
+    kept = (3 if adaptive else 2) * E
+    on_cpu = max(2 * rows + D, kept + max(2 * M + 2 * S, 3 * S), S + 4 * E)
     return {
-        "onnx-cpu": ChunkBytes(per_token=F32 * on_cpu),
+        "onnx-cpu": ChunkBytes(
+            fixed=4 * F32 * S * layer.head_dim if adaptive else 0, per_token=F32 * on_cpu
+        ),
         "onnx-cuda": ChunkBytes(
             per_token=b * (2 * (rows + M + E + D) + S) + F32 * 6 * (S + E),
         ),

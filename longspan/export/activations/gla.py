@@ -1,8 +1,6 @@
 """Gated linear attention and retention.
 
-onnx-cpu is fitted to ONNX Runtime 1.31.1 with its arena (growth of the resident set, six sizes):
-in_proj's rows four times and a decay's copies twice, 3 to 22% above what 1,024 and 2,048 tokens
-took. The other engines are counted from their code.
+Counted from the graph and from the code.
 """
 
 from __future__ import annotations
@@ -36,7 +34,18 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     # What a gate or a rotation needs before the recurrence, and the gated norm after it.
     wide = 3 * F32 * max(keys, values)
     return {
-        "onnx-cpu": ChunkBytes(fixed=cut, per_token=F32 * (4 * rows + 2 * parts * decay)),
+        # The most of: what in_proj gave, and the parts that it is cut into; the same parts beside
+        # what makes the decay; what the operator reads and writes, beside the gate.
+        "onnx-cpu": ChunkBytes(
+            fixed=cut,
+            per_token=F32
+            * max(
+                2 * rows,
+                rows + max(D, 3 * decay),
+                2 * keys + 3 * values + (parts + (parts > 1)) * decay,
+                3 * D,
+            ),
+        ),
         # Queries, keys and values are widened beside the rows that they are cut from.
         "onnx-cuda": ChunkBytes(
             fixed=cut,

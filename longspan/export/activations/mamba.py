@@ -21,7 +21,10 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     # on an H100 with chunks of 512 and 1,024 tokens.
     pairs = 9 * F32 * E * N // 2
     return {
-        "onnx-cpu": ChunkBytes(per_token=F32 * (11 * E + 2 * D + low)),
+        # Of all tokens the gate, u, the steps, u times these, and y; of one, what updates a state.
+        "onnx-cpu": ChunkBytes(
+            fixed=5 * F32 * E * N, per_token=F32 * max(5 * E + low, 2 * E + D, 3 * D)
+        ),
         "onnx-cuda": ChunkBytes(per_token=pairs + F32 * (8 * E + low) + b * (5 * E + D + low)),
         "torch-cpu": ChunkBytes(
             fixed=widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
@@ -56,7 +59,8 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
     if scan.stacked_heads:
         scanned += b * layer.n_groups * chunk + -(-F32 * H // chunk)
     return {
-        "onnx-cpu": ChunkBytes(per_token=F32 * (5 * channels + 5 * E + H + 2 * D)),
+        # What in_proj gave, and the parts that it is cut into.
+        "onnx-cpu": ChunkBytes(per_token=F32 * max(2 * rows, rows + D, 3 * D)),
         # LinearAttention reads and writes float32, and so does the gated norm.
         "onnx-cuda": ChunkBytes(
             per_token=F32 * (2 * channels + 3 * E + 2 * H) + b * (rows + 2 * channels + E + D)

@@ -15,7 +15,8 @@ def mlp(layer: MlpConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     """A SwiGLU MLP, by engine."""
     F, D, b = layer.d_ff, width, DTYPE_BYTES[dtype]
     return {
-        "onnx-cpu": ChunkBytes(per_token=F32 * (11 * F // 2 + 2 * D)),
+        # What a product gave is cut in two; or its input beside it; or a sum, its norm and a part.
+        "onnx-cpu": ChunkBytes(per_token=F32 * max(4 * F, 2 * F + D, 3 * D)),
         "onnx-cuda": ChunkBytes(per_token=b * (5 * F + 2 * D)),
         "torch-cpu": ChunkBytes(fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + D)),
         # What silu reads and writes; then what it wrote, and the output.
@@ -30,6 +31,8 @@ def moe(layer: MoeConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     """
     F, D, b = layer.d_ff, width, DTYPE_BYTES[dtype]
     routing = layer.routing_bytes
+    # The shares by expert, twice, and an expert's tokens.
+    listed_on_cpu = routing + 2 * F32 * layer.n_experts + 8 * I64
     # In Triton the most of: the router's float32 input; its shares and their order, which sorting
     # doubles; the sorting of a token's pairs; their hidden numbers and outputs, and the layer's.
     E, K = layer.n_experts, layer.top_k
@@ -42,7 +45,9 @@ def moe(layer: MoeConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
         ordered + listed + b * (K * (F + D) + D),
     )
     return {
-        "onnx-cpu": ChunkBytes(per_token=F32 * (5 * F + 7 * D) + routing),
+        # Beside tokens, the sum before an expert and the next: what a product gave is cut in two;
+        # or its result, that times its share, and the sum after it.
+        "onnx-cpu": ChunkBytes(per_token=F32 * max(4 * F + 3 * D, F + 6 * D) + listed_on_cpu),
         "onnx-cuda": ChunkBytes(per_token=b * (7 * F + 3 * D) + F32 * 6 * D + routing),
         "torch-cpu": ChunkBytes(
             fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + 6 * D) + routing
