@@ -229,11 +229,14 @@ class Manifest:
             source=data["source"],
         )
         require_field_types(manifest)
-        manifest._require_agreement()
         return manifest
 
-    def _require_agreement(self) -> None:
-        """Check that the state and the formulas are of the layers."""
+    def require_agreement(self) -> None:
+        """Check that the state and the formulas are of the layers.
+
+        Raises:
+            ValueError: they are of others.
+        """
         if self.state != self.config.state_layout(self.dtype):
             raise ValueError("state is not that of the layers in config")
         entries = len(self.config.layers) + 1
@@ -303,6 +306,7 @@ def open_bundle(path: str | Path) -> Bundle:
                 "Update longspan, or export the checkpoint again with this version."
             )
         manifest = Manifest.from_json(data)
+        manifest.require_agreement()
     except OSError as error:
         raise unreadable(manifest_path, error) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
