@@ -92,6 +92,13 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from places(value, (*path, i))
 
 
+def holder(node: Any, place: tuple[Any, ...]) -> Any:
+    """What holds the value at a place."""
+    for key in place[:-1]:
+        node = node[key]
+    return node
+
+
 MANIFEST_TEXT = (longspan.builtin_bundle() / MANIFEST).read_text(encoding="utf-8")
 PLACES = list(places(json.loads(MANIFEST_TEXT)))
 
@@ -106,14 +113,10 @@ def test_any_manifest_is_read_or_refused(
     data: Any = json.loads(MANIFEST_TEXT)
     if not place:
         data = odd
+    elif drop:
+        del holder(data, place)[place[-1]]
     else:
-        node = data
-        for key in place[:-1]:
-            node = node[key]
-        if drop:
-            del node[place[-1]]
-        else:
-            node[place[-1]] = odd
+        holder(data, place)[place[-1]] = odd
     (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
     with suppress(BadBundle):
         assert open_bundle(bundle).manifest.state_bytes is not None
@@ -140,10 +143,7 @@ def test_what_a_manifest_may_not_hold(
     bundle: Path, place: tuple[Any, ...], value: Any, said: str
 ) -> None:
     data = json.loads(MANIFEST_TEXT)
-    node = data
-    for key in place[:-1]:
-        node = node[key]
-    node[place[-1]] = value
+    holder(data, place)[place[-1]] = value
     (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(BadBundle) as refusal:
         open_bundle(bundle)
