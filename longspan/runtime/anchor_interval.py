@@ -24,7 +24,7 @@ from longspan.engines import Engine
 from longspan.errors import BadInput, DoesNotFit
 from longspan.models.config.cache_use import Segments
 from longspan.runtime.budget import Budget
-from longspan.runtime.plan import RESERVE_ENTRIES
+from longspan.runtime.plan import RESERVE_TOKENS
 from longspan.runtime.plan_items import MIB
 from longspan.sizes import format_bytes
 
@@ -85,28 +85,31 @@ def choose_interval(
         BadInput: `budget` is no size, or the machine's default device cannot be used.
         DoesNotFit: the document fits with no interval; with the arithmetic.
     """
-    needed = {every: _entries(every, tokens) for every in _candidates(tokens)}
+    read = tokens + RESERVE_TOKENS
+    needed = {every: _entries(every, read) for every in _candidates(read)}
     # Of equals, the one nearest to the square root.
-    best = min(needed, key=lambda every: (needed[every], abs(every * every - tokens)))
+    best = min(needed, key=lambda every: (needed[every], abs(every * every - read)))
     limit, manifest = Budget(budget), describe(best)
     plan = _planned(manifest, tokenizer, tokens, max(1, limit.bytes - SPREAD_BYTES))
     most, engine = plan["most_entries"], plan["engine"]
-    for every, entries in needed.items():
-        if entries <= most:
+    entries, together, each = _entries(best, tokens), needed[best], manifest.cache_entry_bytes
+    room = most + together - entries
+    for every, taken in needed.items():
+        if taken <= room:
+            alone = _entries(every, tokens)
             return Interval(
                 every=every,
                 tokens=tokens,
-                entries=entries,
-                most_entries=most,
+                entries=alone,
+                most_entries=room - (taken - alone),
                 budget=limit,
                 engine=engine,
             )
-    together, each = needed[best] + RESERVE_ENTRIES, manifest.cache_entry_bytes
     least = f"{-(-(plan['smallest_budget_bytes'] + SPREAD_BYTES) // MIB)}MiB"
     raise DoesNotFit(
         f"every=auto was asked for, for {tokens:,} tokens and a budget of {limit}. An anchor every "
         f"N tokens takes tokens / N + N entries, about; least of all N = {best:,}: "
-        f"{needed[best]:,} entries and {RESERVE_ENTRIES:,} for a question and its answer, "
+        f"{entries:,} entries and {together - entries:,} for a question and its answer, "
         f"{together:,} x {each:,} bytes = {format_bytes(together * each)} a copy. Beside the "
         f"model, {engine} has room for {most:,} entries of a document. The smallest budget that "
         f"would do is {least}. Give --budget {least}, or fewer --tokens."

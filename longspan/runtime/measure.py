@@ -26,14 +26,14 @@ from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.device_memory import memory_now, torch_peak
 from longspan.runtime.doctor import examine
-from longspan.runtime.plan import RESERVE_ENTRIES, Plan
+from longspan.runtime.plan import RESERVE_TOKENS, Plan
 from longspan.runtime.plan_items import Stage, sum_bytes
 from longspan.runtime.runtime import load
 from longspan.sizes import format_bytes
 
 DECODE_TOKENS = 64
 # No more than a plan's caches have room for beyond the document.
-QUESTION_TOKENS = RESERVE_ENTRIES // 2
+QUESTION_TOKENS = RESERVE_TOKENS // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,10 @@
 """The budget divided item by item, before anything is loaded. It loads and measures nothing.
 
 Of a model whose state grows, the plan sets the capacity of the caches, too. Where it is known what
-the document takes, the caches hold that and `RESERVE_ENTRIES` for questions and answers, and the
-chunk is the largest that fits beside them. Its length tells what it takes, unless ids are anchors:
-then the text does. Where it is not known, the chunk comes first, the largest that fits beside
-`LEAST_CAPACITY` entries, then the largest capacity that fits beside that chunk, up to
+the document takes, the caches hold that and what `RESERVE_TOKENS` more take, for a question and its
+answer, and the chunk is the largest that fits beside them. The length tells what is taken, unless
+ids are anchors: then the text does. Where it is not known, the chunk comes first, the largest that
+fits beside `LEAST_CAPACITY` entries, then the largest capacity that fits beside that chunk, up to
 `MOST_CAPACITY`.
 
 Where an engine can record a step and replay it, the plan has room for that if no chunk of
@@ -35,18 +35,18 @@ from longspan.runtime.plan_items import (
     step_items,
     sum_bytes,
 )
-from longspan.runtime.plan_result import RESERVE_ENTRIES, Plan, require_fit
+from longspan.runtime.plan_result import RESERVE_TOKENS, Plan, require_fit
 from longspan.runtime.plan_weights import PlacedWeights, with_brought_experts
 from longspan.sizes import format_bytes
 
-__all__ = ["RESERVE_ENTRIES", "Plan", "make_plan", "replanned", "require_fit"]
+__all__ = ["RESERVE_TOKENS", "Plan", "make_plan", "replanned", "require_fit"]
 
 MIN_CHUNK_TOKENS = 16
 # Measured on 2 cores with ONNX Runtime, Samba of 2.8M parameters: 1771 tokens/s with 64 tokens,
 # 2180 with 128, 2221 with 256, 2240 with 512. On a GPU the chunk pays for launching the kernels.
 MAX_CHUNK_TOKENS: dict[str, int] = {"cpu": 256, "cuda": 8192}
 STEP_CHUNK_TOKENS = 512
-LEAST_CAPACITY = 4 * RESERVE_ENTRIES
+LEAST_CAPACITY = 4 * RESERVE_TOKENS
 # Every call copies the caches: no larger ones than this unless a longer document is announced.
 MOST_CAPACITY = 2**17
 
@@ -239,10 +239,9 @@ def _divide(
         return _last(most, lambda capacity: total_at(chunk, capacity) <= budget_bytes)
 
     grows = manifest.cache_entry_bytes > 0
-    use, known = CacheUse.of(manifest.config), request.cache_entries
-    if known is None and tokens is not None:
-        known = use.entries_after(tokens)
-    capacity = _capacity(known, tokens) if grows else 0
+    use = CacheUse.of(manifest.config)
+    known, reserve = _document_and_reserve(manifest, request)
+    capacity = _capacity(known, reserve, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
     totals = {size: total_at(size, capacity) for size in sizes}
     smallest = totals[sizes[-1]]
@@ -251,16 +250,16 @@ def _divide(
     )
     choices = [choice]
     if grows and known is None:
-        limit = MOST_CAPACITY if tokens is None else tokens + RESERVE_ENTRIES
+        limit = MOST_CAPACITY if tokens is None else tokens + reserve
         capacity = max(capacity, min(most_entries(chosen), limit, MOST_CAPACITY))
     if grows:
         at_most = MOST_CAPACITY if capacity == MOST_CAPACITY else None
         choices.append(
             capacity_choice(
-                capacity, document=known, reserve=RESERVE_ENTRIES, beside=chosen, at_most=at_most
+                capacity, document=known, reserve=reserve, beside=chosen, at_most=at_most
             )
         )
-    most = max(0, most_entries(sizes[-1]) - RESERVE_ENTRIES) if grows else None
+    most = most_entries(sizes[-1]) if grows else None
     return Plan(
         engine=engine,
         budget_bytes=budget_bytes,
@@ -268,8 +267,9 @@ def _divide(
         items=items_at(chosen, capacity),
         smallest_budget_bytes=smallest,
         longest_tokens=None if most is None else _longest(use, most),
-        most_entries=most,
+        most_entries=None if most is None else max(0, most - reserve),
         capacity=capacity,
+        reserve_entries=reserve if grows else 0,
         cache_entry_bytes=manifest.cache_entry_bytes,
         anchors=bool(manifest.config.anchor_layers),
         tokens=tokens,
@@ -312,19 +312,30 @@ def _check(manifest: Manifest, request: _Request) -> None:
             raise BadInput(f"{name} is {value}; it must be {least} or more.")
 
 
-def _capacity(known: int | None, tokens: int | None) -> int:
+def _document_and_reserve(manifest: Manifest, request: _Request) -> tuple[int | None, int]:
+    """Entries of the document, None where that is open, and of a question and its answer."""
+    use = CacheUse.of(manifest.config)
+    if request.cache_entries is None and request.tokens is not None:
+        document = use.entries_after(request.tokens)
+        together = use.entries_after(request.tokens + RESERVE_TOKENS)
+        if document is not None and together is not None:
+            return document, together - document
+    return request.cache_entries, CacheUse.most_added(manifest.config, RESERVE_TOKENS)
+
+
+def _capacity(known: int | None, reserve: int, tokens: int | None) -> int:
     """Entries that the caches must have: for a document that takes `known`, or for any."""
     if known is not None:
-        return known + RESERVE_ENTRIES
-    return LEAST_CAPACITY if tokens is None else min(LEAST_CAPACITY, tokens + RESERVE_ENTRIES)
+        return known + reserve
+    return LEAST_CAPACITY if tokens is None else min(LEAST_CAPACITY, tokens + reserve)
 
 
 def _longest(use: CacheUse, entries: int) -> int | None:
-    """Tokens of the longest document that takes `entries`; None where its text decides."""
+    """Tokens of the longest document that fits `entries`; None where its text decides."""
     if use.entries_after(0) is None:
         return None
     # More tokens than caches of anchors could ever hold.
-    return _last(2**62, lambda tokens: (use.entries_after(tokens) or 0) <= entries)
+    return _last(2**62, lambda tokens: (use.entries_after(tokens + RESERVE_TOKENS) or 0) <= entries)
 
 
 def _last(most: int, fits: Callable[[int], bool]) -> int:

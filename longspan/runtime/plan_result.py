@@ -18,8 +18,8 @@ from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
 from longspan.sizes import format_bytes
 from longspan.tensors import CacheDType
 
-# Entries beyond the document, for a question and its answer.
-RESERVE_ENTRIES = 1024
+# Beyond the document, for a question and its answer.
+RESERVE_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Plan:
         most_entries: the most that a document may take in each cache, with the smallest chunk;
             None where the state does not grow.
         capacity: entries that each cache has room for; 0 where the state does not grow.
+        reserve_entries: of them, for a question and its answer.
         cache_entry_bytes: bytes of one entry of every cache together.
         anchors: whether the caches hold anchors in place of what they close.
         tokens: length of the document that was planned for, if it is known.
@@ -61,6 +62,7 @@ class Plan:
     longest_tokens: int | None = None
     most_entries: int | None = None
     capacity: int = 0
+    reserve_entries: int = 0
     cache_entry_bytes: int = 0
     anchors: bool = False
     tokens: int | None = None
@@ -171,9 +173,10 @@ def require_fit(plan: Plan) -> None:
 
 def _cache_arithmetic(plan: Plan) -> str:
     """Why the caches are so large, and what document would fit."""
-    document, each = plan.capacity - RESERVE_ENTRIES, plan.cache_entry_bytes
+    reserve, each = plan.reserve_entries, plan.cache_entry_bytes
+    document = plan.capacity - reserve
     return (
-        f"A copy of the cache has {document:,} entries for the document and {RESERVE_ENTRIES:,} "
+        f"A copy of the cache has {document:,} entries for the document and {reserve:,} "
         f"for a question and its answer: {plan.capacity:,} x {each:,} bytes = "
         f"{format_bytes(plan.capacity * each)}. This budget holds {plan.longest}."
         + (_other_anchors(plan) if plan.anchors else "")

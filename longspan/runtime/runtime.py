@@ -13,6 +13,7 @@ from typing import Literal
 from longspan.bundle import Bundle, open_bundle
 from longspan.engines import BackendName, Device, check_names
 from longspan.errors import BadInput
+from longspan.models.config import CacheUse
 from longspan.runtime.backends import Backend, open_backend
 from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.baseline import MEASURED_NOW, measure_baseline
@@ -146,14 +147,15 @@ def load_for(
         BadBundle, BadInput, DoesNotFit, MissingExtra: as `load` does.
     """
     found, tokens, entries = open_bundle(bundle), None, None
+    added = CacheUse.most_added(found.manifest.config, answer_tokens)
     if found.manifest.cache_entry_bytes and memory is not None:
-        entries = entries_of(memory, found.manifest) + answer_tokens
+        entries = entries_of(memory, found.manifest) + added
     elif found.manifest.cache_entry_bytes and document is not None:
         opened = open_document(document)
         if opened.again:
             nothing, tokenizer = Room.of(found.manifest, 0), bundle_tokenizer(found)
             room, tokens = nothing.after_document(opened, tokenizer, continues=False)
-            entries = room.use.entries + answer_tokens
+            entries = room.use.entries + added
     return load(
         found,
         budget=budget,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from longspan.bundle import TOKENIZER, Bundle, file_sha256, open_bundle, write_manifest
-from longspan.runtime.plan import RESERVE_ENTRIES
+from longspan.runtime.plan import RESERVE_TOKENS
 from tests.runtime.stand_in import CACHED, write_bundle
 from tests.runtime.tokenizers_ import SOURCE, byte_level, save
 
@@ -59,7 +59,7 @@ def facts(*arguments: str | Path, status: int = 0) -> dict[str, Any]:
 def test_plan_fits_a_length(bundle: Bundle) -> None:
     arguments = ("plan", bundle.path, "--budget", "512MiB", "--tokens", "8K", "--fit")
     found = facts(*arguments)
-    assert found["capacity"] == 8192 + RESERVE_ENTRIES
+    assert found["capacity"] == 8192 + RESERVE_TOKENS
     assert found["longest_tokens"] > 8192
     names = [item["name"] for item in found["items"]]
     assert "cache of 9,216 entries, 3 copies" in names

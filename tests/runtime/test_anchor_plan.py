@@ -21,7 +21,7 @@ from longspan.runtime.measure import measure_bundle
 from longspan.runtime.plan import (
     LEAST_CAPACITY,
     MOST_CAPACITY,
-    RESERVE_ENTRIES,
+    RESERVE_TOKENS,
     Plan,
     make_plan,
     require_fit,
@@ -61,8 +61,13 @@ def planned(manifest: Manifest, budget: int = 2**30, **options: Any) -> Plan:
 
 def test_an_interval_tells_the_capacity_exactly() -> None:
     plan = planned(manifest_of(anchor_every=128), tokens=TOKENS)
-    assert plan.capacity == TOKENS // 128 - 1 + 127 + RESERVE_ENTRIES
-    assert planned(manifest_of(), tokens=TOKENS).capacity == TOKENS + RESERVE_ENTRIES
+    # 1,024 tokens more, for a question and its answer, close 8 segments.
+    assert plan.capacity == TOKENS // 128 - 1 + 127 + 8
+    assert plan.reserve_entries == 8
+    # Counted from the text, which may end anywhere: at most 7 anchors and 127 tokens are added.
+    counted = planned(manifest_of(anchor_every=128), tokens=TOKENS, cache_entries=2048)
+    assert counted.capacity == 2048 + 7 + 127
+    assert planned(manifest_of(), tokens=TOKENS).capacity == TOKENS + RESERVE_TOKENS
     assert plan.cache_entry_bytes == ENTRY_BYTES
     cache = next(item for item in plan.items if item.name.startswith("cache of"))
     assert cache.bytes == CACHE_COPIES["onnx-cpu"] * plan.capacity * ENTRY_BYTES
@@ -96,9 +101,9 @@ def test_with_ids_the_text_decides() -> None:
         f"the budget of 128.0 MiB holds documents of up to {plan.most_entries:,} anchors and "
         "tokens of the longest segment together."
     )
-    assert planned(manifest, tokens=100).capacity == 100 + RESERVE_ENTRIES
+    assert planned(manifest, tokens=100).capacity == 100 + RESERVE_TOKENS
     # Counted from the text, as `read` does before it reads.
-    assert planned(manifest, tokens=TOKENS, cache_entries=9000).capacity == 9000 + RESERVE_ENTRIES
+    assert planned(manifest, tokens=TOKENS, cache_entries=9000).capacity == 9000 + RESERVE_TOKENS
 
 
 def test_a_text_that_does_not_fit_is_refused_with_a_way_out() -> None:
@@ -140,9 +145,8 @@ def test_the_most_anchors_that_fit(budget: int) -> None:
     assert fits(found.every)
     assert found.every > 2
     assert not any(fits(every) for every in range(2, found.every))
-    assert found.entries + RESERVE_ENTRIES == (
-        planned(manifest_of(anchor_every=found.every), tokens=TOKENS).capacity
-    )
+    plan = planned(manifest_of(anchor_every=found.every), tokens=TOKENS)
+    assert found.entries == plan.capacity - plan.reserve_entries
     assert "nothing is dropped" not in found.text()
 
 
@@ -160,16 +164,16 @@ def test_a_budget_that_holds_all_says_so() -> None:
 @pytest.mark.usefixtures("on_cpu")
 def test_where_no_interval_fits_the_arithmetic_is_told() -> None:
     with pytest.raises(DoesNotFit) as refusal:
-        choose_interval(described, tokens=TOKENS, budget="20MiB")
+        choose_interval(described, tokens=TOKENS, budget="18MiB")
     text = str(refusal.value)
     assert text.startswith(
-        "every=auto was asked for, for 262,144 tokens and a budget of 20.0 MiB. An anchor every N "
-        "tokens takes tokens / N + N entries, about; least of all N = 512: 1,022 entries and 1,024 "
-        "for a question and its answer, 2,046 x 2,048 bytes = 4.0 MiB a copy. Beside the model, "
+        "every=auto was asked for, for 262,144 tokens and a budget of 18.0 MiB. An anchor every N "
+        "tokens takes tokens / N + N entries, about; least of all N = 513: 1,022 entries and 2 for "
+        "a question and its answer, 1,024 x 2,048 bytes = 2.0 MiB a copy. Beside the model, "
         "onnx-cpu has room for "
     )
     budget = text.split("Give --budget ")[1].split(",")[0]
-    assert choose_interval(described, tokens=TOKENS, budget=budget).every <= 512
+    assert choose_interval(described, tokens=TOKENS, budget=budget).every <= 513
 
 
 def test_the_plan_is_that_of_the_command_line() -> None:
@@ -180,7 +184,7 @@ def test_the_plan_is_that_of_the_command_line() -> None:
     if facts["engine"] == "onnx-cpu":
         assert 20 * MIB < names["interpreter and libraries"] < 200 * MIB
         assert "tokenizer and text" in names
-    assert facts["capacity"] == TOKENS // 64 - 1 + 63 + RESERVE_ENTRIES
+    assert facts["capacity"] == TOKENS // 64 - 1 + 63 + RESERVE_TOKENS // 64
     with pytest.raises(
         BadInput, match=r"every=auto needs a plan, and there is none: .* is not pos"
     ):

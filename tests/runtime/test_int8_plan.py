@@ -20,7 +20,7 @@ from longspan.export.activations import chunk_bytes
 from longspan.models.config import ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.runtime.int8_caches import CacheChoice, held_in_int8
-from longspan.runtime.plan import RESERVE_ENTRIES, Plan, make_plan
+from longspan.runtime.plan import RESERVE_TOKENS, Plan, make_plan
 from longspan.runtime.plan_items import STATE_COPIES
 from longspan.tensors import DType
 
@@ -76,7 +76,7 @@ def test_int8_is_what_comes_before_a_refusal() -> None:
     assert (plan.fits, plan.cache_dtype) == (True, "int8")
     assert plan.cache_reason == f"in bfloat16 they need a budget of {budget + 1:,} bytes"
     assert plan.cache_entry_bytes == NARROW_BYTES
-    assert plan.capacity == 100_000 + RESERVE_ENTRIES
+    assert plan.capacity == 100_000 + RESERVE_TOKENS
     facts = plan.to_json()
     assert (facts["cache_dtype"], facts["cache_reason"]) == ("int8", plan.cache_reason)
     assert plan.summary().splitlines()[-1] == (

@@ -19,7 +19,7 @@ from longspan.runtime.plan import (
     LEAST_CAPACITY,
     MIN_CHUNK_TOKENS,
     MOST_CAPACITY,
-    RESERVE_ENTRIES,
+    RESERVE_TOKENS,
     Plan,
     make_plan,
     require_fit,
@@ -73,7 +73,7 @@ def test_a_document_s_length_decides_the_capacity(engine: Engine) -> None:
     plan = planned(2**30, tokens=10_000, engine=engine)
     copies = CACHE_COPIES[engine]
     assert plan.fits
-    assert plan.capacity == 10_000 + RESERVE_ENTRIES
+    assert plan.capacity == 10_000 + RESERVE_TOKENS
     name = "cache of 11,024 entries" + (f", {copies} copies" if copies > 1 else "")
     assert PlanItem(name=name, bytes=copies * 11_024 * ENTRY_BYTES) in plan.items
     assert plan.to_json()["capacity"] == 11_024
@@ -81,8 +81,8 @@ def test_a_document_s_length_decides_the_capacity(engine: Engine) -> None:
 
 def test_entries_that_are_known_count_in_place_of_tokens() -> None:
     plan = planned(2**30, tokens=10_000, cache_entries=77)
-    assert plan.capacity == 77 + RESERVE_ENTRIES
-    assert planned(2**30, cache_entries=0).capacity == RESERVE_ENTRIES
+    assert plan.capacity == 77 + RESERVE_TOKENS
+    assert planned(2**30, cache_entries=0).capacity == RESERVE_TOKENS
 
 
 @given(
@@ -97,13 +97,13 @@ def test_chunk_and_capacity_are_as_large_as_they_may_be(
     plan = planned(budget, tokens=tokens, engine=engine, chunk_tokens=chunk_tokens)
     assert plan.fits == (plan.total_bytes <= budget)
     if tokens is not None:
-        assert plan.capacity == tokens + RESERVE_ENTRIES
+        assert plan.capacity == tokens + RESERVE_TOKENS
         assert plan.longest_tokens is not None
         assert (plan.longest_tokens >= tokens) == (plan.smallest_budget_bytes <= budget)
     elif plan.fits:
         assert LEAST_CAPACITY <= plan.capacity <= MOST_CAPACITY
         if plan.capacity < MOST_CAPACITY:
-            entries = plan.capacity + 1 - RESERVE_ENTRIES
+            entries = plan.capacity + 1 - RESERVE_TOKENS
             more = planned(
                 budget, cache_entries=entries, engine=engine, chunk_tokens=plan.chunk_tokens
             )

@@ -106,6 +106,12 @@ class CacheUse:
         known = [count for count in counts if count is not None]
         return max([self.entries, *known]) if len(known) == len(counts) else None
 
+    @classmethod
+    def most_added(cls, config: ModelConfig, length: int) -> int:
+        """The most entries that any `length` tokens add, whatever was read before them."""
+        entries = cls.of(config).entries_after(length)
+        return length if entries is None else entries
+
 
 def _segments(
     layer: LayerConfig, prefix: str, state: Mapping[str, NDArray[Any]] | None
