@@ -30,18 +30,18 @@ def quantize_matrix(matrix: torch.Tensor, stored: Quantization, dtype: DType) ->
     """Quantise a matrix.
 
     Args:
-        matrix: float [N, K], finite.
+        matrix: float [..., N, K], finite.
         stored: bits, block, and whether there are zero points.
         dtype: of the scales, which are rounded up to it.
 
     Returns:
-        uint8 [N, blocks, block bits / 8], scales `dtype` [N, blocks], and zero points uint8
-        [N, ceil(blocks bits / 8)] or None; `longspan.kernels.dequantize` reads them.
+        uint8 [..., N, blocks, block bits / 8], scales `dtype` [..., N, blocks], and zero points
+        uint8 [..., N, ceil(blocks bits / 8)] or None; `longspan.kernels.dequantize` reads them.
     """
-    rows, width = matrix.shape
+    *rows, width = matrix.shape
     blocks = stored.blocks(width)
     padded = torch.nn.functional.pad(matrix.float(), (0, blocks * stored.block - width))
-    parts = padded.view(rows, blocks, stored.block)
+    parts = padded.view(*rows, blocks, stored.block)
     scales, zeros = block_range(parts, stored, dtype)
     return packed_matrix(rounded(parts, scales, zeros, stored), scales, zeros, stored)
 

@@ -56,15 +56,29 @@ def round_for_text(
     for i in range(len(checkpoint.config.layers)):
         parameters = walk.enter(i)
         weights = {name: parameters[name] for name in rounder.chosen(parameters)}
-        with _Inputs(weights) as inputs:
-            walk.read_layer()
-        for name, weight in weights.items():
-            weight.copy_(rounder.round(name, weight, inputs.grams[name]))
+        matrices = {name: each for name, each in weights.items() if each.dim() == 2}
+        if matrices:
+            grams = walk.grams(matrices)
+            for name, matrix in matrices.items():
+                matrix.copy_(rounder.round(name, matrix, grams[name]))
+        _round_experts(rounder, walk, {name: weights[name] for name in weights.keys() - matrices})
         walk.leave()
     final = walk.final()
     for name in rounder.chosen(("embedding", "head")):
         rounder.round_rows(name, read(name), final)
     return rounder.found
+
+
+def _round_experts(rounder: _Rounder, walk: _Walk, stacks: Mapping[str, torch.Tensor]) -> None:
+    """Round matrices float32 [E, N, K] of a mixture, one expert at a time: grams are large.
+
+    An expert to which no token of the text goes is rounded to the nearest.
+    """
+    for expert in range(max((len(each) for each in stacks.values()), default=0)):
+        own = {name: stack[expert] for name, stack in stacks.items()}
+        grams = walk.grams(own)
+        for name, matrix in own.items():
+            matrix.copy_(rounder.round(name, matrix, grams.get(name)))
 
 
 class _Rounder:
@@ -75,35 +89,59 @@ class _Rounder:
         self._stored: Quantization = checkpoint.config.quantization
         self._tied, self._dtype = checkpoint.config.tied, dtype
         self._names = quantized_names(checkpoint)
-        self.found: dict[str, Packed] = {}
+        # Experts, rows, blocks and the bytes of a block.
+        self._experts = {spec.name for spec in checkpoint.specs() if len(spec.shape) == 4}
+        self._rounded: dict[str, list[Packed]] = {}
+
+    @property
+    def found(self) -> dict[str, Packed]:
+        """What matrices became, by name; those of experts stacked."""
+        return {
+            name: _stacked(packed) if name in self._experts else packed[0]
+            for name, packed in self._rounded.items()
+        }
 
     def chosen(self, names: Iterable[str]) -> list[str]:
         """Those of the parameters that are quantised."""
         return [name for name in names if name in self._names]
 
     def round(
-        self, name: str, matrix: torch.Tensor, gram: torch.Tensor, damping: float = DAMPING
+        self, name: str, matrix: torch.Tensor, gram: torch.Tensor | None, damping: float = DAMPING
     ) -> torch.Tensor:
-        """Round a matrix for its inputs' `gram`, and give what it is now, float32 [N, K]."""
-        if not bool(torch.isfinite(gram).all()):
+        """Round a matrix for its inputs' `gram`, and give what it is now, float32 [N, K].
+
+        Without one it is rounded to the nearest. Of experts, the matrices come in their order.
+        """
+        if gram is not None and not bool(torch.isfinite(gram).all()):
             raise BadInput(
                 f"rounding for a text was asked for (--calibrate), and what the model makes of it "
                 f"holds NaN or infinities before {name}. Leave --calibrate out to round to the "
                 "nearest, or export with weights='bfloat16' (--weights bfloat16)."
             )
         require_finite(name, matrix, self._stored)
-        packed = round_for_inputs(matrix, gram, self._stored, self._dtype, damping=damping)
-        self.found[name] = packed
+        if gram is None:
+            packed = quantize_matrix(matrix, self._stored, self._dtype)
+        else:
+            packed = round_for_inputs(matrix, gram, self._stored, self._dtype, damping=damping)
+        self._rounded.setdefault(name, []).append(packed)
         bits, width = self._stored.bits, matrix.shape[1]
         return dequantize(*packed, bits=bits, width=width, dtype=torch.float32, rows=None)
 
     def round_rows(self, name: str, matrix: torch.Tensor, final: torch.Tensor) -> None:
         """Round the embedding, or the head, which reads `final` float32 [L, D]."""
-        if name == "embedding" and not self._tied:
-            require_finite(name, matrix, self._stored)
-            self.found[name] = quantize_matrix(matrix, self._stored, self._dtype)
-        else:
-            self.round(name, matrix, _gram(final), TIED_DAMPING if self._tied else DAMPING)
+        alone = name == "embedding" and not self._tied
+        damping = TIED_DAMPING if self._tied else DAMPING
+        self.round(name, matrix, None if alone else _gram(final), damping)
+
+
+def _stacked(packed: list[Packed]) -> Packed:
+    """The matrices of experts as one."""
+    weights, scales, zeros = zip(*packed, strict=True)
+    return (
+        torch.stack(weights),
+        torch.stack(scales),
+        None if zeros[0] is None else torch.stack(zeros),
+    )
 
 
 class _Walk:
@@ -136,6 +174,13 @@ class _Walk:
             given[:, part], state = self._layer(self._normed[:, part], state, self._tokens[:, part])
         return given
 
+    def grams(self, matrices: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Sums X^T X over the inputs X that these matrices of the layer have, by name."""
+        inputs = _Inputs(matrices)
+        with inputs:
+            self.read_layer()
+        return inputs.grams
+
     def leave(self) -> None:
         """Read the layer as it is now, for the next one."""
         self._given = self.read_layer()
@@ -161,15 +206,15 @@ class _Walk:
 
 
 class _Inputs(TorchFunctionMode):
-    """While entered, sums X^T X over the inputs X of the linear layers of `weights`, by name.
+    """While entered, sums X^T X over the inputs X of the linear layers of `matrices`, by name.
 
     It looks at `torch.nn.functional.linear`, by which every op that multiplies by a matrix does it
     on CPUs, of whole matrices or of some rows.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, matrices: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self._names = {_storage(weight): name for name, weight in weights.items()}
+        self._matrices = matrices
         self.grams: dict[str, torch.Tensor] = {}
 
     def __torch_function__(
@@ -177,9 +222,9 @@ class _Inputs(TorchFunctionMode):
     ) -> Any:
         """Look at a call of torch's, and make it."""
         if func is torch.nn.functional.linear:
-            name = self._names.get(_storage(args[1]))
-            if name is not None:
-                self.grams[name] = self.grams.get(name, 0) + _gram(args[0])
+            for name, matrix in self._matrices.items():
+                if _lies_in(args[1], matrix):
+                    self.grams[name] = self.grams.get(name, 0) + _gram(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -189,6 +234,6 @@ def _gram(x: torch.Tensor) -> torch.Tensor:
     return (rows.T @ rows).double()
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    """Where a tensor, or that which it is a part of, lies."""
-    return tensor.untyped_storage().data_ptr()
+def _lies_in(part: torch.Tensor, matrix: torch.Tensor) -> bool:
+    """Whether a tensor is `matrix`, or some rows of it."""
+    return 0 <= part.data_ptr() - matrix.data_ptr() < matrix.nbytes

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from longspan.errors import BadInput
 from longspan.models.checkpoint import Checkpoint
-from longspan.models.config import BLOCKS, Quantization
+from longspan.models.config import BLOCKS, MoeConfig, Quantization
 from longspan.tensors import WEIGHT_DTYPES, DType
 
 QUANTIZED_BITS: Mapping[str, int] = MappingProxyType({"int8": 8, "int4": 4})
@@ -106,5 +106,6 @@ class WeightOptions:
             symmetric=self.symmetric,
             embedding=embedding is not False,
             head=head is not False,
+            experts=any(isinstance(layer, MoeConfig) for layer in checkpoint.config.layers),
         )
         return replace(checkpoint, config=replace(checkpoint.config, quantization=stored))

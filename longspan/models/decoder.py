@@ -22,6 +22,7 @@ from longspan.kernels.quantized_linear import quantized_linear
 from longspan.models.config import LayerConfig, ModelConfig, Quantization
 from longspan.models.linear import Linear, quantized_parameters
 from longspan.models.mixers import make_mixer
+from longspan.models.moe import Experts
 from longspan.models.norm import RmsNorm, make_norm
 from longspan.tensors import CacheDType, DType, dtype_name
 
@@ -115,7 +116,7 @@ class Decoder(nn.Module):
     def _quantize_(self, stored: Quantization) -> None:
         """Take matrices of 8 or 4 bits, not set."""
         for module in self.layers.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | Experts):
                 module.quantize_(stored)
         if self._bits(embedding=True):
             parameters = quantized_parameters(self.embedding, stored)

@@ -79,16 +79,16 @@ class Linear(nn.Module):
 def quantized_parameters(
     weight: torch.Tensor, stored: Quantization
 ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
-    """Parameters, not set, for a matrix like `weight` [N, K]: numbers, scales and zero points."""
+    """Parameters, not set, for matrices like `weight` [..., N, K]: numbers, scales, zero points."""
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
         data = torch.empty(shape, dtype=dtype, device=weight.device)
         return nn.Parameter(data, requires_grad=False)
 
-    rows, width = weight.shape
+    *several, rows, width = weight.shape
     zeros = stored.zeros_shape(rows, width)
     return (
-        empty(stored.weight_shape(rows, width), torch.uint8),
-        empty(stored.scales_shape(rows, width), weight.dtype),
-        None if zeros is None else empty(zeros, torch.uint8),
+        empty((*several, *stored.weight_shape(rows, width)), torch.uint8),
+        empty((*several, *stored.scales_shape(rows, width)), weight.dtype),
+        None if zeros is None else empty((*several, *zeros), torch.uint8),
     )

@@ -30,6 +30,10 @@ SLOTS = 2
 TABLES = ("embedding", "head")
 # Parameters of a mixture of experts that hold a matrix for each.
 EXPERT_MATRICES = ("gate_up_proj", "down_proj")
+# Of a matrix; the last two where it has 8 or 4 bits, zero points not always.
+MATRIX_PARTS = ("weight", "scales", "zeros")
+# What `longspan.kernels` dequantises at once.
+SCRATCH_NUMBERS = 2**25
 _MIXER = re.compile(r"layers\.(\d+)\.mixer\.")
 
 
@@ -183,6 +187,8 @@ def place_weights(
 def with_brought_experts(manifest: Manifest, engine: Engine) -> Manifest:
     """The manifest, with the bytes of a chunk on `engine` where experts come one by one."""
     D, b = manifest.config.d_model, DTYPE_BYTES[manifest.dtype]
+    stored = manifest.quantization
+    packed = stored is not None and stored.experts
 
     def brought(spent: ChunkBytes, layer: LayerConfig) -> ChunkBytes:
         if not isinstance(layer, MoeConfig):
@@ -191,7 +197,8 @@ def with_brought_experts(manifest: Manifest, engine: Engine) -> Manifest:
         # All tokens may go to the same expert: what it reads and gives, its gate and rows, what
         # SiLU makes of them and their product; in float32 the sum, and twice what is added to it.
         alone = b * (2 * D + 4 * F) + 3 * DTYPE_BYTES["float32"] * D + layer.routing_bytes
-        return replace(spent, per_token=max(spent.per_token, alone))
+        scratch = b * min(2 * F * D, SCRATCH_NUMBERS) if packed else 0
+        return replace(spent, fixed=spent.fixed + scratch, per_token=max(spent.per_token, alone))
 
     *layers, rest = manifest.chunk_bytes[engine]
     more = map(brought, layers, manifest.config.layers)

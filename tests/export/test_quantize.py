@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,7 @@ import torch
 from helpers_checkpoints import stories, write_hf, write_llama, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from longspan.bundle import GRAPHS, WEIGHTS, open_bundle
@@ -18,8 +20,10 @@ from longspan.errors import BadInput
 from longspan.export import calibrate, export_bundle
 from longspan.export.quantize import part_name, quantize_matrix, rounded_up
 from longspan.kernels.dequantize.reference import dequantize
-from longspan.models.config import Quantization
+from longspan.models.checkpoint import empty_decoder
+from longspan.models.config import MambaConfig, ModelConfig, MoeConfig, Quantization
 from longspan.tensors import DType
+from tests.runtime.stand_in import write_bundle
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 
@@ -93,6 +97,7 @@ def test_a_bundle_of_4_bits_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
     said = json.loads((tmp_path / "int4/longspan.json").read_text())["quantization"]
     assert said == {
         "bits": 4, "block": 32, "symmetric": False, "embedding": True, "head": True,
+        "experts": False,
     }  # fmt: skip
 
 
@@ -111,6 +116,75 @@ def _check_graphs(folder: Path, *, tied: bool) -> None:
         if tied:
             (gather,) = (n for n in graph.node if n.op_type == "Gather" and "embedding" in n.input)
             assert products[-1].input[1] == gather.input[0]
+
+
+EXPERTS = ModelConfig(
+    family="mixcon",
+    vocab_size=256,
+    d_model=64,
+    layers=(
+        MoeConfig(n_experts=4, top_k=2, d_ff=48),
+        MambaConfig(d_inner=64, d_state=4, d_conv=4, dt_rank=4),
+        MoeConfig(n_experts=3, top_k=1, d_ff=24),
+    ),
+)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_experts_in_4_bits_end_to_end(
+    tmp_path: Path, symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs each has its own constants, which are its part of the file; else a loop has them."""
+    monkeypatch.setattr(calibrate, "FEWEST_FITTED_TOKENS", 400)
+    (tmp_path / "text").write_bytes(bytes(torch.randint(97, 123, (900,)).tolist()))
+    plain = write_bundle(tmp_path / "plain", EXPERTS, "bfloat16")
+    report = export_bundle(
+        plain.path, tmp_path / "int4", weights="int4", symmetric=symmetric, tokenizer="bytes",
+        calibrate=tmp_path / "text",
+    )  # fmt: skip
+    assert all(check.passed for check in report.checks)
+    manifest = open_bundle(report.bundle).manifest
+    assert manifest.quantization is not None
+    assert manifest.quantization.experts
+    # All but the matrices of 24 columns, norms, routers and what belongs to Mamba.
+    packed = [name for name in names_of(report.bundle) if name.endswith("scales")]
+    assert "layers.0.mixer.down_proj.scales" in packed
+    assert "layers.2.mixer.down_proj.scales" not in packed
+    size = (report.bundle / WEIGHTS).stat().st_size
+    for device, name in GRAPHS.items():
+        graph = onnx.load(report.bundle / name, load_external_data=False).graph
+        places = [
+            [(entry.key, entry.value) for entry in each.external_data]
+            for each in graph.initializer
+            if each.data_type == onnx.TensorProto.UINT8
+        ]
+        ends = [int(dict(each)["offset"]) + int(dict(each)["length"]) for each in places]
+        assert max(ends) <= size
+        assert len({str(each) for each in places}) == len(places)
+        kinds = [node.op_type for node in graph.node]
+        own = [each.name for each in graph.initializer if "/part" in each.name]
+        parts = 2 if symmetric else 3
+        assert len(own) == (parts * (2 * 4 + 3) if device == "cpu" else 0)
+        assert kinds.count("If") == (4 + 3 if device == "cpu" else 0)
+
+
+def names_of(folder: Path) -> set[str]:
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return set(file.keys())
+
+
+def test_experts_of_earlier_bundles_stay_as_they_are() -> None:
+    """Nothing was said of them, and the model's identity must not change."""
+    config = replace(EXPERTS, quantization=Quantization(bits=4))
+    said = config.to_json()
+    del said["quantization"]["experts"]
+    assert ModelConfig.from_json(said) == config
+    assert config.identity()["quantization"] == said["quantization"]
+    names = empty_decoder(config).state_dict().keys()
+    assert "layers.0.mixer.down_proj.scales" not in names
+    now = replace(config, quantization=Quantization(bits=4, experts=True))
+    assert now.identity()["quantization"]["experts"]
+    assert "layers.0.mixer.down_proj.scales" in empty_decoder(now).state_dict()
 
 
 def test_a_head_that_is_not_the_embedding(tmp_path: Path) -> None:

@@ -11,7 +11,12 @@ from safetensors.torch import save_file
 
 from longspan.errors import BadInput
 from longspan.export import calibrate
-from longspan.export.quantize import Packed, QuantizedWeights, quantized_names
+from longspan.export.quantize import (
+    Packed,
+    QuantizedWeights,
+    quantize_matrix,
+    quantized_names,
+)
 from longspan.export.rounding import round_for_text
 from longspan.export.weight_options import WeightOptions
 from longspan.models.checkpoint import Checkpoint, copied, empty_decoder
@@ -61,7 +66,7 @@ def written(folder: Path, config: ModelConfig) -> Checkpoint:
 def model_of(*layers: LayerConfig, tied: bool = True, **stored: bool) -> ModelConfig:
     return ModelConfig(
         family="none", vocab_size=24, d_model=48, layers=layers, tied=tied,
-        quantization=Quantization(bits=4, **stored),
+        quantization=Quantization(bits=4, experts=True, **stored),
     )  # fmt: skip
 
 
@@ -100,6 +105,28 @@ def test_what_stays_as_it_is_is_not_rounded(tmp_path: Path) -> None:
     found = round_for_text(checkpoint, TOKENS, dtype="float32", read=checkpoint.read)
     assert found.keys() == quantized_names(checkpoint)
     assert "embedding" not in found
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_experts_without_tokens_are_rounded_to_the_nearest(tmp_path: Path, experts: int) -> None:
+    """Of equal shares the first expert has the largest, so that all tokens go to it."""
+    checkpoint = written(tmp_path, model_of(MoeConfig(n_experts=experts, top_k=1, d_ff=32)))
+
+    def read(name: str) -> torch.Tensor:
+        return checkpoint.read(name) * (0 if "router" in name else 1)
+
+    found = round_for_text(checkpoint, TOKENS, dtype="float32", read=read)
+    stored = checkpoint.config.quantization
+    assert stored is not None
+    for matrix in ("gate_up_proj", "down_proj"):
+        name = f"layers.0.mixer.{matrix}.weight"
+        numbers, scales, zeros = found[name]
+        nearest = quantize_matrix(checkpoint.read(name), stored, "float32")
+        assert numbers.shape == nearest[0].shape
+        assert not torch.equal(numbers[0], nearest[0][0])
+        assert torch.equal(numbers[1:], nearest[0][1:])
+        assert torch.equal(scales[1:], nearest[1][1:])
+        assert zeros is None
 
 
 def test_a_model_that_overflows_is_refused(tmp_path: Path) -> None:

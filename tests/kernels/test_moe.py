@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from longspan.kernels import choose, override
-from longspan.kernels.moe import moe, moe_brought
+from longspan.kernels.moe import Matrices, Packed, moe, moe_brought
 from longspan.kernels.moe.reference import moe as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
+from tests.kernels.quantized import PACKINGS, stored
 from tests.tolerances import assert_close
 
 Arguments = dict[str, Any]
@@ -45,13 +47,32 @@ def _arguments(
 
 def _expected(arguments: Arguments) -> torch.Tensor:
     """The reference in float64, with every expert for every token."""
-    wide = {
-        name: widen(value) if isinstance(value, torch.Tensor) else value
-        for name, value in arguments.items()
-    }
+    wide = {name: _widened(value) for name, value in arguments.items()}
     x, logits = wide["x"], wide["logits"]
     flat = {"x": x.flatten(0, 1), "logits": logits.flatten(0, 1)}
     return reference(**{**wide, **flat}).view(x.shape)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Packed):
+        return replace(value, scales=value.scales.double())
+    return widen(value) if isinstance(value, torch.Tensor) else value
+
+
+def _packed(matrices: torch.Tensor, *, bits: int, block: int, symmetric: bool) -> Packed:
+    """Others of as many experts and the same sizes, in 8 or 4 bits."""
+    experts, outputs, width = matrices.shape
+    found = stored(
+        experts * outputs, width,
+        bits=bits, block=block, symmetric=symmetric,
+        device=matrices.device.type, dtype=matrices.dtype,
+    )  # fmt: skip
+    weight, scales, zeros = (
+        None if each is None else each.unflatten(0, (experts, outputs)) for each in found.tensors
+    )
+    assert weight is not None
+    assert scales is not None
+    return Packed(weight=weight, scales=scales, zeros=zeros, bits=bits)
 
 
 def _check(arguments: Arguments, way: Any) -> None:
@@ -149,6 +170,38 @@ def test_weights_of_another_dtype_are_cast(device: str, way: str) -> None:
     _check(arguments, way)
 
 
+@WAYS
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+@pytest.mark.parametrize(("length", "width", "d_ff"), [(1, 64, 32), (70, 80, 72)])
+def test_packed(
+    device: str,
+    dtype: torch.dtype,
+    length: int,
+    width: int,
+    d_ff: int,
+    bits: int,
+    block: int,
+    symmetric: bool,
+    way: str,
+) -> None:
+    """Matrices of 8 and 4 bits, whose rows are whole blocks or are filled up."""
+    arguments = _arguments(1, length, width, d_ff, 3, 2, device=device, dtype=dtype)
+    for name in ("gate_up", "down"):
+        arguments[name] = _packed(arguments[name], bits=bits, block=block, symmetric=symmetric)
+    _check(arguments, way)
+
+
+@WAYS
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["gate_up", "down"])
+def test_one_matrix_packed(name: str, device: str, way: str) -> None:
+    """As where experts are narrower than a block."""
+    arguments = _arguments(1, 9, 64, 48, 4, 2, device=device)
+    arguments[name] = _packed(arguments[name], bits=4, block=32, symmetric=True)
+    _check(arguments, way)
+
+
 @pytest.mark.parametrize("way", ["reference", "grouped", "triton"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_of_equal_experts_the_lower_numbers_are_taken(device: str, way: Any) -> None:
@@ -207,15 +260,21 @@ def test_what_does_not_fit(change: Arguments, message: str) -> None:
 
 @pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
 @pytest.mark.parametrize("renormalise", [False, True])
-def test_experts_that_are_brought(device: str, dtype: torch.dtype, renormalise: bool) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_experts_that_are_brought(
+    device: str, dtype: torch.dtype, renormalise: bool, packed: bool
+) -> None:
     """Only those that tokens go to are asked for, with how many each has."""
     arguments = _arguments(2, 9, 24, 16, 5, 2, device=device, dtype=dtype)
     arguments["renormalise"] = renormalise
     arguments["logits"][..., 3] = -100.0
+    if packed:
+        for name in ("gate_up", "down"):
+            arguments[name] = _packed(arguments[name], bits=4, block=32, symmetric=False)
     gate_up, down = arguments["gate_up"], arguments["down"]
     asked = {}
 
-    def bring(tokens: Mapping[int, int]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    def bring(tokens: Mapping[int, int]) -> Iterator[tuple[int, Matrices, Matrices]]:
         asked.update(tokens)
         for expert in tokens:
             yield expert, gate_up[expert], down[expert]

@@ -16,8 +16,9 @@ import torch
 from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.scans import expand_scans
 from longspan.kernels.conba import ConbaState, conba, scratch
-from longspan.kernels.moe import moe
+from longspan.kernels.moe import Packed, moe
 from tests.kernels.onnx_sessions import open_session, run_session
+from tests.kernels.quantized import stored
 from tests.tolerances import assert_close
 
 pytestmark = [
@@ -28,6 +29,7 @@ pytestmark = [
 
 H, N, P, T = 3, 5, 4, 3
 D, F, E = 8, 12, 5
+PARTS = ("weight", "scales", "zeros")
 Tensors = tuple[torch.Tensor, ...]
 STATE = {"x": (H, N), "delay": (T, H, N), "gain": (H, N, P), "error": (H, P)}
 
@@ -45,6 +47,17 @@ class Layer(torch.nn.Module):
         for name, shape in shapes.items():
             weight = torch.nn.Parameter(torch.randn(shape).to(dtype) / 2, requires_grad=False)
             self.register_parameter(name, weight)
+        for name in ("gate_up", "down"):
+            experts, outputs, width = shapes[name]
+            drawn = stored(experts * outputs, width, bits=4, block=32, symmetric=False, dtype=dtype)
+            for part, tensor in zip(PARTS, drawn.tensors, strict=True):
+                assert tensor is not None
+                self.register_buffer(f"{name}_{part}", tensor.unflatten(0, (experts, outputs)))
+
+    def packed(self, name: str, *, zeros: bool) -> Packed:
+        """Experts' matrices in 4 bits."""
+        weight, scales, stored_zeros = (self.get_buffer(f"{name}_{part}") for part in PARTS)
+        return Packed(weight=weight, scales=scales, zeros=stored_zeros if zeros else None, bits=4)
 
     def forward(self, *tensors: torch.Tensor) -> Tensors:
         """Run the op on its inputs followed by its state."""
@@ -98,6 +111,20 @@ def _moe(renormalise: bool) -> Callable[..., Tensors]:
     return run
 
 
+def _packed_moe(gate_up_zeros: bool | None, down_zeros: bool | None) -> Callable[..., Tensors]:
+    """Of 4 bits, but for what has None."""
+    how = {"gate_up": gate_up_zeros, "down": down_zeros}
+
+    def run(layer: Any, x: torch.Tensor, logits: torch.Tensor) -> Tensors:
+        matrices = (
+            getattr(layer, name) if zeros is None else layer.packed(name, zeros=zeros)
+            for name, zeros in how.items()
+        )
+        return (moe(x, logits, *matrices, top_k=2),)
+
+    return run
+
+
 # Chunks of four tokens, from seven tokens on.
 IN_CHUNKS = "conba, no gain, in chunks"
 CASES = {
@@ -108,7 +135,11 @@ CASES = {
     "conba, no gain, tanh": _conba_case(None, "tanh"),
     "moe": Case(run=_moe(renormalise=False), inputs=((D,), (E,))),
     "moe, renormalised": Case(run=_moe(renormalise=True), inputs=((D,), (E,))),
+    "moe, int4": Case(run=_packed_moe(True, True), inputs=((D,), (E,))),
+    "moe, int4, symmetric down": Case(run=_packed_moe(True, False), inputs=((D,), (E,))),
+    "moe, int4, plain down": Case(run=_packed_moe(False, None), inputs=((D,), (E,))),
 }
+PACKED = [name for name in CASES if "int4" in name]
 
 
 def _inputs(case: Case, length: int, dtype: torch.dtype) -> Tensors:
@@ -127,7 +158,7 @@ def _first_state(case: Case) -> Tensors:
 
 
 @cache
-def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
+def _traced(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
     case = CASES[name]
     layer = Layer(case.run, dtype).eval()
     inputs, state = _inputs(case, 9, dtype), _first_state(case)
@@ -143,7 +174,12 @@ def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
         verbose=False,
     )
     assert program is not None, "dynamo export returns a program"
-    model: onnx.ModelProto = program.model_proto
+    return layer, program.model_proto
+
+
+@cache
+def _exported(name: str, dtype: torch.dtype) -> tuple[Layer, onnx.ModelProto]:
+    layer, model = _traced(name, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scratch, "ONE_PASS_TOKENS", 6)
         patch.setattr(scratch, "CHUNK_TOKENS", 4)
@@ -192,6 +228,16 @@ def test_one_scan_of_standard_operators(name: str) -> None:
     assert {opset.domain for opset in model.opset_import} == {"", "com.microsoft"}
 
 
+@pytest.mark.parametrize("name", PACKED)
+def test_for_the_cpu_every_packed_expert_has_nodes_of_its_own(name: str) -> None:
+    _, traced = _traced(name, torch.float32)
+    model = expand_scans(traced, device="cpu")
+    onnx.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("Scan"), kinds.count("If")) == (0, E)
+    _compare_in_a_chain(name, torch.float32, "CPUExecutionProvider", model)
+
+
 def test_for_the_cpu_chunks_are_one_walk_over_tokens() -> None:
     _, model = _exported(IN_CHUNKS, torch.float32)
     walked = scan_on_cpu(model)
@@ -237,7 +283,7 @@ def test_a_node_without_a_body_is_named() -> None:
     model.opset_import.append(onnx.helper.make_opsetid("longspan", 1))
     message = (
         "expand_scans: there is no body for 'Comba', only for AnchorAttention, Conba, "
-        "ConbaInChunks, Experts, FullAttention, WindowAttention"
+        "ConbaInChunks, Experts, FullAttention, PackedExperts, WindowAttention"
     )
     with pytest.raises(ValueError, match=f"^{message}$"):
         expand_scans(model, device="cpu")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from stand_in import random_decoder
 from test_streaming import LateCopies, read, same, streamed
 
-from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, MoeConfig
+from longspan.models.config import MambaConfig, MlpConfig, ModelConfig, MoeConfig, Quantization
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends.expert_stream import ExpertStream
 from longspan.runtime.backends.streaming import CudaCopies
@@ -30,6 +30,20 @@ CONFIG = ModelConfig(
         MoeConfig(n_experts=3, top_k=1, d_ff=12, renormalise=True),
         MlpConfig(d_ff=24),
     ),
+)
+# Of one mixture all matrices have 4 bits, of the other one of the two.
+PACKED = ModelConfig(
+    family="mixcon",
+    vocab_size=50,
+    d_model=32,
+    layers=(
+        MlpConfig(d_ff=40),
+        MoeConfig(n_experts=EXPERTS, top_k=2, d_ff=40),
+        MlpConfig(d_ff=40),
+        MoeConfig(n_experts=3, top_k=1, d_ff=24, renormalise=True),
+        MlpConfig(d_ff=40),
+    ),
+    quantization=Quantization(bits=4, symmetric=False, experts=True),
 )
 LAYERS = (0, 2, 4)
 
@@ -62,9 +76,9 @@ def made(slots: int, mixtures: int = 1) -> tuple[ExpertStream, Counted, list[Any
 def take(stream: ExpertStream, held: list[Any], mixture: int, tokens: Mapping[int, int]) -> None:
     """Bring experts, and compare each with what lies in host memory while it is valid."""
     seen = []
-    for expert, gate_up, down in stream.bring(mixture, tokens):
-        assert torch.equal(gate_up, held[mixture][0][expert])
-        assert torch.equal(down, held[mixture][1][expert])
+    for expert, tensors in stream.bring(mixture, tokens):
+        for tensor, stack in zip(tensors, held[mixture], strict=True):
+            assert torch.equal(tensor, stack[expert])
         seen.append(expert)
     assert seen == list(tokens)
 
@@ -112,10 +126,10 @@ def test_after_a_call_that_ended_early() -> None:
     take(stream, held, 0, {1: 1, 2: 1, 3: 1})
 
 
-@pytest.fixture
-def mixtures(tmp_path: Path) -> tuple[Decoder, Path]:
+@pytest.fixture(params=[CONFIG, PACKED], ids=["float", "packed"])
+def mixtures(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Decoder, Path]:
     """A decoder with two mixtures, and its file."""
-    decoder = random_decoder(CONFIG, "float32")
+    decoder = random_decoder(request.param, "float32")
     path = tmp_path / "weights.safetensors"
     save_file(decoder.state_dict(), path)
     return decoder, path
@@ -134,7 +148,7 @@ def test_a_decoder_reads_and_steps_the_same(
 
 def test_bytes_are_those_of_the_plan(mixtures: tuple[Decoder, Path]) -> None:
     resident, path = mixtures
-    placed = place_weights(weight_sizes(path, CONFIG), (), 3)
+    placed = place_weights(weight_sizes(path, resident.config), (), 3)
     moving = streamed(resident, path, (), LateCopies(), 3)
     parameters = dict(moving.named_parameters())
     staying = ("norm.weight", "layers.1.mixer.router.weight", "layers.2.mixer.down_proj.weight")
@@ -150,8 +164,8 @@ def test_bytes_are_those_of_the_plan(mixtures: tuple[Decoder, Path]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_on_a_gpu_too(mixtures: tuple[Decoder, Path], dtype: torch.dtype) -> None:
     """Against the experts by Triton: the same sums in another order."""
-    _, path = mixtures
-    resident = random_decoder(CONFIG, "float32" if dtype == torch.float32 else "bfloat16")
+    decoder, path = mixtures
+    resident = random_decoder(decoder.config, "float32" if dtype == torch.float32 else "bfloat16")
     save_file(resident.state_dict(), path)
     resident, copies = resident.to("cuda"), CudaCopies(torch.device("cuda", 0))
     for layers in ((), LAYERS):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from longspan.models.config import (
     MlpConfig,
     ModelConfig,
     MoeConfig,
+    Quantization,
     WindowAttentionConfig,
 )
 from longspan.models.config.model import LAYER_KINDS
@@ -224,6 +226,20 @@ def test_a_chunks_tensors_are_within_the_formula(layer: LayerConfig, dtype: DTyp
     live = most_live_bytes(config, dtype, tokens, capacity)
     assert live <= planned
     assert planned <= MOST_ABOVE.get(layer.kind, 1.5) * live
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("layer", LAYERS, ids=KINDS)
+def test_a_chunk_of_packed_matrices_is_within_the_formula(layer: LayerConfig, bits: int) -> None:
+    """A matrix is dequantised for its product, and no other one is copied."""
+    stored = Quantization(bits=bits, symmetric=False, experts=True)
+    config, tokens = replace(model((layer,)), quantization=stored), 256
+    grows = any(spec.counter is not None for spec in config.state_layout("bfloat16"))
+    capacity = 2 * tokens + 1 if grows else 0
+    entries = capacity - tokens if layer.kind == "anchor_attention" else capacity
+    planned = manifest_of(config, "bfloat16").chunk_peak_bytes("torch-cpu", tokens, entries)
+    live = most_live_bytes(config, "bfloat16", tokens, capacity)
+    assert live <= planned <= MOST_ABOVE.get(layer.kind, 1.5) * live
 
 
 @given(

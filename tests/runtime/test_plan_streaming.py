@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from safetensors.torch import save_file
 from test_plan import MANIFEST
 
 from longspan.errors import DoesNotFit
-from longspan.models.config import MlpConfig, ModelConfig, MoeConfig
+from longspan.export.activations import chunk_bytes
+from longspan.kernels.quantized_linear import scratch
+from longspan.models.config import MlpConfig, ModelConfig, MoeConfig, Quantization
+from longspan.runtime import plan_weights
 from longspan.runtime.plan import Plan, make_plan, require_fit
 from longspan.runtime.plan_items import MIB, PlanItem
 from longspan.runtime.plan_speed import Rates
@@ -33,6 +37,7 @@ from longspan.runtime.plan_weights import (
     aligned,
     place_weights,
     weight_sizes,
+    with_brought_experts,
 )
 
 # As of a model of 64 equal layers.
@@ -258,6 +263,27 @@ def test_two_layers_gain_nothing_by_streaming() -> None:
     )
     assert not plan.fits
     assert plan.streamed_layers == ()
+
+
+def test_experts_that_come_packed_are_dequantised_beside_the_chunk() -> None:
+    """On a GPU; those that lie there are dequantised in registers."""
+    assert plan_weights.SCRATCH_NUMBERS == scratch.SCRATCH_NUMBERS
+    layer = MoeConfig(n_experts=4, top_k=2, d_ff=48)
+    config = ModelConfig(family="mixcon", vocab_size=50, d_model=64, layers=(layer,))
+    fixed = []
+    for stored in (None, Quantization(bits=4), Quantization(bits=4, experts=True)):
+        stored_as = replace(config, quantization=stored)
+        manifest = replace(
+            MANIFEST,
+            config=stored_as,
+            dtype="bfloat16",
+            state=(),
+            chunk_bytes=chunk_bytes(stored_as, "bfloat16"),
+        )
+        brought = with_brought_experts(manifest, "torch-cuda")
+        fixed.append([each.chunk_bytes["torch-cuda"][0].fixed for each in (manifest, brought)])
+    head = 2 * 50 * 64
+    assert fixed == [[0, 0], [head, head], [head, head + 2 * 2 * 48 * 64]]
 
 
 def test_experts_come_one_by_one_before_layers_do() -> None:

@@ -67,13 +67,17 @@ def chunk_bytes(config: ModelConfig, dtype: DType) -> dict[Engine, tuple[ChunkBy
         dtype: dtype of the weights.
     """
     engines: tuple[Engine, ...] = ("onnx-cpu", "onnx-cuda", "torch-cpu", "torch-cuda")
-    layers = [FORMULAS[type(layer)](layer, config.d_model, dtype) for layer in config.layers]
+    layers = _formulas(config, dtype)
     if config.quantization is not None:
-        layers = with_scratch(layers, config, dtype)
+        layers = with_scratch(layers, _formulas(config, "float32"), config, dtype)
     return {
         engine: (*(layer[engine] for layer in layers), _rest(config, engine, dtype))
         for engine in engines
     }
+
+
+def _formulas(config: ModelConfig, dtype: DType) -> list[Mapping[Engine, ChunkBytes]]:
+    return [FORMULAS[type(layer)](layer, config.d_model, dtype) for layer in config.layers]
 
 
 def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:

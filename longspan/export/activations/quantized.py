@@ -14,20 +14,24 @@ from longspan.kernels.quantized_linear.scratch import scratch_numbers
 from longspan.models.config import LayerConfig, ModelConfig, Quantization
 from longspan.models.linear import Linear
 from longspan.models.mixers import make_mixer
+from longspan.models.moe import Experts
 from longspan.tensors import DTYPE_BYTES, DType
 
 LayerBytes = Mapping[Engine, ChunkBytes]
 
 
 def with_scratch(
-    layers: Sequence[LayerBytes], config: ModelConfig, dtype: DType
+    layers: Sequence[LayerBytes], wide: Sequence[LayerBytes], config: ModelConfig, dtype: DType
 ) -> list[LayerBytes]:
     """The layers' formulas and, fixed, the scratch of each layer's largest quantised matrix.
+
+    On torch-cpu it stands in place of the float32 copy of one in 16 bits.
 
     The head comes when the last layer's tensors are gone: the larger of the two counts.
 
     Args:
         layers: formulas as they are without quantisation.
+        wide: the same of float32 weights, which are not copied.
         config: the layers, and how matrices are stored.
         dtype: of all that is not quantised.
     """
@@ -38,9 +42,9 @@ def with_scratch(
         last = i == len(layers) - 1
         row: dict[Engine, ChunkBytes] = {}
         for engine, chunk in formulas.items():
-            shapes = list(_quantized(layer, config.d_model, stored))
+            shapes = list(_quantized(layer, config.d_model, stored, engine))
             scratch = max((scratch_bytes(stored, *s, engine, dtype) for s in shapes), default=0)
-            fixed = chunk.fixed + scratch
+            fixed = (wide[i] if engine == "torch-cpu" else formulas)[engine].fixed + scratch
             if last and engine == "torch-cuda" and stored.head:
                 head = scratch_bytes(stored, config.vocab_size, config.d_model, engine, dtype)
                 fixed = max(fixed, head)
@@ -64,11 +68,20 @@ def scratch_bytes(
     return 0
 
 
-def _quantized(layer: LayerConfig, width: int, stored: Quantization) -> Iterator[tuple[int, int]]:
-    """Shapes [N, K] of a layer's matrices that are quantised."""
+def _quantized(
+    layer: LayerConfig, width: int, stored: Quantization, engine: Engine
+) -> Iterator[tuple[int, int]]:
+    """Shapes [N, K] of a layer's matrices that are quantised; of experts, of one.
+
+    On torch-cuda experts are dequantised in registers; where they stream they are not
+    (`longspan.runtime.plan_weights`).
+    """
+    kinds = Linear if engine == "torch-cuda" else Linear | Experts
     with torch.device("meta"):
         mixer = make_mixer(layer, width, torch.float32)
     for module in mixer.modules():
-        if isinstance(module, Linear) and not module.exact and stored.takes(module.weight.shape[1]):
-            outputs, inputs = module.weight.shape
-            yield outputs, inputs
+        if isinstance(module, kinds):
+            outputs, inputs = module.weight.shape[-2:]
+            module.quantize_(stored)
+            if module.bits is not None:
+                yield outputs, inputs

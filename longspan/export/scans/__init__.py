@@ -23,7 +23,13 @@ from longspan.export.scans.attention import anchor_attention, full_attention
 from longspan.export.scans.body import Body
 from longspan.export.scans.conba import conba_body
 from longspan.export.scans.conba_chunks import conba_in_chunks
-from longspan.export.scans.experts import MICROSOFT, experts_body
+from longspan.export.scans.experts import (
+    MICROSOFT,
+    experts_body,
+    packed_experts,
+    packed_experts_body,
+)
+from longspan.export.scans.parts import add_parts
 from longspan.export.scans.window import window_attention
 
 __all__ = ["expand_scans"]
@@ -33,14 +39,16 @@ DOMAIN = "longspan"
 BODIES: Mapping[str, Callable[[Body, Mapping[str, Any]], list[str]]] = {
     "Conba": conba_body,
     "Experts": experts_body,
+    "PackedExperts": packed_experts_body,
 }
 # Each gives the nodes that compute a node.
 Form = Callable[[onnx.NodeProto, Mapping[str, Any]], list[onnx.NodeProto]]
 FORMS: Mapping[str, Form] = {"ConbaInChunks": conba_in_chunks}
-# The same, for CPUs alone.
+# The same, for CPUs alone, in place of what their first input is, or of a loop.
 CPU_FORMS: Mapping[str, Form] = {
     "AnchorAttention": anchor_attention,
     "FullAttention": full_attention,
+    "PackedExperts": packed_experts,
     "WindowAttention": window_attention,
 }
 
@@ -70,10 +78,11 @@ def expand_scans(model: onnx.ModelProto, *, device: Device) -> onnx.ModelProto:
     for node in result.graph.node:
         if node.domain != DOMAIN:
             nodes.append(node)
-        elif node.op_type in CPU_FORMS and device == "cuda":
+        elif node.op_type in CPU_FORMS and node.op_type not in BODIES and device == "cuda":
             _rename(nodes, node.input[0], node.output[0])
         else:
-            nodes.extend(_expanded(node))
+            nodes.extend(_expanded(node, device))
+    nodes = add_parts(result.graph, nodes)
     set_nodes(result.graph, alive(nodes, {output.name for output in result.graph.output}))
     return result
 
@@ -84,10 +93,10 @@ def _rename(nodes: list[onnx.NodeProto], name: str, new: str) -> None:
         node.output[:] = [new if each == name else each for each in node.output]
 
 
-def _expanded(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    forms = {**FORMS, **CPU_FORMS}
+def _expanded(node: onnx.NodeProto, device: Device) -> list[onnx.NodeProto]:
+    forms = {**FORMS, **(CPU_FORMS if device == "cpu" else {})}
     if node.op_type not in BODIES and node.op_type not in forms:
-        known = ", ".join(sorted([*BODIES, *forms]))
+        known = ", ".join(sorted({*BODIES, *FORMS, *CPU_FORMS}))
         raise ValueError(f"expand_scans: there is no body for {node.op_type!r}, only for {known}")
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     if node.op_type in forms:

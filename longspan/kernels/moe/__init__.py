@@ -8,15 +8,16 @@ from longspan.kernels.checks import require_dtype, require_shape
 from longspan.kernels.choice import implementation
 from longspan.kernels.moe.grouped import Bring
 from longspan.kernels.moe.grouped import moe_brought as _brought
+from longspan.kernels.moe.matrices import Matrices, Packed, check_matrices
 
-__all__ = ["moe", "moe_brought"]
+__all__ = ["Bring", "Matrices", "Packed", "moe", "moe_brought"]
 
 
 def moe(
     x: torch.Tensor,
     logits: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Matrices,
+    down: Matrices,
     *,
     top_k: int,
     renormalise: bool = False,
@@ -31,8 +32,9 @@ def moe(
     Args:
         x: float [B, L, D].
         logits: float32 [B, L, E], the router's.
-        gate_up: float [E, 2 F, D], gate rows first; cast to the dtype of `x` if it is another.
-        down: float [E, D, F]; cast as `gate_up`.
+        gate_up: float [E, 2 F, D], gate rows first; cast to the dtype of `x` if it is another. Or
+            the same in 8 or 4 bits.
+        down: float [E, D, F], cast as `gate_up`; or in 8 or 4 bits.
         top_k: experts a token goes to, 1 to E.
         renormalise: whether the chosen probabilities are divided by their sum.
 
@@ -44,10 +46,10 @@ def moe(
     """
     op = "moe"
     batch, length, width = x.shape
-    experts, rows = gate_up.shape[:2]
+    experts, rows = (gate_up.weight if isinstance(gate_up, Packed) else gate_up).shape[:2]
     require_shape(op, "logits", logits, (batch, length, experts))
-    require_shape(op, "gate_up", gate_up, (experts, rows // 2 * 2, width))
-    require_shape(op, "down", down, (experts, width, rows // 2))
+    check_matrices(op, "gate_up", gate_up, (experts, rows // 2 * 2, width))
+    check_matrices(op, "down", down, (experts, width, rows // 2))
     require_dtype(op, "logits", logits, torch.float32)
     _check_top_k(top_k, experts)
     y: torch.Tensor = implementation(op, x)(
@@ -75,8 +77,8 @@ def moe_brought(
         x: float [B, L, D].
         logits: float32 [B, L, E], the router's.
         bring: takes how many tokens each chosen expert has, by its number, and gives the number,
-            gate_up [2 F, D] and down [D, F] of each, in the same order, on the device of `x`; each
-            is used before the next one is asked for.
+            gate_up [2 F, D] and down [D, F] of each, as `moe` takes them, in the same order, on
+            the device of `x`; each is used before the next one is asked for.
         top_k: experts a token goes to, 1 to E.
         renormalise: whether the chosen probabilities are divided by their sum.
 

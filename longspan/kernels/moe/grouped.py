@@ -9,27 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
+from longspan.kernels.moe.matrices import Matrices, multiply
 from longspan.kernels.moe.routing import choose_experts
 
 # Takes how many tokens each chosen expert has, by its number, and gives number, gate_up [2 F, D]
 # and down [D, F] of each, in the same order; each is valid until the next one.
-Bring = Callable[[Mapping[int, int]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
+Bring = Callable[[Mapping[int, int]], Iterable[tuple[int, Matrices, Matrices]]]
 
 
 def moe(
     x: torch.Tensor,
     logits: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Matrices,
+    down: Matrices,
     *,
     top_k: int,
     renormalise: bool,
 ) -> torch.Tensor:
     """See `longspan.kernels.moe.moe`, over x [T, D] and logits [T, E]."""
 
-    def bring(tokens: Mapping[int, int]) -> Iterable[tuple[int, torch.Tensor, torch.Tensor]]:
+    def bring(tokens: Mapping[int, int]) -> Iterable[tuple[int, Matrices, Matrices]]:
         return ((expert, gate_up[expert], down[expert]) for expert in tokens)
 
     return moe_brought(x, logits, bring, top_k=top_k, renormalise=renormalise)
@@ -48,7 +49,7 @@ def moe_brought(
     for expert, gate_up, down in bring(tokens_of):
         own = groups[expert]
         tokens = own // top_k
-        gate, up = linear(x[tokens], gate_up.to(x.dtype)).chunk(2, dim=-1)
-        result = linear(silu(gate) * up, down.to(x.dtype))
+        gate, up = multiply(x[tokens], gate_up).chunk(2, dim=-1)
+        result = multiply(silu(gate) * up, down)
         y[tokens] += weights.flatten()[own, None] * result
     return y.to(x.dtype)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear, silu
 
+from longspan.kernels.moe.matrices import Matrices, dense
 from longspan.kernels.moe.routing import choose_experts
 
 
 def moe(
     x: torch.Tensor,
     logits: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Matrices,
+    down: Matrices,
     *,
     top_k: int,
     renormalise: bool,
@@ -26,7 +27,9 @@ def moe(
     chosen, experts = choose_experts(logits, top_k=top_k, renormalise=renormalise)
     weights = torch.zeros_like(logits).scatter(1, experts, chosen)
     y = torch.zeros(x.shape, dtype=logits.dtype, device=x.device)
-    for i in range(gate_up.shape[0]):
-        gate, up = linear(x, gate_up[i].to(x.dtype)).chunk(2, dim=-1)
-        y = y + weights[:, i, None] * linear(silu(gate) * up, down[i].to(x.dtype))
+    for i in range(logits.shape[1]):
+        gate, up = linear(x, dense(gate_up[i], x.shape[1], x.dtype)).chunk(2, dim=-1)
+        hidden = silu(gate) * up
+        result = linear(hidden, dense(down[i], hidden.shape[1], x.dtype))
+        y = y + weights[:, i, None] * result
     return y.to(x.dtype)

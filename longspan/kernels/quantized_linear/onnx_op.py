@@ -8,10 +8,23 @@ attribute does nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 # 0: activations as they are; 4: they may be rounded to 8 bits.
 ACCURACY_LEVELS = {4: 0, 8: 4}
+
+
+def product_attributes(weight: torch.Tensor, *, width: int, bits: int) -> dict[str, Any]:
+    """Attributes of the product with packed matrices uint8 [..., N, blocks, bytes], K = `width`."""
+    return {
+        "K": width,
+        "N": weight.shape[-3],
+        "bits": bits,
+        "block_size": weight.shape[-1] * 8 // bits,
+        "accuracy_level": ACCURACY_LEVELS[bits],
+    }
 
 
 def quantized_linear(
@@ -28,13 +41,7 @@ def quantized_linear(
     product: torch.Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::MatMulNBits",
         inputs if zeros is None else (*inputs, zeros),
-        {
-            "K": x.shape[-1],
-            "N": weight.shape[0],
-            "bits": bits,
-            "block_size": weight.shape[2] * 8 // bits,
-            "accuracy_level": ACCURACY_LEVELS[bits],
-        },
+        product_attributes(weight, width=x.shape[-1], bits=bits),
         dtype=x.dtype,
         shape=(*x.shape[:-1], weight.shape[0]),
         version=1,

@@ -142,7 +142,11 @@ class ModelConfig:
         It stays the same when a later version adds a field whose default is what was there before.
         """
         layers = [{"kind": layer.kind} | _changed(layer) for layer in self.layers]
-        return _changed(self) | {"layers": layers}
+        found = _changed(self) | {"layers": layers}
+        if self.quantization is not None and not self.quantization.experts:
+            # Was not there at first, when all the other fields were told.
+            del found["quantization"]["experts"]
+        return found
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:

@@ -23,6 +23,7 @@ class Quantization:
         symmetric: whether every zero point is half of the range, 8 or 128, and none is stored.
         embedding: whether the embedding is quantised too.
         head: whether the head is; as the embedding where they are one matrix.
+        experts: whether those of mixtures are; bundles of before they could be do not say it.
     """
 
     bits: int
@@ -30,6 +31,7 @@ class Quantization:
     symmetric: bool = True
     embedding: bool = True
     head: bool = True
+    experts: bool = False
 
     def __post_init__(self) -> None:
         """Check bits and block.

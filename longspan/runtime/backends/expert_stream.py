@@ -6,7 +6,7 @@ seldom replaced, and as few as two slots do. It knows no models: a mixture is a 
 the bytes of its matrices in host memory.
 
     stream = ExpertStream(mixtures, slots=4, device=device, copies=CudaCopies(device))
-    for expert, gate_up, down in stream.bring(0, {3: 17, 5: 1}): ...
+    for expert, tensors in stream.bring(0, {3: 17, 5: 1}): ...
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ExpertStream:
     """Brings experts to the device.
 
     Args:
-        mixtures: gate_up [E, 2 F, D] and down [E, D, F] of each mixture, in host memory.
+        mixtures: tensors [E, ...] of each mixture, in host memory.
         slots: experts that the device holds at once, at least 2.
         device: computes.
         copies: makes the copies.
@@ -46,14 +46,14 @@ class ExpertStream:
 
     def __init__(
         self,
-        mixtures: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        mixtures: Sequence[Sequence[torch.Tensor]],
         *,
         slots: int,
         device: torch.device,
         copies: Copies,
     ) -> None:
         self._mixtures = mixtures
-        largest = max(packed_bytes(each[0].nbytes for each in pair) for pair in mixtures)
+        largest = max(packed_bytes(each[0].nbytes for each in mixture) for mixture in mixtures)
         self._slots = [
             _Slot(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in range(slots)
         ]
@@ -62,7 +62,7 @@ class ExpertStream:
 
     def bring(
         self, mixture: int, tokens: Mapping[int, int]
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
         """Give experts of a mixture in turn.
 
         Args:
@@ -70,7 +70,7 @@ class ExpertStream:
             tokens: how many go to each expert that is wanted, by its number.
 
         Yields:
-            Its number, gate_up [2 F, D] and down [D, F], which are valid until the next one.
+            Its number and its tensors, in their order, which are valid until the next one.
         """
         wanted = [(mixture, expert) for expert in tokens]
         self._tokens.update({(mixture, expert): count for expert, count in tokens.items()})
@@ -80,8 +80,7 @@ class ExpertStream:
             self._look_ahead(wanted[index:])
             for copy in slot.copies:
                 self._copies.wait(copy)
-            gate_up, down = self._views(key, slot)
-            yield key[1], gate_up, down
+            yield key[1], self._views(key, slot)
 
     def _look_ahead(self, wanted: Sequence[Key]) -> None:
         """Begin to copy the first that is missing, if a slot is free that is not wanted before."""
@@ -111,7 +110,7 @@ class ExpertStream:
         return slot
 
     def _views(self, key: Key, slot: _Slot) -> list[torch.Tensor]:
-        """The expert's matrices in the slot."""
+        """The expert's tensors in the slot."""
         views, start = [], 0
         for tensor in self._mixtures[key[0]]:
             one = tensor[key[1]]

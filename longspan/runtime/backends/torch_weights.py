@@ -31,6 +31,7 @@ from longspan.runtime.backends.pinned import HostBuffer
 from longspan.runtime.backends.streaming import Copies, CudaCopies, HostCopies, WeightStream
 from longspan.runtime.plan_weights import (
     EXPERT_MATRICES,
+    MATRIX_PARTS,
     SLOTS,
     aligned,
     is_expert,
@@ -159,8 +160,12 @@ class StreamedWeights(Weights):
         for layer in layers:
             described, buffer = self._packed(sorted(_of_layer(names, layer)))
             own = _views(described, buffer.host)
-            gate_up, down = (own[f"{_mixer(layer)}.{each}.weight"] for each in EXPERT_MATRICES)
-            mixtures.append((gate_up, down))
+            wanted = (
+                f"{_mixer(layer)}.{each}.{part}"
+                for each in EXPERT_MATRICES
+                for part in MATRIX_PARTS
+            )
+            mixtures.append([own[name] for name in wanted if name in own])
             tensors |= own
         stream = ExpertStream(mixtures, slots=slots, device=self._device, copies=self._copies)
         self._experts = stream, layers
