@@ -24,7 +24,7 @@ from longspan.engines import Engine
 from longspan.errors import BadInput, DoesNotFit
 from longspan.models.config.cache_use import Segments
 from longspan.runtime.budget import Budget
-from longspan.runtime.plan import RESERVE_TOKENS
+from longspan.runtime.plan_entries import RESERVE_TOKENS
 from longspan.runtime.plan_items import MIB
 from longspan.sizes import format_bytes
 

@@ -26,7 +26,8 @@ from longspan.runtime.backends.choice import choose_engine
 from longspan.runtime.baseline import measure_baseline
 from longspan.runtime.device_memory import memory_now, torch_peak
 from longspan.runtime.doctor import examine
-from longspan.runtime.plan import RESERVE_TOKENS, Plan
+from longspan.runtime.plan import Plan
+from longspan.runtime.plan_entries import RESERVE_TOKENS
 from longspan.runtime.plan_items import Stage, sum_bytes
 from longspan.runtime.runtime import load
 from longspan.sizes import format_bytes

@@ -1,11 +1,10 @@
 """The budget divided item by item, before anything is loaded. It loads and measures nothing.
 
 Of a model whose state grows, the plan sets the capacity of the caches, too. Where it is known what
-the document takes, the caches hold that and what `RESERVE_TOKENS` more take, for a question and its
-answer, and the chunk is the largest that fits beside them. The length tells what is taken, unless
-ids are anchors: then the text does. Where it is not known, the chunk comes first, the largest that
-fits beside `LEAST_CAPACITY` entries, then the largest capacity that fits beside that chunk, up to
-`MOST_CAPACITY`.
+the document takes, the caches hold that and what a question takes (`plan_entries`), and the chunk
+is the largest that fits beside them. The length tells what is taken, unless ids are anchors: then
+the text does. Where it is not known, the chunk comes first, the largest that fits beside a least
+capacity, then the largest capacity that fits beside that chunk, up to `MOST_CAPACITY`.
 
 Where an engine can record a step and replay it, the plan has room for that if no chunk of
 `STEP_CHUNK_TOKENS` or fewer must shrink for it: such chunks cost more than the recording gives.
@@ -23,9 +22,15 @@ from dataclasses import dataclass, replace
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.errors import BadInput
-from longspan.models.config import CacheUse
 from longspan.runtime.int8_caches import CacheChoice, choose_caches, held_in_int8
 from longspan.runtime.plan_choices import Choice, capacity_choice, chunk_choice, step_choice
+from longspan.runtime.plan_entries import (
+    MOST_CAPACITY,
+    entries_of_document,
+    last,
+    longest_document,
+    needed_capacity,
+)
 from longspan.runtime.plan_items import (
     PlanItem,
     cache_items,
@@ -35,20 +40,17 @@ from longspan.runtime.plan_items import (
     step_items,
     sum_bytes,
 )
-from longspan.runtime.plan_result import RESERVE_TOKENS, Plan, require_fit
+from longspan.runtime.plan_result import Plan, require_fit
 from longspan.runtime.plan_weights import PlacedWeights, with_brought_experts
 from longspan.sizes import format_bytes
 
-__all__ = ["RESERVE_TOKENS", "Plan", "make_plan", "replanned", "require_fit"]
+__all__ = ["Plan", "make_plan", "replanned", "require_fit"]
 
 MIN_CHUNK_TOKENS = 16
 # Measured on 2 cores with ONNX Runtime, Samba of 2.8M parameters: 1771 tokens/s with 64 tokens,
 # 2180 with 128, 2221 with 256, 2240 with 512. On a GPU the chunk pays for launching the kernels.
 MAX_CHUNK_TOKENS: dict[str, int] = {"cpu": 256, "cuda": 8192}
 STEP_CHUNK_TOKENS = 512
-LEAST_CAPACITY = 4 * RESERVE_TOKENS
-# Every call copies the caches: no larger ones than this unless a longer document is announced.
-MOST_CAPACITY = 2**17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,12 +238,13 @@ def _divide(
 
     def most_entries(chunk: int) -> int:
         most = budget_bytes // manifest.cache_entry_bytes
-        return _last(most, lambda capacity: total_at(chunk, capacity) <= budget_bytes)
+        return last(most, lambda capacity: total_at(chunk, capacity) <= budget_bytes)
 
     grows = manifest.cache_entry_bytes > 0
-    use = CacheUse.of(manifest.config)
-    known, reserve = _document_and_reserve(manifest, request)
-    capacity = _capacity(known, reserve, tokens) if grows else 0
+    known, reserve = entries_of_document(
+        manifest.config, tokens=tokens, cache_entries=request.cache_entries
+    )
+    capacity = needed_capacity(known, reserve, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
     totals = {size: total_at(size, capacity) for size in sizes}
     smallest = totals[sizes[-1]]
@@ -266,7 +269,7 @@ def _divide(
         chunk_tokens=chosen,
         items=items_at(chosen, capacity),
         smallest_budget_bytes=smallest,
-        longest_tokens=None if most is None else _longest(use, most),
+        longest_tokens=None if most is None else longest_document(manifest.config, most),
         most_entries=None if most is None else max(0, most - reserve),
         capacity=capacity,
         reserve_entries=reserve if grows else 0,
@@ -310,41 +313,6 @@ def _check(manifest: Manifest, request: _Request) -> None:
     ):
         if value is not None and value < least:
             raise BadInput(f"{name} is {value}; it must be {least} or more.")
-
-
-def _document_and_reserve(manifest: Manifest, request: _Request) -> tuple[int | None, int]:
-    """Entries of the document, None where that is open, and of a question and its answer."""
-    use = CacheUse.of(manifest.config)
-    if request.cache_entries is None and request.tokens is not None:
-        document = use.entries_after(request.tokens)
-        together = use.entries_after(request.tokens + RESERVE_TOKENS)
-        if document is not None and together is not None:
-            return document, together - document
-    return request.cache_entries, CacheUse.most_added(manifest.config, RESERVE_TOKENS)
-
-
-def _capacity(known: int | None, reserve: int, tokens: int | None) -> int:
-    """Entries that the caches must have: for a document that takes `known`, or for any."""
-    if known is not None:
-        return known + reserve
-    return LEAST_CAPACITY if tokens is None else min(LEAST_CAPACITY, tokens + reserve)
-
-
-def _longest(use: CacheUse, entries: int) -> int | None:
-    """Tokens of the longest document that fits `entries`; None where its text decides."""
-    if use.entries_after(0) is None:
-        return None
-    # More tokens than caches of anchors could ever hold.
-    return _last(2**62, lambda tokens: (use.entries_after(tokens + RESERVE_TOKENS) or 0) <= entries)
-
-
-def _last(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number in 0 .. `most` that fits, where all below one that fits do; else 0."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 def _chunk_sizes(engine: Engine, tokens: int | None) -> list[int]:

@@ -18,9 +18,6 @@ from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
 from longspan.sizes import format_bytes
 from longspan.tensors import CacheDType
 
-# Beyond the document, for a question and its answer.
-RESERVE_TOKENS = 1024
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from longspan.bundle import TOKENIZER, Bundle, file_sha256, open_bundle, write_manifest
-from longspan.runtime.plan import RESERVE_TOKENS
+from longspan.runtime.plan_entries import RESERVE_TOKENS
 from tests.runtime.stand_in import CACHED, write_bundle
 from tests.runtime.tokenizers_ import SOURCE, byte_level, save
 

@@ -18,14 +18,8 @@ from longspan.models.config import FullAttentionConfig, ModelConfig, with_anchor
 from longspan.runtime import anchor_interval
 from longspan.runtime.anchor_interval import choose_interval
 from longspan.runtime.measure import measure_bundle
-from longspan.runtime.plan import (
-    LEAST_CAPACITY,
-    MOST_CAPACITY,
-    RESERVE_TOKENS,
-    Plan,
-    make_plan,
-    require_fit,
-)
+from longspan.runtime.plan import Plan, make_plan, require_fit
+from longspan.runtime.plan_entries import LEAST_CAPACITY, MOST_CAPACITY, RESERVE_TOKENS
 from longspan.runtime.plan_items import CACHE_COPIES
 
 MIB = 2**20

@@ -20,7 +20,8 @@ from longspan.export.activations import chunk_bytes
 from longspan.models.config import ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.runtime.int8_caches import CacheChoice, held_in_int8
-from longspan.runtime.plan import RESERVE_TOKENS, Plan, make_plan
+from longspan.runtime.plan import Plan, make_plan
+from longspan.runtime.plan_entries import RESERVE_TOKENS
 from longspan.runtime.plan_items import STATE_COPIES
 from longspan.tensors import DType
 

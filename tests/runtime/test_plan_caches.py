@@ -15,15 +15,8 @@ from stand_in import CACHED, CACHED_DEMO, write_bundle
 from longspan.bundle import Bundle, ChunkBytes, Manifest
 from longspan.engines import Engine
 from longspan.errors import BadInput, DoesNotFit
-from longspan.runtime.plan import (
-    LEAST_CAPACITY,
-    MIN_CHUNK_TOKENS,
-    MOST_CAPACITY,
-    RESERVE_TOKENS,
-    Plan,
-    make_plan,
-    require_fit,
-)
+from longspan.runtime.plan import MIN_CHUNK_TOKENS, Plan, make_plan, require_fit
+from longspan.runtime.plan_entries import LEAST_CAPACITY, MOST_CAPACITY, RESERVE_TOKENS
 from longspan.runtime.plan_items import CACHE_COPIES, PlanItem
 
 MIB = 2**20

@@ -8,8 +8,9 @@ import pytest
 from test_plan import LAYER, MANIFEST, MIB
 from test_plan_caches import MANIFEST as CACHED_MANIFEST
 
-from longspan.runtime.plan import MOST_CAPACITY, Plan, make_plan
+from longspan.runtime.plan import Plan, make_plan
 from longspan.runtime.plan_choices import Choice
+from longspan.runtime.plan_entries import MOST_CAPACITY
 
 
 def planned(budget_bytes: int, *, manifest: Any = MANIFEST, **options: Any) -> Plan:

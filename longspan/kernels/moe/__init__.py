@@ -10,7 +10,7 @@ from longspan.kernels.moe.grouped import Bring
 from longspan.kernels.moe.grouped import moe_brought as _brought
 from longspan.kernels.moe.matrices import Matrices, Packed, check_matrices
 
-__all__ = ["Bring", "Matrices", "Packed", "moe", "moe_brought"]
+__all__ = ["Matrices", "Packed", "moe", "moe_brought"]
 
 
 def moe(
