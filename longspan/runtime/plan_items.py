@@ -13,15 +13,14 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
-from longspan.models.config import Mamba2Config
+from longspan.models.config import Mamba2Config, MlpConfig, MoeConfig
 from longspan.runtime.plan_arena import arena_bytes
 from longspan.runtime.plan_unfilled import PIECE_BYTES, unfilled_bytes
 from longspan.runtime.plan_weights import PlacedWeights
-from longspan.runtime.quantized_weights import quantized_weight_bytes
-from longspan.tensors import DTYPE_BYTES, TensorSpec
+from longspan.runtime.weight_bytes import weight_bytes
+from longspan.tensors import TensorSpec
 
 MIB = 2**20
-FLOAT32_BYTES = 4
 # What a chunk reads, what it writes, and the one to be asked again; while it is saved, a copy in
 # host memory. torch has no second of those, but for a layer's next state where that cannot be
 # written over the one before; ONNX Runtime has two.
@@ -34,9 +33,12 @@ CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 2
 # order int64 and its running sum.
 LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
 # Measured with onnxruntime 1.31.1 on the CPU after one token, beyond weights and state: 4.6 MiB
-# for 8 layers, 8.7 MiB for 16.
+# for 8 layers, 8.7 MiB for 16, half of them MLPs; 12 for 64 MLPs; for the nodes of 64 experts in 4
+# bits 11.1, for those of 16 4.1.
 SESSION_BYTES = 3 * MIB
 SESSION_BYTES_PER_LAYER = 35 * MIB // 100
+SESSION_BYTES_PER_MIXER, SESSION_BYTES_PER_MLP = 60 * MIB // 100, 10 * MIB // 100
+SESSION_BYTES_PER_EXPERT = 19 * MIB // 100
 # Measured with torch 2.13 on the CPU, beyond all that: scratch of its threads and of oneDNN, and
 # blocks below the mmap threshold; it differs by 6 MiB from run to run of the same model.
 TORCH_BYTES = 14 * MIB
@@ -201,11 +203,10 @@ def fixed_items(
         PlanItem(name="logits and sampling", bytes=logits),
     ]
     if engine.startswith("onnx"):
-        session = SESSION_BYTES + SESSION_BYTES_PER_LAYER * len(manifest.config.layers)
         items.append(
             PlanItem(
                 name="ONNX Runtime's session",
-                bytes=session,
+                bytes=_session_bytes(manifest, engine),
                 source="measured with onnxruntime 1.31",
                 stage="loaded",
             )
@@ -279,32 +280,28 @@ def _by_layer(specs: Iterable[TensorSpec]) -> Counter[str]:
 
 
 def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
-    """The weights as the engine holds them: CPUs compute in float32."""
-    if manifest.quantization is not None:
-        return [
-            PlanItem(name=name, bytes=taken, stage="loaded")
-            for name, taken in quantized_weight_bytes(manifest, engine)
-        ]
-    if device_of(engine) == "cuda" or manifest.dtype == "float32":
-        where = "mapped from the file" if device_of(engine) == "cpu" else "on the device"
-        return [PlanItem(name=f"weights, {where}", bytes=manifest.weight_bytes, stage="loaded")]
-    if engine == "onnx-cpu":
-        # 75M parameters widened by constant folding took 3% more than their own bytes.
-        widened = manifest.parameters * FLOAT32_BYTES * 26 // 25
-        # Rows of the embedding are looked up in the file's own dtype.
-        rows = manifest.config.vocab_size * manifest.config.d_model * DTYPE_BYTES[manifest.dtype]
-        return [
-            PlanItem(
-                name=f"weights, {manifest.dtype} widened to float32", bytes=widened, stage="loaded"
-            ),
-            PlanItem(name="embedding, mapped from the file", bytes=rows, stage="loaded"),
-        ]
-    head = manifest.config.vocab_size * manifest.config.d_model
+    """The weights as the engine holds them."""
     return [
-        PlanItem(name="weights, mapped from the file", bytes=manifest.weight_bytes, stage="loaded"),
-        # A layer's widened weight is among its activations; the head comes after them.
-        PlanItem(name="head widened to float32", bytes=head * FLOAT32_BYTES),
+        PlanItem(name=name, bytes=taken, stage="loaded")
+        for name, taken in weight_bytes(manifest, engine)
     ]
+
+
+def _session_bytes(manifest: Manifest, engine: Engine) -> int:
+    """What ONNX Runtime holds of a graph's nodes."""
+    layers, stored = manifest.config.layers, manifest.quantization
+    if engine == "onnx-cuda":
+        return SESSION_BYTES + SESSION_BYTES_PER_LAYER * len(layers)
+    mlps = sum(isinstance(layer, MlpConfig | MoeConfig) for layer in layers)
+    mixtures = [layer for layer in layers if isinstance(layer, MoeConfig)]
+    # Packed ones have nodes of their own.
+    experts = sum(layer.n_experts for layer in mixtures) if stored and stored.experts else 0
+    return (
+        SESSION_BYTES
+        + SESSION_BYTES_PER_MIXER * (len(layers) - mlps)
+        + SESSION_BYTES_PER_MLP * mlps
+        + SESSION_BYTES_PER_EXPERT * experts
+    )
 
 
 def _placed(weights: PlacedWeights) -> list[PlanItem]:

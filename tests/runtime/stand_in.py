@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -21,6 +22,7 @@ from longspan.export.cpu_scan import scan_on_cpu
 from longspan.export.graph import decoder_graph
 from longspan.export.scans import expand_scans
 from longspan.export.weights import write_safetensors
+from longspan.models.checkpoint import empty_decoder
 from longspan.models.config import (
     FullAttentionConfig,
     MambaConfig,
@@ -120,10 +122,11 @@ def write_bundle(path: Path, config: ModelConfig = TINY, dtype: DType = "float32
 
 
 def _manifest(path: Path, config: ModelConfig, dtype: DType, specs: list[TensorSpec]) -> Manifest:
+    plain = empty_decoder(replace(config, quantization=None))
     return Manifest(
         config=config,
         dtype=dtype,
-        parameters=sum(torch.Size(spec.shape).numel() for spec in specs),
+        parameters=sum(each.numel() for each in plain.parameters()),
         weight_bytes=sum(spec.nbytes for spec in specs),
         state=config.state_layout(dtype),
         chunk_bytes=chunk_bytes(config, dtype),

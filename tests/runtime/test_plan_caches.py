@@ -128,20 +128,20 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(DoesNotFit) as caught:
         require_fit(plan)
     assert str(caught.value) == (
-        "The budget is 64.0 MiB, and onnx-cpu with chunks of 16 tokens needs 96.0 MiB:\n"
+        "The budget is 64.0 MiB, and onnx-cpu with chunks of 16 tokens needs 96.5 MiB:\n"
         "  interpreter and libraries                  0 B\n"
         "  weights, mapped from the file          3.8 MiB\n"
         "  state, 3 copies                        2.7 KiB\n"
         "  logits and sampling                    1.6 KiB\n"
-        "  ONNX Runtime's session                 4.4 MiB\n"
+        "  ONNX Runtime's session                 4.9 MiB\n"
         "  cache of 101,024 entries, 3 copies    32.4 MiB\n"
         "  activations of 16 tokens              30.9 MiB\n"
         "  ONNX Runtime's arena around them      24.5 MiB\n"
-        "  together                              96.0 MiB\n"
+        "  together                              96.5 MiB\n"
         "A copy of the cache has 100,000 entries for the document and 1,024 for a question and its "
-        "answer: 101,024 x 112 bytes = 10.8 MiB. This budget holds documents of up to 60,483 "
+        "answer: 101,024 x 112 bytes = 10.8 MiB. This budget holds documents of up to 59,865 "
         "tokens.\n"
-        "The smallest budget that would do is 96MiB. Give --budget 96MiB, a shorter document, or "
+        "The smallest budget that would do is 97MiB. Give --budget 97MiB, a shorter document, or "
         "export a smaller model."
     )
 
