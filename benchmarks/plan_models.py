@@ -31,6 +31,8 @@ from longspan.models.config import (
 
 VOCABULARY = 8192
 HEAD = 64
+# Whose head is not the embedding, as in published ones.
+UNTIED = ("llama", "anchors", "mixcon")
 
 
 def _mamba(width: int) -> MambaConfig:
@@ -115,7 +117,11 @@ def model_config(name: str, width: int) -> ModelConfig:
     units, unit = MODELS[name]
     vocabulary = 256 if name == "mambabyte" else VOCABULARY
     config = ModelConfig(
-        family=name, vocab_size=vocabulary, d_model=width, layers=unit(width) * units
+        family=name,
+        vocab_size=vocabulary,
+        d_model=width,
+        layers=unit(width) * units,
+        tied=name not in UNTIED,
     )
     return with_anchors(config, anchor_every=128) if name == "anchors" else config
 
