@@ -318,6 +318,12 @@ def _after_failure(manifest: Manifest) -> str:
             f"NaN or infinities, in {nonfinite_names(manifest)}, spread to other results when the "
             "text is cut otherwise or another engine computes. Use a checkpoint without them."
         )
+    if manifest.quantization is not None and manifest.quantization.bits == 8:
+        return (
+            "ONNX Runtime on CPUs multiplies 8 bits with activations that it rounds to 8 bits, "
+            "too; 4 bits it multiplies with activations as they are. Export with weights='int4' or "
+            "'bfloat16' (--weights int4, bfloat16)."
+        )
     return (
         "Export with weights='float32' (--weights float32); if that fails too, please report the "
         "model's config."
