@@ -27,7 +27,7 @@ from typing import Any
 from report import command_line, markdown_table, versions_line, write_section
 
 from longspan.engines import BackendName, Device, Engine, device_of
-from longspan.errors import BudgetExceeded
+from longspan.errors import BudgetExceeded, DoesNotFit
 from longspan.runtime.doctor import examine
 from longspan.runtime.measure import measure_bundle
 from longspan.runtime.planning import plan_bundle
@@ -53,7 +53,7 @@ class Row:
         chunk_tokens: that went through the model together; 0 where it was stopped.
         peak_bytes: of the whole process on its device; 0 where it was stopped.
         planned_bytes: the plan's total.
-        stopped: why the process was stopped; None where it was not.
+        stopped: why the process was stopped, or refused the budget; None where it was not.
         command, device, engine, versions: of the run.
     """
 
@@ -158,7 +158,7 @@ def _reading(bundle: Path, tokens: int, budget: int, where: Where) -> dict[str, 
         found = measure_bundle(
             bundle, [tokens], budget=budget, device=where.device, backend=where.backend
         )
-    except BudgetExceeded as error:
+    except (BudgetExceeded, DoesNotFit) as error:
         return {"stopped": str(error)}
     (run,) = found.runs
     return {
