@@ -214,16 +214,21 @@ MOST_ABOVE = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layer", LAYERS, ids=KINDS)
-def test_a_chunks_tensors_are_within_the_formula(layer: LayerConfig, dtype: DType) -> None:
-    config, tokens = model((layer,)), 256
+def live_and_planned(config: ModelConfig, dtype: DType, tokens: int) -> tuple[int, int]:
+    """Bytes of a chunk of one layer as they are on torch-cpu, and by the formula."""
+    (layer,) = config.layers
     grows = any(spec.counter is not None for spec in config.state_layout(dtype))
     capacity = 2 * tokens + 1 if grows else 0
     # Anchors score the cache's entries and the chunk's, and here these together fill the cache.
     entries = capacity - tokens if layer.kind == "anchor_attention" else capacity
     planned = manifest_of(config, dtype).chunk_peak_bytes("torch-cpu", tokens, entries)
-    live = most_live_bytes(config, dtype, tokens, capacity)
+    return most_live_bytes(config, dtype, tokens, capacity), planned
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layer", LAYERS, ids=KINDS)
+def test_a_chunks_tensors_are_within_the_formula(layer: LayerConfig, dtype: DType) -> None:
+    live, planned = live_and_planned(model((layer,)), dtype, 256)
     assert live <= planned
     assert planned <= MOST_ABOVE.get(layer.kind, 1.5) * live
 
@@ -233,12 +238,8 @@ def test_a_chunks_tensors_are_within_the_formula(layer: LayerConfig, dtype: DTyp
 def test_a_chunk_of_packed_matrices_is_within_the_formula(layer: LayerConfig, bits: int) -> None:
     """A matrix is dequantised for its product, and no other one is copied."""
     stored = Quantization(bits=bits, symmetric=False, experts=True)
-    config, tokens = replace(model((layer,)), quantization=stored), 256
-    grows = any(spec.counter is not None for spec in config.state_layout("bfloat16"))
-    capacity = 2 * tokens + 1 if grows else 0
-    entries = capacity - tokens if layer.kind == "anchor_attention" else capacity
-    planned = manifest_of(config, "bfloat16").chunk_peak_bytes("torch-cpu", tokens, entries)
-    live = most_live_bytes(config, "bfloat16", tokens, capacity)
+    config = replace(model((layer,)), quantization=stored)
+    live, planned = live_and_planned(config, "bfloat16", 256)
     assert live <= planned <= MOST_ABOVE.get(layer.kind, 1.5) * live
 
 
@@ -249,10 +250,5 @@ def test_a_chunk_of_packed_matrices_is_within_the_formula(layer: LayerConfig, bi
 def test_a_chunk_of_any_sizes_is_within_the_formula(
     layer: LayerConfig, dtype: DType, tokens: int
 ) -> None:
-    config = model((layer,))
-    grows = any(spec.counter is not None for spec in config.state_layout(dtype))
-    capacity = 2 * tokens + 1 if grows else 0
-    entries = capacity - tokens if layer.kind == "anchor_attention" else capacity
-    planned = manifest_of(config, dtype).chunk_peak_bytes("torch-cpu", tokens, entries)
-    live = most_live_bytes(config, dtype, tokens, capacity)
+    live, planned = live_and_planned(model((layer,)), dtype, tokens)
     assert live <= planned + SMALL_BYTES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -41,9 +41,13 @@ def with_scratch(
     for i, (layer, formulas) in enumerate(zip(config.layers, layers, strict=True)):
         last = i == len(layers) - 1
         row: dict[Engine, ChunkBytes] = {}
+        shapes = _quantized(layer, config.d_model, stored)
         for engine, chunk in formulas.items():
-            shapes = list(_quantized(layer, config.d_model, stored, engine))
-            scratch = max((scratch_bytes(stored, *s, engine, dtype) for s in shapes), default=0)
+            # On torch-cuda experts are dequantised in registers; where they stream they are not
+            # (`longspan.runtime.plan_weights`).
+            kinds = ("matrices",) if engine == "torch-cuda" else ("matrices", "experts")
+            found = (shape for kind in kinds for shape in shapes[kind])
+            scratch = max((scratch_bytes(stored, *s, engine, dtype) for s in found), default=0)
             fixed = (wide[i] if engine == "torch-cpu" else formulas)[engine].fixed + scratch
             if last and engine == "torch-cuda" and stored.head:
                 head = scratch_bytes(stored, config.vocab_size, config.d_model, engine, dtype)
@@ -69,19 +73,17 @@ def scratch_bytes(
 
 
 def _quantized(
-    layer: LayerConfig, width: int, stored: Quantization, engine: Engine
-) -> Iterator[tuple[int, int]]:
-    """Shapes [N, K] of a layer's matrices that are quantised; of experts, of one.
-
-    On torch-cuda experts are dequantised in registers; where they stream they are not
-    (`longspan.runtime.plan_weights`).
-    """
-    kinds = Linear if engine == "torch-cuda" else Linear | Experts
+    layer: LayerConfig, width: int, stored: Quantization
+) -> Mapping[str, list[tuple[int, int]]]:
+    """Shapes [N, K] of a layer's matrices that are quantised, and of one each of its experts."""
+    found: dict[str, list[tuple[int, int]]] = {"matrices": [], "experts": []}
     with torch.device("meta"):
         mixer = make_mixer(layer, width, torch.float32)
     for module in mixer.modules():
-        if isinstance(module, kinds):
+        if isinstance(module, Linear | Experts):
             outputs, inputs = module.weight.shape[-2:]
             module.quantize_(stored)
             if module.bits is not None:
-                yield outputs, inputs
+                kind = "experts" if isinstance(module, Experts) else "matrices"
+                found[kind].append((outputs, inputs))
+    return found

@@ -8,7 +8,7 @@ from longspan.kernels.checks import require_dtype, require_shape
 from longspan.kernels.choice import implementation
 from longspan.kernels.moe.grouped import Bring
 from longspan.kernels.moe.grouped import moe_brought as _brought
-from longspan.kernels.moe.matrices import Matrices, Packed, check_matrices
+from longspan.kernels.moe.matrices import Matrices, Packed, check_matrices, sizes_of
 
 __all__ = ["Matrices", "Packed", "moe", "moe_brought"]
 
@@ -46,7 +46,7 @@ def moe(
     """
     op = "moe"
     batch, length, width = x.shape
-    experts, rows = (gate_up.weight if isinstance(gate_up, Packed) else gate_up).shape[:2]
+    experts, rows = sizes_of(gate_up)
     require_shape(op, "logits", logits, (batch, length, experts))
     check_matrices(op, "gate_up", gate_up, (experts, rows // 2 * 2, width))
     check_matrices(op, "down", down, (experts, width, rows // 2))

@@ -41,15 +41,14 @@ class Packed:
         """Numbers of a row that share a scale."""
         return self.weight.shape[-1] * 8 // self.bits
 
-    def dense(self, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """One expert's as `dtype` [N, width], by plain torch."""
-        return dequantize(
-            self.weight, self.scales, self.zeros,
-            bits=self.bits, width=width, dtype=dtype, rows=None,
-        )  # fmt: skip
-
 
 Matrices = torch.Tensor | Packed
+
+
+def sizes_of(matrices: Matrices) -> tuple[int, int]:
+    """E and N of all experts' matrices [E, N, K]."""
+    weight = matrices.weight if isinstance(matrices, Packed) else matrices
+    return weight.shape[0], weight.shape[1]
 
 
 def multiply(x: torch.Tensor, matrix: Matrices) -> torch.Tensor:
@@ -60,8 +59,13 @@ def multiply(x: torch.Tensor, matrix: Matrices) -> torch.Tensor:
 
 
 def dense(matrix: Matrices, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """One expert's matrix as `dtype` [N, width]."""
-    return matrix.to(dtype) if isinstance(matrix, torch.Tensor) else matrix.dense(width, dtype)
+    """One expert's matrix as `dtype` [N, width], by plain torch."""
+    if isinstance(matrix, torch.Tensor):
+        return matrix.to(dtype)
+    return dequantize(
+        matrix.weight, matrix.scales, matrix.zeros,
+        bits=matrix.bits, width=width, dtype=dtype, rows=None,
+    )  # fmt: skip
 
 
 def check_matrices(op: str, name: str, matrices: Matrices, shape: tuple[int, int, int]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from longspan.kernels.moe.matrices import Matrices, Packed
+from longspan.kernels.moe.matrices import Matrices, Packed, sizes_of
 from longspan.kernels.moe.routing import choose_experts
 from longspan.kernels.quantized_linear.onnx_op import product_attributes
 
@@ -32,7 +32,7 @@ def moe(
     tensors, attributes = [weights.t()], {"experts": logits.shape[1], "widened": 0}
     for name, matrices in (("gate_up", gate_up), ("down", down)):
         if isinstance(matrices, Packed):
-            width = x.shape[1] if name == "gate_up" else _tensors(gate_up, x)[0].shape[1] // 2
+            width = x.shape[1] if name == "gate_up" else sizes_of(gate_up)[1] // 2
             product = product_attributes(matrices.weight, width=width, bits=matrices.bits)
             attributes |= {f"{name}_{key}": value for key, value in product.items()}
             attributes["widened"] |= int(matrices.scales.dtype != x.dtype)

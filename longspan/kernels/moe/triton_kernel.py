@@ -18,11 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.moe.matrices import Matrices, Packed
+from longspan.kernels.moe.matrices import Matrices, Packed, sizes_of
 from longspan.kernels.moe.routing import choose_experts
 
-# Bits of a number that is no packed one.
-UNPACKED = 16
+# Bits that tell the kernels of a number that is no packed one.
+UNPACKED = tl.constexpr(16)
 # Rows of a tile where experts have many pairs, and where they have few.
 MANY_ROWS, FEW_ROWS = 64, 16
 
@@ -119,7 +119,7 @@ def _gate_up(
     for start in range(0, D, DEPTH):
         deep = start + depth < D
         x = tl.load(x_rows + start, mask=(row < pairs)[:, None] & deep[None, :], other=0.0)
-        if BITS == 16:
+        if BITS == UNPACKED:
             real = deep[:, None] & (column < F)[None, :]
             gate_rows = tl.load(weights + start, mask=real, other=0.0)
             up_rows = tl.load(weights + (start + F * D), mask=real, other=0.0)
@@ -174,7 +174,7 @@ def _down(
     for start in range(0, F, DEPTH):
         deep = start + depth < F
         h = tl.load(h_rows + start, mask=(row < pairs)[:, None] & deep[None, :], other=0.0)
-        if BITS == 16:
+        if BITS == UNPACKED:
             real = deep[:, None] & (column < D)[None, :]
             rows = tl.load(weights + start, mask=real, other=0.0)
             part = tl.dot(h, rows, acc=part, input_precision=PRECISION)
@@ -231,7 +231,7 @@ def _arguments(
             "DEPTH": min(depth, matrices.block),
             "num_warps": 8 if rows == MANY_ROWS else 4,
         }
-    how = {"BITS": UNPACKED, "SCALED": 1, "DEPTH": depth, "num_warps": 4}
+    how = {"BITS": UNPACKED.value, "SCALED": 1, "DEPTH": depth, "num_warps": 4}
     return [matrices.to(dtype).contiguous(), None, None], how
 
 
@@ -245,8 +245,8 @@ def moe(
     renormalise: bool,
 ) -> torch.Tensor:
     """See `longspan.kernels.moe.moe`, over x [T, D] and logits [T, E]."""
-    (tokens, D), E = x.shape, logits.shape[1]
-    F = (gate_up.weight if isinstance(gate_up, Packed) else gate_up).shape[1] // 2
+    (tokens, D), (E, rows_of_both) = x.shape, sizes_of(gate_up)
+    F = rows_of_both // 2
     x = x if x.stride(-1) == 1 else x.contiguous()
     weights, experts = choose_experts(logits, top_k=top_k, renormalise=renormalise)
     chosen = experts.flatten()
