@@ -53,8 +53,11 @@ class HostBuffer:
             self._close.atexit = False
 
     def on_device(self) -> torch.Tensor:
-        """The same bytes as a tensor of the device, which reads them over the bus each time."""
-        return torch.as_tensor(_Bytes(self.host), device=self._device)
+        """The same bytes as a tensor of the device, which reads them over the bus each time.
+
+        The pages stay locked as long as the tensor is there, unless the buffer is closed.
+        """
+        return torch.as_tensor(_Bytes(self), device=self._device)
 
     def close(self) -> None:
         """Unlock the pages; the device must be through with them. A second call does nothing."""
@@ -65,15 +68,16 @@ class HostBuffer:
 class _Bytes:
     """Host bytes as CUDA's libraries hand each other memory: by its address."""
 
-    def __init__(self, host: torch.Tensor) -> None:
-        self.host = host
+    def __init__(self, buffer: HostBuffer) -> None:
+        self._buffer = buffer
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
+        host = self._buffer.host
         return {
-            "shape": tuple(self.host.shape),
+            "shape": tuple(host.shape),
             "typestr": "|u1",
-            "data": (self.host.data_ptr(), False),
+            "data": (host.data_ptr(), False),
             "version": 3,
         }
 
