@@ -26,11 +26,14 @@ class DeferredNorm:
         row: g s, float [B, L, D].
         squares: sums of parts of s^2, float32 or float64 [B, L, parts].
         eps: added to the mean square, > 0.
+        sums: float32 [B, L, D / 8] of a row that lies as `quantized_linear.laid_out` has it, for
+            the packed matrix that `NextNorm` named; None of a plain one.
     """
 
     row: torch.Tensor
     squares: torch.Tensor
     eps: float
+    sums: torch.Tensor | None = None
 
     def root(self) -> torch.Tensor:
         """1 / sqrt(mean(s^2) + eps): [B, L, 1]."""
@@ -46,11 +49,16 @@ class NextNorm:
         residual: float [B, L, D]. The sum may take its place in memory: do not read it afterwards.
         weight: g, float [D].
         eps: added to the mean square, > 0.
+        matrix: uint8 [O, blocks, bytes of a block] that will multiply the row; None for none that
+            is packed.
+        bits: of its numbers, 4 or 8; None without it.
     """
 
     residual: torch.Tensor
     weight: torch.Tensor
     eps: float
+    matrix: torch.Tensor | None = None
+    bits: int | None = None
 
     def add(self, y: torch.Tensor) -> Added:
         """The sum with y [B, L, D], in the residual's dtype; its norm in that of y."""

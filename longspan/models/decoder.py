@@ -75,7 +75,15 @@ class Layer(nn.Module):
     @property
     def defers_norms(self) -> bool:
         """Whether the mixer reads and gives norms before their division."""
-        return bool(getattr(self.mixer, "defers_norms", False))
+        return isinstance(self.norm, RmsNorm) and getattr(self.mixer, "defers_norms", False)
+
+    def next_norm(self, x: torch.Tensor) -> NextNorm:
+        """The norm of a sum with the residual x, which the mixer reads; `defers_norms` asks."""
+        norm, reader = cast(RmsNorm, self.norm), cast(Linear, cast(Any, self.mixer).reads_first)
+        matrix = None if reader.bits is None else reader.weight
+        return NextNorm(
+            residual=x, weight=norm.weight, eps=norm.eps, matrix=matrix, bits=reader.bits
+        )
 
 
 class Decoder(nn.Module):
@@ -162,6 +170,7 @@ class Decoder(nn.Module):
         state: State,
         *,
         donate: bool = False,
+        logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, State]:
         """Read `tokens` from `state`.
 
@@ -172,6 +181,7 @@ class Decoder(nn.Module):
             state: as `new_state` gives it; it is not changed unless `donate` says so.
             donate: whether the caller gives the state away. Then a layer's tensors leave it when
                 the layer takes them, and are freed once its next ones exist.
+            logits: float32 [B, n, V] that takes them; None for new memory.
 
         Returns:
             Logits float32 [B, n, V], and the state after the last token.
@@ -197,18 +207,17 @@ class Decoder(nn.Module):
         assert isinstance(y, torch.Tensor), "the last layer, of which there is one, defers nothing"
         x, y = _kept(x, y, keep)
         _, normed = self.norm(x, y, self.compute)
-        logits = self._logits(normed)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), after
+        found = self._logits(normed)
+        if logits is not None:
+            return logits.copy_(found), after
+        return found.to(torch.promote_types(found.dtype, torch.float32)), after
 
     def _next_norm(self, index: int, x: torch.Tensor) -> NextNorm | None:
         """The norm after layer `index`, where its mixer and the next one's have it between them."""
         pair = list(cast(Iterable[Layer], self.layers[index : index + 2]))
-        norm = pair[-1].norm
-        if len(pair) < 2 or not isinstance(norm, RmsNorm) or not defers_norms(x, self.compute):
+        if len(pair) < 2 or not defers_norms(x, self.compute):
             return None
-        if not all(layer.defers_norms for layer in pair):
-            return None
-        return NextNorm(residual=x, weight=norm.weight, eps=norm.eps)
+        return pair[-1].next_norm(x) if all(layer.defers_norms for layer in pair) else None
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding, in the residual's dtype."""

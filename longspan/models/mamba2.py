@@ -84,6 +84,11 @@ class Mamba2(nn.Module):
         """Whether `step_and_add` can be called: with a gated norm."""
         return self.norm is not None
 
+    @property
+    def reads_first(self) -> Linear:
+        """The layer that multiplies what the mixer reads."""
+        return self.in_proj
+
     def _step(
         self,
         x: torch.Tensor | DeferredNorm,

@@ -5,20 +5,25 @@ Lanes lie as `test_tensor_cores` finds them in the compiled kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import triton
 import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
 from longspan.kernels import override
-from longspan.kernels.deferred_norm import DeferredNorm
+from longspan.kernels.deferred_norm import DeferredNorm, NextNorm
 from longspan.kernels.linear import triton_product
 from longspan.kernels.linear_conv import linear_conv
-from tests.kernels import ptx, test_linear_conv
+from longspan.kernels.quantized_linear import laid_out
+from longspan.kernels.ssd_norm_linear import ssd_norm_linear
+from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as ssd_reference
+from tests.kernels import ptx, test_linear_conv, test_ssd_norm_linear
 from tests.kernels.devices import widen
 from tests.kernels.quantized import PACKINGS, stored
 
@@ -74,10 +79,73 @@ def test_a_layer(width: int, bits: int, block: int, symmetric: bool) -> None:
     x = DeferredNorm(row=s.to(torch.bfloat16), squares=s.square(), eps=EPS)
     with override("linear_conv", "triton"):
         found = linear_conv(**given | {"x": x})
-    wide = {
+    close(found, linear_conv(**wide(given) | {"x": replace(x, row=x.row.double())}))
+
+
+@pytest.mark.parametrize(("heads", "width", "outputs"), [(4, 16, 96), (2, 64, 32), (8, 8, 160)])
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+def test_a_layer_after_a_layer(
+    bits: int, block: int, symmetric: bool, heads: int, width: int, outputs: int
+) -> None:
+    """Rows between launches are laid out for the products that read them."""
+
+    def packed(rows: int, columns: int) -> dict[str, Any]:
+        how = {"bits": bits, "block": block, "symmetric": symmetric}
+        return stored(rows, columns, **how, dtype=torch.bfloat16).named
+
+    given = test_ssd_norm_linear.arguments(
+        "cpu", torch.bfloat16, heads=heads, width=width, groups=1, optional=False
+    ) | packed(outputs, heads * width)
+    given |= {"D": torch.randn(heads), "dt_limit": (0.0, float("inf"))}
+    following = test_linear_conv.arguments("cpu", torch.bfloat16, width=outputs)
+    following |= packed(following["weight"].shape[0], outputs)
+    residual, weight = torch.randn(1, 1, outputs), torch.rand(outputs) + 0.5
+    then = NextNorm(residual=residual.double(), weight=weight.double(), eps=EPS)
+    (total, norm), _ = ssd_reference(**wide(given), then=then)
+    expected = linear_conv(**wide(following) | {"x": norm})
+    matrix = {"matrix": following["weight"], "bits": bits}
+    with override("linear_conv", "triton"), override("ssd_norm_linear", "triton"):
+        then = NextNorm(residual=residual, weight=weight.to(torch.bfloat16), eps=EPS, **matrix)
+        (found_total, found_norm), _ = ssd_norm_linear(**given, then=then)
+        found = linear_conv(**following | {"x": found_norm})
+    assert found_norm.sums is not None
+    close([found_total, *found], [total, *expected])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_that_is_laid_out_has_all_its_numbers(bits: int) -> None:
+    row = torch.randn(1, 1, 40).to(torch.bfloat16)
+    stored_row = torch.full((1, 1, 40), float("nan"), dtype=torch.bfloat16)
+    sums = laid_out.new_sums(stored_row)
+    for first in (0, 16, 32):
+        part = torch.zeros(16)
+        part[: 40 - first] = row[0, 0, first : first + 16].float()
+        _store[(1,)](stored_row, sums, part, first, 40, BITS=bits)
+    expected = row.float().view(5, 8)
+    torch.testing.assert_close(sums.view(5) * 2.0**69, expected.sum(-1), rtol=1e-6, atol=1e-6)
+    # As `tensor_cores` pairs them; of 4 bits those that meet 16 times as large numbers are smaller.
+    order, factors = {
+        4: ([0, 4, 2, 6, 1, 5, 3, 7], [2.0**64] * 4 + [2.0**60] * 4),
+        8: ([0, 2, 1, 3, 4, 6, 5, 7], [2.0**64] * 8),
+    }[bits]
+    assert torch.equal(stored_row.float().view(5, 8), expected[:, order] * torch.tensor(factors))
+
+
+@triton.jit
+def _store(row_ptr, sums_ptr, part_ptr, first, end, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.load(part_ptr + tl.arange(0, 16))
+    laid_out.store_laid_out(row_ptr, sums_ptr, row, first, end, BITS)
+
+
+def wide(given: dict[str, Any]) -> dict[str, Any]:
+    """Everything of floating point in float64."""
+    return {
         name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
         for name, each in given.items()
     }
-    expected = linear_conv(**wide | {"x": replace(x, row=x.row.double())})
+
+
+def close(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
+    """Each result by itself."""
     for part, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(part.double(), wanted, **TOLERANCE)
+        torch.testing.assert_close(part.double(), wanted.double(), **TOLERANCE)

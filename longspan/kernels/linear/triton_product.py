@@ -60,6 +60,7 @@ def finish_product(
     scales_ptr,
     zeros_ptr,
     x_ptr,
+    sums_ptr,
     norm_ptr,
     roots,
     y_ptr,
@@ -80,7 +81,8 @@ def finish_product(
 ):
     """The rows that `start_product` began times x, as `load_x` gives it: float32 [ROWS].
 
-    Of packed numbers X_ROWS rows of x, stride_x apart; a result for each, in a tuple.
+    Of packed numbers X_ROWS rows of x, stride_x apart; a result for each, in a tuple. With sums x
+    is one row that is `laid_out`.
     """
     if BITS == 0:
         tl.static_assert(X_ROWS == 1, "a matrix of floating point meets one row")
@@ -92,7 +94,7 @@ def finish_product(
         y = (product,)
     else:
         y = multiply_words(
-            weight_ptr, scales_ptr, zeros_ptr, started, x_ptr, norm_ptr, roots, y_ptr,
+            weight_ptr, scales_ptr, zeros_ptr, started, x_ptr, sums_ptr, norm_ptr, roots, y_ptr,
             first_row, outputs, stride_x, stride_zeros,
             X_ROWS, WIDTH, GROUPS, BITS, SCALED, ROWS, BLOCK, DEPTH, TENSOR_CORES,
         )  # fmt: skip
@@ -173,6 +175,20 @@ def as_matrix(
         strides=(words.stride(0), 0 if zeros is None else zeros.stride(0)),
         options={"WIDTH": width, **options, **constants},
     )  # fmt: skip
+
+
+def reads_laid_out(matrix: torch.Tensor | None, bits: int | None, x: torch.Tensor) -> bool:
+    """Whether products of a packed matrix with a row like x [B, L, D] read it `laid_out`.
+
+    Args:
+        matrix: uint8 [O, blocks, bytes of a block], or None for none that is packed.
+        bits: of its numbers.
+        x: whose dtype and width the row has.
+    """
+    if matrix is None or bits is None or x.dtype != torch.bfloat16 or not matrix.is_contiguous():
+        return False
+    # A lane's four words have all their numbers, or none.
+    return x.shape[-1] % (4 * 32 // bits) == 0 and _has_tensor_cores(matrix, x.dtype)
 
 
 def _has_tensor_cores(words: torch.Tensor, dtype: torch.dtype) -> bool:

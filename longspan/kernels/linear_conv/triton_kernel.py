@@ -19,11 +19,13 @@ from longspan.kernels.launch import overlap_options, start_next_launch, wait_for
 from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
 from longspan.kernels.linear.triton_root import inverse_root, parts_of
 from longspan.kernels.linear_conv.reference import linear_conv as one_after_another
+from longspan.kernels.quantized_linear.laid_out import in_words
 
 
 @triton.jit
 def _linear_conv(
     x_ptr,
+    sums_ptr,
     squares_ptr,
     weight_ptr,
     scales_ptr,
@@ -81,7 +83,7 @@ def _linear_conv(
 
     root = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES)
     p = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, projected_ptr,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, None, None, projected_ptr,
         program_first, outputs, 0, stride_zeros,
         1, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
@@ -115,7 +117,7 @@ def linear_conv(
     bits: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `longspan.kernels.linear_conv.linear_conv`."""
-    row, squares, eps = (x.row, x.squares, x.eps) if isinstance(x, DeferredNorm) else (x, None, 0.0)
+    norm, row = (x, x.row) if isinstance(x, DeferredNorm) else (None, x)
     if row.shape[:2].numel() != 1:
         return one_after_another(
             x, weight, bias, conv_weight, conv_bias, tail,
@@ -125,10 +127,12 @@ def linear_conv(
     channels, _, taps = conv_weight.shape
     overlap = overlap_options(row, weight, scales, zeros, conv_weight, conv_bias, tail)
     matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=row.dtype, depth=1)
+    squares, sums = (None, None) if norm is None else (norm.squares, norm.sums)
     projected = row.new_empty(1, 1, outputs)
     new_tail = new_like(tail, in_place=True)
     _linear_conv[(matrix.programs,)](
-        row.contiguous(),
+        row.contiguous() if sums is None else in_words(row),
+        sums,
         squares,
         matrix.weight,
         matrix.scales,
@@ -142,7 +146,7 @@ def linear_conv(
         outputs,
         first,
         channels,
-        eps,
+        0.0 if norm is None else norm.eps,
         *matrix.strides,
         conv_weight.stride(0),
         conv_weight.stride(2),

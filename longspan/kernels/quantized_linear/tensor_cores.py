@@ -11,26 +11,29 @@ lane's own sum is its first result plus its last.
 A number is an operand almost as it lies in its word: the low 8 bits of 16 are, with the rest zero,
 as many times the smallest subnormal number of bfloat16, 2^-133, and of float16, 2^-24. Additions
 and tensor cores take subnormal numbers as they are, so a pair of numbers takes one bit operation,
-and an addition that takes its zero points off. Of 4 bits every second pair is 16 times as large,
-and has a sum of its own. In bfloat16 x is multiplied by 2^64 first, which keeps the sums far from
-float32's own subnormal numbers. Products are exact, sums float32.
+and an addition that takes its zero points off. Of 4 bits every second pair is 16 times as large: in
+bfloat16 what it meets in x is a sixteenth, in float16, whose range would not do, it has a sum of
+its own. In bfloat16 x is multiplied by 2^64, too, which keeps the sums far from float32's own
+subnormal numbers. Products are exact, sums float32.
 
 Steps, so that several rows of x meet the numbers of one:
 
 - `PAIRS` takes 8 numbers of x in two fours, and gives them as four registers of pairs.
 - `NUMBERS` takes four words and minus the zero point, as a pair of such numbers, in four copies,
   and of 4 bits 16 times that; it gives four registers of pairs for each product, of which 4 bits
-  need four and 8 bits two.
+  need four and 8 bits two. `WHOLE_NUMBERS` takes the words alone, and nothing off.
 - `PRODUCTS` takes those and `PAIRS`, four for two products; it gives four results.
 """
 
 from __future__ import annotations
 
-# Of 16-bit types: what x is multiplied with, as a pair; None for one.
-_X_FACTORS = {"bf16": 0x5F805F80, "f16": None}
+# Of 16-bit types: what x is multiplied with, as a pair; None for one. The second is for the pairs
+# whose numbers are 16 times as large.
+_X_FACTORS = {"bf16": (0x5F805F80, 0x5D805D80), "f16": None}
+X_FACTOR_BF16, SMALL_X_FACTOR_BF16 = 2.0**64, 2.0**60
 # What results are to be multiplied with.
 RESULT_FACTOR_BF16, RESULT_FACTOR_F16 = 2.0**69, 2.0**24
-# Of a product's two pairs of each half, their places among the half's; how much each counts.
+# Of a product's two pairs of each half, their places among the half's; how large its numbers are.
 _PRODUCTS = {
     4: (((0, 2), 1), ((1, 3), 16), ((4, 6), 1), ((5, 7), 16)),
     8: (((0, 1), 1), ((2, 3), 1)),
@@ -38,26 +41,33 @@ _PRODUCTS = {
 
 
 def _pairs(bits: int, kind: str) -> str:
-    """Pairs as the words have them: x[i], x[i + 4] beside 4 bits, x[i], x[i + 2] beside 8."""
+    """Pairs as the words have them: x[i], x[i + 4] beside 4 bits, x[i], x[i + 2] beside 8.
+
+    The two of each product stand beside each other, as its operand must: of 4 bits 0, 2, 1, 3.
+    """
     sources = (("$4", "$6"), ("$5", "$7")) if bits == 4 else (("$4", "$5"), ("$6", "$7"))
-    lines, factor = [], _X_FACTORS[kind]
+    lines, factors = [], _X_FACTORS[kind]
     for i, (low, high) in enumerate(sources):
         for j, chosen in enumerate(("0x5410", "0x7632")):
-            result = f"${2 * i + j}"
+            result = f"${i + 2 * j if bits == 4 else 2 * i + j}"
             lines.append(f"prmt.b32 {result}, {low}, {high}, {chosen};")
-            if factor is not None:
-                lines.append(f"fma.rn.{kind}x2 {result}, {result}, o, r;")
-    if factor is not None:
-        lines = [f"mov.b32 o, 0x{factor:08X};", "mov.b32 r, 0x80008000;", *lines]
+            if factors is not None:
+                factor = "s" if bits == 4 and j == 1 else "o"
+                lines.append(f"fma.rn.{kind}x2 {result}, {result}, {factor}, r;")
+    if factors is not None:
+        constants = zip(("o", "s", "r"), (*factors, 0x80008000), strict=True)
+        lines = [*(f"mov.b32 {name}, 0x{each:08X};" for name, each in constants), *lines]
     return _block(lines)
 
 
-def _numbers(bits: int, kind: str) -> str:
-    """Words 0 and 1 are the first half, words 2 and 3 the second."""
+def _numbers(bits: int, kind: str | None) -> str:
+    """Words 0 and 1 are the first half, words 2 and 3 the second; without a kind, whole numbers."""
     products = _PRODUCTS[bits]
     first_word = 4 * len(products)
-    one = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[kind]
-    lines = [f"mov.b32 o, 0x{one:08X};"]
+    lines = []
+    if kind is not None:
+        one = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[kind]
+        lines.append(f"mov.b32 o, 0x{one:08X};")
     for word in range(4):
         half, unit = divmod(word, 2)
         source = f"${first_word + word}"
@@ -75,23 +85,27 @@ def _numbers(bits: int, kind: str) -> str:
                     if pair in places
                 )
                 result = f"${4 * product + 2 * place + half}"
-                lines.append(f"and.b32 r, {source}, 0x{mask:08X};")
-                lines.append(f"fma.rn.{kind}x2 {result}, r, o, ${first_word + 4 + 4 * j};")
+                taken = result if kind is None else "r"
+                lines.append(f"and.b32 {taken}, {source}, 0x{mask:08X};")
+                if kind is not None:
+                    lines.append(f"fma.rn.{kind}x2 {result}, r, o, ${first_word + 4 + 4 * j};")
     return _block(lines)
 
 
 def _products(bits: int, kind: str) -> str:
-    """So many products; those of one weight are added to each other, then all."""
+    """So many products; those of numbers of one size are added to each other, then all."""
     products = _PRODUCTS[bits]
     first_x = 4 + 4 * len(products)
     lines, started = [], set()
-    for product, ((low, high), weight) in enumerate(products):
-        sums = [f"{'c' if weight == 1 else 'd'}{i}" for i in range(4)]
-        if weight not in started:
+    for product, (_, times) in enumerate(products):
+        size = 1 if kind == "bf16" else times
+        sums = [f"{'c' if size == 1 else 'd'}{i}" for i in range(4)]
+        if size not in started:
             lines += [f"mov.f32 {name}, 0f00000000;" for name in sums]
-            started.add(weight)
+            started.add(size)
         left = [f"${4 + 4 * product + i}" for i in range(4)]
-        lines.append(_multiply(kind, sums, left, [f"${first_x + low}", f"${first_x + high}"]))
+        right = [f"${first_x + 2 * product + i}" for i in range(2)]
+        lines.append(_multiply(kind, sums, left, right))
     # 0f3D800000 is a sixteenth.
     combine = "fma.rn.f32 ${0}, d{0}, 0f3D800000, c{0};" if 16 in started else "mov.f32 ${0}, c{0};"
     return _block(lines + [combine.format(i) for i in range(4)])
@@ -113,11 +127,14 @@ PAIRS_OF_4_BITS_BF16, PAIRS_OF_4_BITS_F16 = _pairs(4, "bf16"), _pairs(4, "f16")
 PAIRS_OF_8_BITS_BF16, PAIRS_OF_8_BITS_F16 = _pairs(8, "bf16"), _pairs(8, "f16")
 NUMBERS_OF_4_BITS_BF16, NUMBERS_OF_4_BITS_F16 = _numbers(4, "bf16"), _numbers(4, "f16")
 NUMBERS_OF_8_BITS_BF16, NUMBERS_OF_8_BITS_F16 = _numbers(8, "bf16"), _numbers(8, "f16")
+WHOLE_NUMBERS_OF_4_BITS, WHOLE_NUMBERS_OF_8_BITS = _numbers(4, None), _numbers(8, None)
 PRODUCTS_OF_4_BITS_BF16, PRODUCTS_OF_4_BITS_F16 = _products(4, "bf16"), _products(4, "f16")
 PRODUCTS_OF_8_BITS_BF16, PRODUCTS_OF_8_BITS_F16 = _products(8, "bf16"), _products(8, "f16")
 # Early clobber: operands are read after the first results are written.
 PAIRS_OPERANDS = ",".join(["=&r"] * 4 + ["r"] * 4)
 NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 12)
 NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 8)
+WHOLE_NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 4)
+WHOLE_NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 4)
 PRODUCTS_OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 24)
 PRODUCTS_OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 12)

@@ -17,6 +17,8 @@ _NUMBERS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_BF16)
 _NUMBERS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_F16)
 _NUMBERS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_BF16)
 _NUMBERS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_F16)
+_WHOLE_NUMBERS_OF_4_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OF_4_BITS)
+_WHOLE_NUMBERS_OF_8_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OF_8_BITS)
 _PRODUCTS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_BF16)
 _PRODUCTS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_F16)
 _PRODUCTS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_BF16)
@@ -24,6 +26,8 @@ _PRODUCTS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_F16)
 _PAIRS_OPERANDS = tl.constexpr(tensor_cores.PAIRS_OPERANDS)
 _NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_4_BITS)
 _NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_8_BITS)
+_WHOLE_NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OPERANDS_OF_4_BITS)
+_WHOLE_NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OPERANDS_OF_8_BITS)
 _PRODUCTS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_4_BITS)
 _PRODUCTS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_8_BITS)
 _RESULT_FACTOR_BF16 = tl.constexpr(tensor_cores.RESULT_FACTOR_BF16)
@@ -61,6 +65,22 @@ def numbers_of(words, zero, BITS: tl.constexpr, BF16: tl.constexpr):
         numbers = tl.inline_asm_elementwise(
             _NUMBERS_OF_8_BITS_BF16 if BF16 else _NUMBERS_OF_8_BITS_F16,
             _NUMBERS_OPERANDS_OF_8_BITS, [words, taken], (tl.int32, tl.int32), True, 4,
+        )  # fmt: skip
+    return numbers
+
+
+@triton.jit
+def whole_numbers_of(words, BITS: tl.constexpr):
+    """Each lane's numbers as pairs of bfloat16, nothing taken off."""
+    if BITS == 4:
+        numbers = tl.inline_asm_elementwise(
+            _WHOLE_NUMBERS_OF_4_BITS, _WHOLE_NUMBERS_OPERANDS_OF_4_BITS, [words],
+            (tl.int32, tl.int32, tl.int32, tl.int32), True, 4,
+        )  # fmt: skip
+    else:
+        numbers = tl.inline_asm_elementwise(
+            _WHOLE_NUMBERS_OF_8_BITS, _WHOLE_NUMBERS_OPERANDS_OF_8_BITS, [words],
+            (tl.int32, tl.int32), True, 4,
         )  # fmt: skip
     return numbers
 

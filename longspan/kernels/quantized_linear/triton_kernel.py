@@ -56,7 +56,7 @@ def _quantized_linear(
     wait_for_last_launch(OVERLAP)
 
     results = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, y_ptr,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, None, y_ptr,
         first, outputs, stride_x, stride_zeros,
         X_ROWS, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from longspan.kernels.quantized_linear.triton_cores import (
     pairs_of_x,
     result_factor,
     sum_of_products,
+    whole_numbers_of,
 )
 
 
@@ -136,20 +137,60 @@ def _load_pairs(
 
 
 @triton.jit
+def _load_laid_out(
+    x_ptr, start, unit: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The same of a row that is `laid_out`, in words of two numbers."""
+    UNITS: tl.constexpr = 16 // BITS // 2
+    row = (tl.arange(0, BLOCK // 2) % 8)[:, None]
+    word = _lane_words(0, BLOCK)
+    holds = (row // 2 == tl.arange(0, 4)[None, :]) & ((start + word) * (32 // BITS) < WIDTH)
+    first = word * (16 // BITS) + (row % 2 * UNITS + unit) * 4
+    # An address of its own for each lane, and the same step for all; the hint once more, since the
+    # step of the first tile is no operation that could bear it.
+    source = tl.max_contiguous(x_ptr + (first[:, :, None] + tl.arange(0, 4)), [1, 2, 4])
+    source = tl.max_contiguous(source + start * (16 // BITS), [1, 2, 4])
+    return tl.load(source, mask=holds[:, :, None], other=0)
+
+
+@triton.jit
+def _load_sums(sums_ptr, start, WIDTH: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """What each lane's numbers meet in x, summed up: float32 [lines, 4]."""
+    word = _lane_words(0, BLOCK)
+    inside = (start + word) * (32 // BITS) < WIDTH
+    if BITS == 4:
+        source = tl.max_contiguous(sums_ptr + (word[:, :, None] + tl.arange(0, 4)), [1, 2, 4])
+        source = tl.max_contiguous(source + start, [1, 2, 4])
+        sums = tl.sum(tl.load(source, mask=inside[:, :, None], other=0.0), axis=2)
+    else:
+        source = tl.max_contiguous(sums_ptr + word // 2, [1, 2])
+        source = tl.max_contiguous(source + start // 2, [1, 2])
+        sums = tl.load(source, mask=inside, other=0.0)
+        sums += tl.load(source + 1, mask=inside, other=0.0)
+    return sums
+
+
+@triton.jit
 def _load_x_of_words(
     x_ptr,
+    sums_ptr,
     norm_ptr,
     roots,
     y_ptr,
-    word,
+    start,
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
     BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
     TENSOR_CORES: tl.constexpr,
 ):
     """What a tile's numbers meet in x: pairs of 16 bits, or float32 for each number of a word."""
     x = ()
-    if TENSOR_CORES:
+    word = _lane_words(start, BLOCK)
+    if sums_ptr is not None:
+        for unit in tl.static_range(16 // BITS // 2):
+            x = x + (_load_laid_out(x_ptr, start, unit, WIDTH, BITS, BLOCK),)
+    elif TENSOR_CORES:
         for unit in tl.static_range(16 // BITS // 2):
             pairs = _load_pairs(x_ptr, norm_ptr, roots, y_ptr, word, unit, WIDTH, GROUPS, BITS)
             x = x + (pairs,)
@@ -178,6 +219,7 @@ def multiply_words(
     zeros_ptr,
     ahead,
     x_ptr,
+    sums_ptr,
     norm_ptr,
     roots,
     y_ptr,
@@ -195,7 +237,10 @@ def multiply_words(
     DEPTH: tl.constexpr,
     TENSOR_CORES: tl.constexpr,
 ):
-    """The rows, begun by `start_words`, times each of X_ROWS of x: float32 [ROWS] for each."""
+    """The rows, begun by `start_words`, times each of X_ROWS of x: float32 [ROWS] for each.
+
+    With sums x is one row that is `laid_out`, in words.
+    """
     NUMBERS: tl.constexpr = 32 // BITS
     BLOCK_WORDS: tl.constexpr = SCALED // NUMBERS
     ROW_WORDS: tl.constexpr = (WIDTH + SCALED - 1) // SCALED * BLOCK_WORDS
@@ -213,14 +258,17 @@ def multiply_words(
                 ROW_WORDS, BLOCK_WORDS, BITS, ROWS, BLOCK, DEPTH,
             )  # fmt: skip
         for part in tl.static_range(DEPTH):
-            word = _lane_words(start + part * BLOCK, BLOCK)
+            tile = start + part * BLOCK
+            word = _lane_words(tile, BLOCK)
             xs = ()
             for x_row in tl.static_range(X_ROWS):
                 x = _load_x_of_words(
-                    x_ptr + x_row * stride_x, norm_ptr, roots, y_ptr, word,
-                    WIDTH, GROUPS, BITS, TENSOR_CORES,
+                    x_ptr + x_row * stride_x, sums_ptr, norm_ptr, roots, y_ptr, tile,
+                    WIDTH, GROUPS, BITS, BLOCK, TENSOR_CORES,
                 )  # fmt: skip
                 xs = xs + (x,)
+            if sums_ptr is not None:
+                sums = _load_sums(sums_ptr, tile, WIDTH, BITS, BLOCK)
             zero = tl.full([BLOCK // 2, 4], 2 ** (BITS - 1), tl.int32)
             after = ()
             for r in tl.static_range(R):
@@ -230,13 +278,17 @@ def multiply_words(
                     zero = all_zeros[part * R + r].to(tl.int32)
                     if BITS == 4:
                         zero = (zero >> (word // BLOCK_WORDS % 2 * 4)) & 15
-                if TENSOR_CORES:
+                if sums_ptr is not None:
+                    numbers = whole_numbers_of(words, BITS)
+                elif TENSOR_CORES:
                     numbers = numbers_of(words, zero, BITS, BF16)
                 for x_row in tl.static_range(X_ROWS):
                     if TENSOR_CORES:
                         product = sum_of_products(numbers, xs[x_row], BITS, BF16)
                     else:
                         product = _by_float32(words, xs[x_row], zero, BITS)
+                    if sums_ptr is not None:
+                        product -= zero.to(tl.float32) * sums
                     after = after + (totals[r * X_ROWS + x_row] + product * scale,)
             totals = after
     factor = 1.0

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from longspan.kernels.donation import moved_into, new_like
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
+from longspan.kernels.quantized_linear.laid_out import store_laid_out
 from longspan.kernels.ssd import scratch
 from longspan.kernels.ssd.triton_math import LOG2_E, softplus_step
 from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
@@ -38,6 +39,7 @@ def _scan_tokens(
     z_ptr,
     norm_ptr,
     squares_ptr,
+    sums_ptr,
     low,
     high,
     length,
@@ -68,6 +70,7 @@ def _scan_tokens(
     STATES: tl.constexpr,
     WIDTH: tl.constexpr,
     ONE: tl.constexpr,
+    BITS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
@@ -119,11 +122,21 @@ def _scan_tokens(
             tl.store(square, tl.sum(y * y, axis=0))
             if norm_ptr is not None:
                 y *= norm
-        tl.store(y_ptr + row * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)
+        if sums_ptr is not None:
+            first = row * P + tl.program_id(0) * WIDTH
+            store_laid_out(y_ptr, sums_ptr, y, first, (row + 1) * P, BITS)
+        else:
+            tl.store(y_ptr + row * P + p, y.to(y_ptr.dtype.element_ty), mask=p < P)
     target = new_state_ptr + (batch * H + head) * (N * P) + n[:, None] * P + p[None, :]
     # The new state may lie where the old one does: no warp stores before all have loaded.
     tl.debug_barrier()
     tl.store(target, h, mask=real)
+
+
+def token_width(N: int, P: int) -> int:
+    """Channels of a program of `scan_few_tokens`, all of one head."""
+    width: int = min(32, TOKEN_VALUES // triton.next_power_of_2(N), triton.next_power_of_2(P))
+    return max(1, width)
 
 
 def scan_few_tokens(
@@ -139,6 +152,8 @@ def scan_few_tokens(
     state: torch.Tensor,
     z: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
+    sums: torch.Tensor | None = None,
+    bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Walk the tokens in one launch; the arguments are those of `longspan.kernels.ssd.ssd`.
 
@@ -146,6 +161,9 @@ def scan_few_tokens(
         x, dt, A, B, C, D, dt_bias, dt_limit, state: see there.
         z: dtype of `x` [B, L, H P], a gate; None for none.
         norm_weight: float [H P] of the gated norm, which multiplies its row already; None for not.
+        sums: float32 [B, L, H P / 8], filled where that row is to be `laid_out`, P and
+            `token_width` being multiples of 8; None for a plain row.
+        bits: of the packed numbers that will read it; None for a plain row.
 
     Returns:
         y, dtype of `x` [B, L, H, P]; with a gate y silu(z) in float32, of a y that was rounded
@@ -161,7 +179,7 @@ def scan_few_tokens(
         z = z.contiguous()
     D = D[:, None].expand(H, P) if D is not None and D.dim() == 1 else D
     states = triton.next_power_of_2(N)
-    width = max(1, min(32, TOKEN_VALUES // states, triton.next_power_of_2(P)))
+    width = token_width(N, P)
     parts = triton.cdiv(P, width)
     as_x = z is None or norm_weight is not None
     y = torch.empty(x.shape, dtype=x.dtype if as_x else torch.float32, device=x.device)
@@ -185,6 +203,7 @@ def scan_few_tokens(
         z,
         None if norm_weight is None else norm_weight.contiguous(),
         squares,
+        sums,
         *dt_limit,
         length,
         *x.stride()[:3],
@@ -201,6 +220,7 @@ def scan_few_tokens(
         STATES=states,
         WIDTH=width,
         ONE=length == 1,
+        BITS=bits or 0,
         **overlap,
     )
     return y, squares, new_state

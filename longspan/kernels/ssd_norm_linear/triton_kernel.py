@@ -19,9 +19,15 @@ import triton.language as tl
 
 from longspan.kernels.deferred_norm import DTYPES, Added, DeferredNorm, NextNorm
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
-from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
+from longspan.kernels.linear.triton_product import (
+    as_matrix,
+    finish_product,
+    reads_laid_out,
+    start_product,
+)
 from longspan.kernels.linear.triton_root import inverse_root, parts_of
-from longspan.kernels.ssd.triton_kernel import scan_few_tokens
+from longspan.kernels.quantized_linear.laid_out import SUMMED, in_words, new_sums, store_laid_out
+from longspan.kernels.ssd.triton_kernel import scan_few_tokens, token_width
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as one_after_another
 
 
@@ -39,6 +45,7 @@ def _roots(squares, eps, WIDTH: tl.constexpr, GROUPS: tl.constexpr):
 @triton.jit
 def _norm_linear(
     x_ptr,
+    sums_ptr,
     squares_ptr,
     norm_ptr,
     weight_ptr,
@@ -48,6 +55,7 @@ def _norm_linear(
     residual_ptr,
     next_norm_ptr,
     next_squares_ptr,
+    next_sums_ptr,
     y_ptr,
     outputs,
     eps,
@@ -66,6 +74,7 @@ def _norm_linear(
     NEIGHBOURS: tl.constexpr,
     DEPTH: tl.constexpr,
     TENSOR_CORES: tl.constexpr,
+    NEXT_BITS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     start_next_launch(OVERLAP)
@@ -94,7 +103,7 @@ def _norm_linear(
     else:
         root, roots = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES), None
     y = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, norm_ptr, roots, y_ptr,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, norm_ptr, roots, y_ptr,
         first, outputs, 0, stride_zeros,
         1, WIDTH, GROUPS, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
@@ -113,7 +122,10 @@ def _norm_linear(
         # Warps share outputs: none stores before all have loaded.
         tl.debug_barrier()
         tl.store(residual_ptr + output, total, mask=real)
-    tl.store(y_ptr + output, y.to(y_ptr.dtype.element_ty), mask=real)
+    if next_sums_ptr is not None:
+        store_laid_out(y_ptr, next_sums_ptr, y, first, outputs, NEXT_BITS)
+    else:
+        tl.store(y_ptr + output, y.to(y_ptr.dtype.element_ty), mask=real)
 
 
 def ssd_norm_linear(
@@ -148,17 +160,25 @@ def ssd_norm_linear(
     deferred = groups == 1 and x.dtype in DTYPES
     matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
     overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
+    N, P = state.shape[2:]
+    whole = P % SUMMED == 0 and token_width(N, P) % SUMMED == 0
+    laid = deferred and whole and reads_laid_out(weight, bits, z)
+    sums = new_sums(z) if laid else None
     gated, squares, new_state = scan_few_tokens(
-        x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, **dual
-    )
+        x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, sums=sums,
+        bits=bits if laid else None, **dual,
+    )  # fmt: skip
     assert squares is not None, "a gate was given"
     y = torch.empty(*x.shape[:2], outputs, dtype=x.dtype, device=x.device)
-    total, next_squares = None, None
+    total, next_squares, next_sums = None, None, None
     if then is not None:
         total = then.residual.contiguous()
         next_squares = squares.new_empty(1, 1, matrix.programs)
+        if int(matrix.options["ROWS"]) % SUMMED == 0 and reads_laid_out(then.matrix, then.bits, y):
+            next_sums = new_sums(y)
     _norm_linear[(matrix.programs,)](
-        gated,
+        in_words(gated) if laid else gated,
+        sums,
         squares,
         None if deferred else norm_weight.contiguous(),
         matrix.weight,
@@ -168,6 +188,7 @@ def ssd_norm_linear(
         total,
         None if then is None else then.weight.contiguous(),
         next_squares,
+        next_sums,
         y,
         outputs,
         eps,
@@ -175,6 +196,7 @@ def ssd_norm_linear(
         GROUPS=groups,
         GROUP_BLOCK=triton.next_power_of_2(groups),
         PART_BLOCK=triton.next_power_of_2(squares.numel() // groups),
+        NEXT_BITS=0 if then is None or next_sums is None else then.bits,
         **parts_of(squares),
         **matrix.options,
         **overlap,
@@ -183,4 +205,5 @@ def ssd_norm_linear(
         return y, new_state
     assert total is not None, "made above"
     assert next_squares is not None, "made above"
-    return (total, DeferredNorm(row=y, squares=next_squares, eps=then.eps)), new_state
+    norm = DeferredNorm(row=y, squares=next_squares, eps=then.eps, sums=next_sums)
+    return (total, norm), new_state

@@ -1,4 +1,4 @@
-"""Host memory that a CUDA device copies from by itself, or reads where it lies.
+"""Host memory that a CUDA device copies from by itself, or uses where it lies.
 
 torch's own allocator of pinned memory rounds every size up to a power of two; these buffers take
 whole pages and no more. On other devices they are plain host memory.
@@ -53,7 +53,7 @@ class HostBuffer:
             self._close.atexit = False
 
     def on_device(self) -> torch.Tensor:
-        """The same bytes as a tensor of the device, which reads them over the bus each time.
+        """The same bytes as a tensor of the device, which uses them over the bus each time.
 
         The pages stay locked as long as the tensor is there, unless the buffer is closed.
         """

@@ -3,8 +3,8 @@
 A step is some ten kernels a layer. Launched one by one from Python they take longer than the GPU
 needs to read the weights, so a step is recorded once, as a CUDA graph, and replayed. A graph has
 its addresses in it: the token, the state and the logits lie in buffers that stay where they are.
-The token's way to the device and the logits' way back are in it, too: a step is one call to the
-driver and one wait.
+The device reads the token where it lies in host memory, and leaves the logits there: a step is one
+call to the driver and one wait, and no copy.
 
     stepper = Stepper(decoder, graph=True, held=new_state())
     steps = stepper.open(state)
@@ -25,6 +25,10 @@ from longspan.kernels.donation import states_donated
 from longspan.kernels.overlap import launches_overlap
 from longspan.models.decoder import Decoder
 from longspan.runtime.backends import State
+from longspan.runtime.backends.pinned import HostBuffer
+
+# Bytes before the logits, which the device writes 16 at a time.
+LOGITS_AT = 64
 
 
 class StepBuffers:
@@ -42,11 +46,10 @@ class StepBuffers:
         self.state = (
             state if donate else {name: torch.zeros_like(each) for name, each in state.items()}
         )
-        # Pinned: otherwise the driver would copy them twice, and no graph could.
-        pinned = device.type == "cuda"
-        vocab_size = decoder.config.vocab_size
-        self.token = torch.zeros(1, 1, dtype=torch.int64, pin_memory=pinned)
-        self.logits = torch.empty(vocab_size, dtype=torch.float32, pin_memory=pinned)
+        shared = HostBuffer(LOGITS_AT + decoder.config.vocab_size * 4, device)
+        there = shared.on_device() if device.type == "cuda" else shared.host
+        self.token, self.logits = _token_and_logits(shared.host)
+        self._token_there, self._logits_there = _token_and_logits(there)
 
     def fill_(self, state: State) -> None:
         """Take over the values of a state."""
@@ -54,30 +57,36 @@ class StepBuffers:
 
     def advance_no_sync_(self) -> None:
         """Read the token; its logits and the next state will be in the buffers."""
-        logits, after = self._read(self.state, donate=False)
+        after = self._read(self.state, donate=False)
         moved = [name for name, each in after.items() if each is not self.state[name]]
         _copy_([self.state[name] for name in moved], [after[name] for name in moved])
-        self.logits.copy_(logits, non_blocking=True)
 
     def advance_no_sync(self) -> None:
         """The same, where buffers may move: what a layer cannot overwrite is freed at once."""
-        logits, self.state = self._read(self.state, donate=True)
-        self.logits.copy_(logits, non_blocking=True)
+        self.state = self._read(self.state, donate=True)
 
     def wait(self) -> NDArray[np.float32]:
         """The logits, once they are there; the same memory each time."""
         device = self._decoder.embedding.device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
-        array: NDArray[np.float32] = self.logits.numpy()
+        array: NDArray[np.float32] = self.logits[0, 0].numpy()
         return array
 
-    def _read(self, state: State, *, donate: bool) -> tuple[torch.Tensor, State]:
-        """Logits float32 [V] on the device, and the next state."""
-        token = self.token.to(self._decoder.embedding.device, non_blocking=True)
+    def _read(self, state: State, *, donate: bool) -> State:
+        """Fill the logits, and give the next state."""
         with states_donated():
-            logits, after = self._decoder(token, None, state, donate=donate)
-        return logits[0, 0], after
+            _, after = self._decoder(
+                self._token_there, None, state, donate=donate, logits=self._logits_there
+            )
+        next_state: State = after
+        return next_state
+
+
+def _token_and_logits(memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token int64 [1, 1] and logits float32 [1, 1, V] in uint8 [n] memory."""
+    token = memory[:8].view(torch.int64)
+    return token.view(1, 1), memory[LOGITS_AT:].view(torch.float32).view(1, 1, -1)
 
 
 class TorchSteps:
