@@ -11,7 +11,7 @@ from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
 from longspan.kernels.gla.onnx_op import value_parts
-from longspan.kernels.gla.scratch import scratch_bytes, segment_tokens
+from longspan.kernels.gla.scratch import CHUNK_TOKENS, SEGMENT_CHUNKS, scratch_bytes
 from longspan.models.config import GlaConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
@@ -56,7 +56,9 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
             per_token=F32 * (rows + D + 2 * decay + rotated + values) + wide,
         ),
         "torch-cuda": ChunkBytes(
-            fixed=scratch_bytes(1, segment_tokens(), heads=H, key_width=K, value_width=V),
             per_token=b * rows + most,
+            per_block=scratch_bytes(1, CHUNK_TOKENS, heads=H, key_width=K, value_width=V),
+            block_tokens=CHUNK_TOKENS,
+            most_blocks=SEGMENT_CHUNKS,
         ),
     }
