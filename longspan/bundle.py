@@ -42,7 +42,9 @@ BYTES: Literal["bytes"] = "bytes"
 class ChunkBytes:
     """Bytes that a chunk of L tokens holds at its peak, beside caches of C entries.
 
-    They are fixed + per_token L + per_pair L^2 + per_entry C + per_token_entry L C.
+    They are fixed + per_token L + per_pair L^2 + per_entry C + per_token_entry L C, and per_block
+    for each begun block of block_tokens tokens, of most_blocks at most: what a scan keeps between
+    the blocks that it computes side by side.
     """
 
     fixed: int = 0
@@ -50,11 +52,30 @@ class ChunkBytes:
     per_pair: int = 0
     per_entry: int = 0
     per_token_entry: int = 0
+    per_block: int = 0
+    block_tokens: int = 1
+    most_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that a block has tokens.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.block_tokens < 1:
+            raise ValueError(f"block_tokens is {self.block_tokens}, and must be 1 or more")
+
+    @property
+    def all_blocks(self) -> int:
+        """Bytes of as many blocks as there are at most."""
+        return self.per_block * self.most_blocks
 
     def at(self, tokens: int, capacity: int = 0) -> int:
         """Bytes for a chunk of `tokens` tokens, with caches of `capacity` entries."""
         each_token = self.per_token + self.per_pair * tokens + self.per_token_entry * capacity
-        return self.fixed + each_token * tokens + self.per_entry * capacity
+        blocks = min(-(-tokens // self.block_tokens), self.most_blocks)
+        once = self.fixed + self.per_block * blocks
+        return once + each_token * tokens + self.per_entry * capacity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

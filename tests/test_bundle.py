@@ -135,6 +135,7 @@ def test_any_manifest_is_read_or_refused(
         (("config", "layers"), [], "ValueError: state is not that of the layers in config"),
         (("state", 0, "shape", 1), 4, "ValueError: state is not that of the layers in config"),
         (("chunk_bytes", "onnx-cpu", 0, "fixed"), 0.5, "TypeError: fixed is 0.5, and must be int"),
+        (("chunk_bytes", "onnx-cpu", 0, "block_tokens"), 0, "ValueError: block_tokens is 0"),
         (("chunk_bytes", "onnx-cpu"), [], "ValueError: chunk_bytes of onnx-cpu has 0 entries"),
         (("files", "model.onnx"), None, "TypeError: files is "),
     ],
@@ -158,7 +159,8 @@ def test_a_manifest_from_before_there_were_caches_opens(bundle: Path) -> None:
         del spec["counter"]
     for items in data["chunk_bytes"].values():
         for item in items:
-            del item["per_entry"], item["per_token_entry"]
+            for name in {*item} - {"fixed", "per_token", "per_pair"}:
+                del item[name]
     (bundle / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
     then = open_bundle(bundle).manifest
     assert then.cache_entry_bytes == 0

@@ -43,8 +43,9 @@ def add_norm(
     return total, (normed if bias is None else normed + bias).to(dtype)
 
 
-def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """See `longspan.kernels.swiglu.swiglu`."""
+def swiglu(gate: torch.Tensor, x: torch.Tensor, *, overwrite: bool = False) -> torch.Tensor:
+    """See `longspan.kernels.swiglu.swiglu`; it overwrites nothing."""
+    del overwrite
     return F.silu(gate) * x
 
 

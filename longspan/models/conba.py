@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import softplus
 
 from longspan.kernels.conba import ConbaState, conba
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.swiglu import swiglu
 from longspan.models.config import ConbaConfig
 from longspan.models.linear import Linear
+from longspan.models.softplus import softplus_
 
 
 class HeadNorm(nn.Module):
@@ -22,9 +22,10 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Normalise y [B, L, H, P] and gate it by z [B, L, D]."""
+        """Normalise y [B, L, H, P] and gate it by z [B, L, D]; do not read y after the call."""
         weight = self.weight.view(y.shape[-2:])
-        return rms_norm(y, weight, eps=self.eps, gate=z.view(y.shape)).flatten(-2)
+        gate = z.view(y.shape)
+        return rms_norm(y, weight, eps=self.eps, gate=gate, overwrite=True).flatten(-2)
 
 
 class Conba(nn.Module):
@@ -52,12 +53,15 @@ class Conba(nn.Module):
     def forward(
         self, x: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Read x [B, L, D] from the state that `ConbaConfig.state` describes."""
+        """Read x [B, L, D] from the state that `ConbaConfig.state` describes.
+
+        Of a chunk nothing is freed below what lives on: torch's allocator is left without holes.
+        """
         config = self.config
         by_state = (*x.shape[:-1], config.n_heads, config.d_state)
         by_output = (*x.shape[:-1], config.n_heads, config.head_dim)
         gate, up, dt, *desired, z = self.in_proj(x).split(config.in_rows, dim=-1)
-        s = self.select_proj(swiglu(gate, up)).view(by_state)
+        s = self.select_proj(swiglu(gate, up, overwrite=True)).view(by_state)
         y, after = conba(
             s, self._scaling(dt.view(by_state)), x.view(by_output),
             desired[0].view(by_output) if desired else None,
@@ -65,9 +69,11 @@ class Conba(nn.Module):
             state=ConbaState(**state), activation=config.activation,
             update_every=config.update_every, eta=config.eta, k_max=config.k_max,
         )  # fmt: skip
-        return self.out_proj(self.norm(y, z)), {name: getattr(after, name) for name in state}
+        y = self.norm(y, z)
+        # The output takes the place of what in_proj gave.
+        del gate, up, dt, desired, z, s
+        return self.out_proj(y), {name: getattr(after, name) for name in state}
 
     def _scaling(self, dt: torch.Tensor) -> torch.Tensor:
         """exp(softplus(dt + bias) A), in (0, 1); float32, as a decay near one must be."""
-        step = softplus(dt.to(torch.promote_types(dt.dtype, torch.float32)) + self.dt_bias)
-        return torch.exp(step * self.A)
+        return softplus_(dt + self.dt_bias).mul_(self.A).exp_()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import softplus
 
 from longspan.kernels.gla import gla
 from longspan.kernels.rms_norm import rms_norm
 from longspan.kernels.rope import rope
 from longspan.models.config import GlaConfig
 from longspan.models.linear import Linear
+from longspan.models.softplus import softplus_
 
 
 class GatedLinearAttention(nn.Module):
@@ -35,6 +35,17 @@ class GatedLinearAttention(nn.Module):
         self, x: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Read x [B, L, D] from state {recurrent float32 [B, H, K, V], position int64 [1]}."""
+        y, gate, kept, new_state = self._recurrence(x, state)
+        eps, dtype = self.config.norm_eps, x.dtype
+        y = rms_norm(y, self.norm_weight, eps=eps, gate=gate, dtype=dtype, overwrite=True)
+        # The output takes the place of what in_proj gave.
+        del gate, kept
+        return self.out_proj(y.flatten(-2)), new_state
+
+    def _recurrence(
+        self, x: torch.Tensor, state: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        """Its output and the gate [B, L, H, V], what to keep until the norm is made, the state."""
         config = self.config
         batch, length, _ = x.shape
         keys, values = config.n_heads * config.key_dim, config.n_heads * config.value_dim
@@ -50,20 +61,23 @@ class GatedLinearAttention(nn.Module):
             new_state["position"] = position + length
         log_decay = self._log_decay(*low) if low else _fixed_log_decay(q)
         y, new_state["recurrent"] = gla(q, k, v, log_decay, state=state["recurrent"])
-        # Rotated ones are copies; the norm needs their room.
-        del q, k
-        gate = gate.view(y.shape)
-        y = rms_norm(y, self.norm_weight, eps=config.norm_eps, gate=gate, dtype=x.dtype)
-        return self.out_proj(y.flatten(-2)), new_state
+        # What was made for the recurrence alone gives its room to the norm, if that fits there. A
+        # hole below the norm would be of no use.
+        rotated = 0 if config.rope_base is None else 2 * keys * x.element_size()
+        decays = keys * log_decay.element_size() if low else 0
+        fits = rotated + decays >= values * x.element_size()
+        return y, gate.view(y.shape), () if fits else (q, k, log_decay), new_state
 
     def _log_decay(self, low: torch.Tensor) -> torch.Tensor:
         """log(sigmoid(gate)) / divisor, float32 [B, L, H, K]."""
         assert self.decay_proj is not None, "fixed decays have no gate"
         config = self.config
-        logits = self.decay_proj(low)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        log_decay: torch.Tensor = softplus(-logits) / -config.gate_divisor
-        return log_decay.view(*log_decay.shape[:-1], config.n_heads, config.key_dim)
+        wide = torch.promote_types(low.dtype, torch.float32)
+        shape = (*low.shape[:-1], config.n_heads, config.key_dim)
+        # Made before the logits, which leave no hole below it when they are gone.
+        decay = torch.empty(shape, dtype=wide, device=low.device)
+        decay.copy_(self.decay_proj(low).view(shape))
+        return softplus_(decay.neg_()).div_(-config.gate_divisor)
 
 
 def _fixed_log_decay(q: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.models.config import ConbaConfig, Mamba2Config, MlpConfig, MoeConfig
 from longspan.runtime.plan_arena import arena_bytes
-from longspan.runtime.plan_unfilled import PIECE_BYTES, unfilled_bytes
+from longspan.runtime.plan_unfilled import END_BYTES, PIECE_BYTES
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.weight_bytes import weight_bytes
 from longspan.tensors import TensorSpec
@@ -104,7 +104,7 @@ def chunk_items(
         live = max(manifest.chunk_peak_bytes(engine, tokens), live - max(0, third))
     activations = PlanItem(name=f"activations of {tokens:,} tokens", bytes=live)
     if engine == "torch-cuda":
-        return activations, _unfilled(unfilled_bytes(manifest, live))
+        return activations, _unfilled(END_BYTES)
     if not engine.startswith("onnx"):
         return (activations,)
     around = arena_bytes(manifest, engine, tokens, capacity)

@@ -1,18 +1,18 @@
 """What torch's CUDA allocator holds beyond a chunk's tensors. It loads and measures nothing.
 
-unfilled_bytes(manifest, live_bytes=320 * 2**20)
-
 The allocator's rules (c10/cuda/CUDACachingAllocator.cpp of torch 2.11) were played over the tensors
 that chunks make. Where a layer's next state still had memory of its own, they gave for chunks of
 8,192 tokens of Mamba-2 2.7B 5,744 MiB, which is what an H100 reserved. For the built-in model and
-small ones of full attention and of Conba they give, with the context and 78 MiB for a recorded
+small ones of full attention and of Conba they gave, with the context and 78 MiB for a recorded
 step, what NVML counted: 896, 936 and 956 MiB.
+
+Between a chunk's tensors nothing stays free that none of them fits: nothing in 2,000 random models
+of Samba, Mamba, Mamba-2, Llama, RetNet and anchors, chunks of 512 to 16,384 tokens, keys and values
+in int8 among them; nothing in 560 of Conba and 560 of gated linear attention and retention, of 600
+to 9,000 tokens.
 """
 
 from __future__ import annotations
-
-from longspan.bundle import Manifest
-from longspan.models.config import ConbaConfig, GlaConfig, LayerConfig
 
 MIB = 2**20
 # The allocator grows in place (`grow_in_place`), by 2 MiB for tensors of up to 1 MiB and by 20 for
@@ -22,19 +22,3 @@ PIECE_BYTES = (2 + 20) * MIB
 # capability 9.0) lies in 40, that of 8 MiB (others) in 20. Short chunks' tensors are small ones,
 # between which 2 MiB more stay free.
 END_BYTES = PIECE_BYTES - 8 * MIB + 2 * MIB
-# Of a chunk's tensors, what lies between them and none of them fits: nothing in 2,000 random models
-# of Samba, Mamba, Mamba-2, Llama, RetNet and anchors, chunks of 512 to 16,384 tokens, keys and
-# values in int8 among them. The pieces of a gated decay leave up to 4% (500 models), Conba's of its
-# scaling and its states up to 9 (700).
-BETWEEN_PERCENT: dict[type[LayerConfig], int] = {GlaConfig: 5, ConbaConfig: 10}
-
-
-def unfilled_bytes(manifest: Manifest, live_bytes: int) -> int:
-    """Bytes that torch's allocator holds beside a chunk's tensors.
-
-    Args:
-        manifest: of the bundle.
-        live_bytes: of the tensors that live at once at the chunk's peak.
-    """
-    between = max(BETWEEN_PERCENT.get(type(layer), 0) for layer in manifest.config.layers)
-    return END_BYTES + live_bytes * between // 100

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import silu
 
 from longspan.kernels import override
+from longspan.kernels.choice import Name
 from longspan.kernels.swiglu import swiglu
 from longspan.kernels.swiglu.reference import swiglu as reference
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES
@@ -46,6 +47,29 @@ def test_views(device: str, view: str) -> None:
     if view == "transposed":
         gate, x = gate.transpose(1, 2), x.transpose(1, 2)
     _check(gate, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_the_result_may_take_the_gates_place(device: str, name: Name) -> None:
+    both = torch.randn(2, 7, 140, device=device)
+    gate, x = both.chunk(2, dim=-1)
+    expected, after = reference(gate, x), x.clone()
+    with override("swiglu", name):
+        y = swiglu(gate, x, overwrite=True)
+    assert_close("swiglu", y, expected)
+    assert (y.data_ptr() == both.data_ptr()) == (name == "triton")
+    assert torch.equal(x, after)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_result_of_another_dtype_takes_no_place(device: str) -> None:
+    gate, x = torch.randn(2, 3, 4, device=device)
+    x = x.to(torch.float16)
+    before = gate.clone()
+    with override("swiglu", "triton"):
+        assert swiglu(gate, x, overwrite=True).dtype == x.dtype
+    assert torch.equal(gate, before)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -39,8 +39,12 @@ LAYERS: dict[str, LayerConfig] = {
     "mamba, narrow": MambaConfig(d_inner=32, d_state=4, d_conv=4, dt_rank=2),
     "mamba2": Mamba2Config(n_heads=8, head_dim=16, n_groups=1, d_state=16, d_conv=4),
     "gla": GlaConfig(n_heads=2, key_dim=16, value_dim=32),
+    "gla, wide values": GlaConfig(n_heads=2, key_dim=16, value_dim=96),
     "gla, wide keys": GlaConfig(n_heads=2, key_dim=48, value_dim=16),
     "retention": GlaConfig(n_heads=2, key_dim=16, value_dim=32, gate_rank=None, rope_base=10000.0),
+    "retention, wide values": GlaConfig(
+        n_heads=2, key_dim=16, value_dim=64, gate_rank=None, rope_base=10000.0
+    ),
     "conba": ConbaConfig(**CONBA),
     "conba, many states": ConbaConfig(**{**CONBA, "d_state": 64}),
     "conba, wide selection": ConbaConfig(**{**CONBA, "d_select": 512}),

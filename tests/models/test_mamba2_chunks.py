@@ -72,7 +72,7 @@ class Bare:
         return x if overwrite else torch.empty_like(x)
 
     @staticmethod
-    def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def swiglu(gate: torch.Tensor, x: torch.Tensor, *, overwrite: bool) -> torch.Tensor:
         """A new tensor."""
         return torch.empty_like(x)
 

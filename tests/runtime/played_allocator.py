@@ -14,6 +14,7 @@ from live_bytes import LiveBytes
 
 MIB = 2**20
 UNIT = 512
+PAGES = 2 * MIB, 20 * MIB
 
 
 class Segment:
@@ -21,11 +22,13 @@ class Segment:
 
     Attributes:
         pieces: address, bytes, and whether they are in use, in order.
+        most_used: bytes that were in use at once.
     """
 
     def __init__(self, page: int) -> None:
         self._page = page
         self.pieces: list[tuple[int, int, bool]] = []
+        self.most_used = 0
 
     @property
     def bytes(self) -> int:
@@ -42,6 +45,7 @@ class Segment:
         address, held, _ = self.pieces[at]
         rest = [(address + size, held - size, False)] if held > size else []
         self.pieces[at : at + 1] = [(address, size, True), *rest]
+        self.most_used = max(self.most_used, sum(held for _, held, used in self.pieces if used))
         return address
 
     def give_back(self, address: int) -> None:
@@ -65,12 +69,22 @@ class Segment:
 
 
 class PlayedAllocator(LiveBytes):
-    """Counts what the allocator would hold beside what lives, for tensors that are made inside."""
+    """Counts what the allocator would hold beside what lives, for tensors that are made inside.
+
+    Args:
+        known: as `LiveBytes` has it.
+        weights: likewise.
+        pages: by how many bytes the segments of small and of large tensors grow.
+    """
 
     def __init__(
-        self, known: Iterable[torch.Tensor] = (), *, weights: Iterable[torch.Tensor] = ()
+        self,
+        known: Iterable[torch.Tensor] = (),
+        *,
+        weights: Iterable[torch.Tensor] = (),
+        pages: tuple[int, int] = PAGES,
     ) -> None:
-        self.small, self.large = Segment(2 * MIB), Segment(20 * MIB)
+        self.small, self.large = (Segment(page) for page in pages)
         self._places: dict[int, tuple[Segment, int]] = {}
         super().__init__(known, weights=weights)
 

@@ -6,11 +6,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from played_allocator import MIB, PlayedAllocator, Segment
-from test_int8_plan import manifest_of
+from played_allocator import MIB, PAGES, UNIT, PlayedAllocator, Segment
 from triton.runtime.interpreter import InterpretedFunction
 
-from longspan.export.activations import chunk_bytes
 from longspan.kernels import device
 from longspan.kernels.donation import states_donated
 from longspan.models.config import (
@@ -25,20 +23,28 @@ from longspan.models.config import (
     WindowAttentionConfig,
 )
 from longspan.models.decoder import Decoder
-from longspan.runtime.plan_unfilled import END_BYTES, unfilled_bytes
+from longspan.runtime.plan_unfilled import END_BYTES
 from tests.models.test_cuda_chunks import H100
 from tests.models.test_donated_states import in_triton
 
 WIDTH, CAPACITY = 128, 3000
 HEADS = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 64}
+CONBA = {"n_heads": 4, "head_dim": 32}
+FIXED = {"gate_rank": None, "rope_base": 10000.0}
 # Each has states or caches above 1 MiB, which are large tensors.
 LARGE: dict[str, tuple[LayerConfig, ...]] = {
     "mamba": (MambaConfig(d_inner=1024, d_state=320, d_conv=4, dt_rank=4),),
     "mamba2": (Mamba2Config(n_heads=16, head_dim=64, n_groups=1, d_state=320, d_conv=4),),
     "gla": (GlaConfig(n_heads=2, key_dim=384, value_dim=512), MlpConfig(d_ff=512)),
+    "gla, wide values": (GlaConfig(n_heads=2, key_dim=32, value_dim=512),),
+    "retention": (GlaConfig(n_heads=2, key_dim=256, value_dim=512, **FIXED), MlpConfig(d_ff=512)),
+    "retention, wide values": (GlaConfig(n_heads=2, key_dim=128, value_dim=512, **FIXED),),
     "window": (WindowAttentionConfig(**HEADS, window=2048), MlpConfig(d_ff=512)),
     "anchors": (AnchorAttentionConfig(**HEADS, anchor_every=16), MlpConfig(d_ff=512)),
-    "conba": (ConbaConfig(n_heads=4, head_dim=32, d_state=16, d_select=512, gain="off"),),
+    "conba": (ConbaConfig(**CONBA, d_state=16, d_select=512),),
+    "conba, many states": (ConbaConfig(**CONBA, d_state=128, d_select=64),),
+    "conba, no gain": (ConbaConfig(**CONBA, d_state=16, d_select=512, gain="off"),),
+    "conba, no gain, few states": (ConbaConfig(**CONBA, d_state=4, d_select=64, gain="off"),),
 }
 
 
@@ -55,12 +61,21 @@ def test_a_segment_takes_the_smallest_piece_and_grows_by_pages() -> None:
 
 
 @torch.inference_mode()
-def played(config: ModelConfig, tokens: int) -> tuple[int, int]:
-    """What the allocator would hold after three chunks, and what lives at most."""
+def played(
+    unit: tuple[LayerConfig, ...], tokens: int, pages: tuple[int, int] = PAGES
+) -> PlayedAllocator:
+    """The allocator after three chunks."""
+    config = ModelConfig(family="none", vocab_size=20, d_model=WIDTH, layers=unit * 4)
     decoder = Decoder(config, dtype=torch.bfloat16).requires_grad_(False)
     state = decoder.new_state(capacity=CAPACITY)
     nothing = torch.zeros(0, dtype=torch.int64)
-    with PlayedAllocator(state.values(), weights=decoder.parameters()) as allocator:
+    allocator = PlayedAllocator(state.values(), weights=decoder.parameters(), pages=pages)
+    with (
+        in_triton(),
+        patch.object(InterpretedFunction, "run", lambda *_, **__: None),
+        patch.object(device, "_property", lambda _, name: H100[name]),
+        allocator,
+    ):
         for _ in range(3):
             ids = torch.zeros(1, tokens, dtype=torch.int64)
             with states_donated():
@@ -68,7 +83,7 @@ def played(config: ModelConfig, tokens: int) -> tuple[int, int]:
             for each in state.values():
                 if each.dtype == torch.int64:
                     each.zero_()  # No kernel was launched, so nobody wrote this counter.
-    return allocator.reserved, allocator.peak
+    return allocator
 
 
 @pytest.mark.parametrize("tokens", [1024, 4096])
@@ -76,22 +91,13 @@ def played(config: ModelConfig, tokens: int) -> tuple[int, int]:
 def test_between_a_chunk_s_tensors_no_more_stays_free_than_planned(
     unit: tuple[LayerConfig, ...], tokens: int
 ) -> None:
-    config = ModelConfig(family="none", vocab_size=20, d_model=WIDTH, layers=unit * 4)
-    *_, rest = layers = chunk_bytes(config, "bfloat16")["torch-cuda"]
-    live = max(each.at(tokens, CAPACITY) for each in layers[:-1]) + rest.at(tokens)
-    with (
-        in_triton(),
-        patch.object(InterpretedFunction, "run", lambda *_, **__: None),
-        patch.object(device, "_property", lambda _, name: H100[name]),
-    ):
-        reserved, peak = played(config, tokens)
+    allocator = played(unit, tokens)
     # cuBLAS' workspace, which the plan counts elsewhere, takes 8 MiB of the first page.
-    assert reserved - peak <= unfilled_bytes(manifest_of(config), live) + 8 * MIB
+    assert allocator.reserved - allocator.peak <= END_BYTES + 8 * MIB
 
 
-def test_some_layers_leave_more() -> None:
-    live = 1000 * MIB
-    plain, gated = (LARGE[name] for name in ("mamba2", "gla"))
-    for layers, percent in ((plain, 0), (gated, 5), ((*plain, *gated, *LARGE["conba"]), 10)):
-        config = ModelConfig(family="none", vocab_size=20, d_model=WIDTH, layers=layers)
-        assert unfilled_bytes(manifest_of(config), live) == END_BYTES + percent * 10 * MIB
+# Mamba-2's next state has memory of its own until it is copied, 4 MiB of these 110.
+@pytest.mark.parametrize("name", sorted({*LARGE} - {"mamba2"}))
+def test_between_large_tensors_nothing_stays_free(name: str) -> None:
+    large = played(LARGE[name], 4096, pages=(UNIT, UNIT)).large
+    assert large.bytes == large.most_used

@@ -20,17 +20,18 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     adaptive = layer.gain != "off"
     # A chunk's map and the two states before it, float32, for every state entry.
     scratch = 0 if adaptive else F32 * (MAP_VALUES + 2) * S
-    # The most of: the selection's SwiGLU; the scaling, float32, in three pieces; then beside one of
-    # them the output, or without a gain the states of all tokens and three float32 outputs; the
-    # output, its norm and the layer's.
-    walked = F32 * S + b * E if adaptive else F32 * (2 * S + 3 * E) + -(-scratch // CHUNK_TOKENS)
-    most = max(b * M, 3 * F32 * S, walked, b * (2 * E + D))
-    # The same by plain torch: the selection's SwiGLU; the scaling in three pieces beside s; the
-    # states of all tokens and the two before each chunk, beside two outputs; the norm.
+    # Beside s and the scaling, float32: the output, whose norm takes its place; without a gain the
+    # states of all tokens, and the most of the maps and of what C and D add to the output, float32.
+    # The selection's SwiGLU takes the gate's place, the layer's output that of in_proj's rows.
+    off = F32 * S + max(2 * F32 * E, -(-scratch // CHUNK_TOKENS))
+    walked = F32 * S + (b * E if adaptive else off)
+    # The same by plain torch: the selection's SwiGLU; s, the scaling, and each token's output
+    # before they are joined, or the states of all tokens and the two before each chunk, beside two
+    # outputs; the norm.
     plain = (
-        max(2 * M + S + E, 5 * S + E, 2 * S + 5 * E)
+        max(2 * M + S + E, 3 * S + 3 * E, 2 * S + 5 * E)
         if adaptive
-        else max(2 * M + S, 5 * S, 4 * S + 2 * S // TURNS + 2 * E, 2 * S + 4 * E)
+        else max(2 * M + S, 4 * S + 2 * S // TURNS + 2 * E, 2 * S + 4 * E)
     )
     # On CPUs the most of: what in_proj gave, the parts that it is cut into, and x; beside x, the
     # gate, and what is to be put out, the scaling, before the selection's SwiGLU, or s, the scaling
@@ -50,6 +51,6 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
         ),
         "torch-cuda": ChunkBytes(
             fixed=scratch * (ONE_PASS_TOKENS // CHUNK_TOKENS),
-            per_token=b * (rows + S) + most,
+            per_token=b * (rows + S) + walked,
         ),
     }

@@ -11,7 +11,7 @@ from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
 from longspan.kernels.gla.onnx_op import value_parts
-from longspan.kernels.gla.scratch import scratch_bytes, segment_tokens
+from longspan.kernels.gla.scratch import CHUNK_TOKENS, SEGMENT_CHUNKS, scratch_bytes
 from longspan.models.config import GlaConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
@@ -26,13 +26,15 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     cut = 2 * state if parts > 1 else 0
     decay = keys if layer.gate_rank is not None else 0
     rotated = 2 * keys if layer.rope_base is not None else 0
-    # Of torch-cuda the most of: rotated queries and keys, beside three float32 pieces of the decay,
-    # then beside one of them and the recurrence's float32 output; that output and its norm; the
-    # norm and the layer's output.
-    recurrent = b * rotated + F32 * max(3 * decay, decay + values)
-    most = max(recurrent, F32 * decay + max((F32 + b) * values, b * (values + D)))
-    # What a gate or a rotation needs before the recurrence, and the gated norm after it.
-    wide = 3 * F32 * max(keys, values)
+    # Of torch-cuda, beside rotated queries and keys and the float32 decay, the most of: what the
+    # decay is made of, and the recurrence's float32 output. Then that output and its norm, which
+    # takes its place or, if it fits there, that of what was made before it.
+    made = b * rotated + F32 * decay
+    norm = 0 if b == F32 else b * values
+    beside = made if made < norm else 0
+    most = max(made + max(b * decay, F32 * values), beside + F32 * values + norm)
+    # What a rotation needs before the recurrence, and the gated norm after it.
+    wide = 3 * F32 * max(rotated // 2, values)
     return {
         # The most of: what in_proj gave, and the parts that it is cut into; the same parts beside
         # what makes the decay; what the operator reads and writes, beside the gate.
@@ -56,7 +58,9 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
             per_token=F32 * (rows + D + 2 * decay + rotated + values) + wide,
         ),
         "torch-cuda": ChunkBytes(
-            fixed=scratch_bytes(1, segment_tokens(), heads=H, key_width=K, value_width=V),
-            per_token=b * rows + most,
+            per_token=max(b * rows + most, b * (values + D)),
+            per_block=scratch_bytes(1, CHUNK_TOKENS, heads=H, key_width=K, value_width=V),
+            block_tokens=CHUNK_TOKENS,
+            most_blocks=SEGMENT_CHUNKS,
         ),
     }

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations.numbers import F32, widened
-from longspan.kernels.selective_scan.scratch import MAX_CHUNKS
-from longspan.kernels.ssd.scratch import CHUNK_TOKENS, PROGRAMS, STACKED_PROGRAMS, Sizes
+from longspan.kernels.selective_scan.scratch import MAX_CHUNKS, MIN_CHUNK_TOKENS
+from longspan.kernels.ssd.scratch import PROGRAMS, STACKED_PROGRAMS, Sizes
 from longspan.models.config import Mamba2Config, MambaConfig
 from longspan.tensors import DTYPE_BYTES, DType
 
@@ -30,10 +30,12 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
             fixed=widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
         ),
         "torch-cuda": ChunkBytes(
-            # The states before the scan's chunks; B and C in float32. The steps that the scan reads
-            # are gone when the layer's output is made.
-            fixed=MAX_CHUNKS * F32 * E * (N + 1),
+            # The states before the scan's chunks, which are longer where there are more; B and C in
+            # float32. The steps that the scan reads are gone when the layer's output is made.
             per_token=b * (4 * E + max(E, D) + low) + F32 * 2 * N,
+            per_block=F32 * E * (N + 1),
+            block_tokens=MIN_CHUNK_TOKENS,
+            most_blocks=MAX_CHUNKS,
         ),
     }
 
@@ -52,9 +54,8 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
         d_state=layer.d_state,
         dtype=dtype,
     )
-    # Of the segments and, beyond a slice, two between the slices.
-    segments = max(1, (STACKED_PROGRAMS if scan.stacked_heads else PROGRAMS) // H) + 2
-    chunk = CHUNK_TOKENS
+    segments = max(1, (STACKED_PROGRAMS if scan.stacked_heads else PROGRAMS) // H)
+    chunk = scan.chunk_tokens
     scanned = F32 * 2 * H
     if scan.stacked_heads:
         scanned += b * layer.n_groups * chunk + -(-F32 * H // chunk)
@@ -81,11 +82,15 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
         # The most of: what the convolution reads and writes; what the scan does, of a slice two
         # numbers a head, states of the segments, and where heads are stacked the products of B and
         # C within chunks and the chunks' decays; y and the gate; the result. Each is freed when the
-        # next one has read it.
+        # next one has read it. A segment has a chunk or more. Beyond a slice there are two states
+        # between slices: one counts as a segment more, as there are more chunks then.
         "torch-cuda": ChunkBytes(
-            fixed=segments * state + chunk * scanned,
+            fixed=state + chunk * scanned,
             per_token=max(
                 b * (2 * channels + 2 * H), b * (channels + E + H) + scanned, b * gated, b * (E + D)
             ),
+            per_block=state,
+            block_tokens=chunk,
+            most_blocks=segments + 1,
         ),
     }

@@ -49,10 +49,11 @@ def with_scratch(
             found = (shape for kind in kinds for shape in shapes[kind])
             scratch = max((scratch_bytes(stored, *s, engine, dtype) for s in found), default=0)
             fixed = (wide[i] if engine == "torch-cpu" else formulas)[engine].fixed + scratch
+            row[engine] = replace(chunk, fixed=fixed)
             if last and engine == "torch-cuda" and stored.head:
                 head = scratch_bytes(stored, config.vocab_size, config.d_model, engine, dtype)
-                fixed = max(fixed, head)
-            row[engine] = replace(chunk, fixed=fixed)
+                most = max(fixed + chunk.all_blocks, head)
+                row[engine] = replace(chunk, fixed=most, per_block=0)
         result.append(row)
     return result
 

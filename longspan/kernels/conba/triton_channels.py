@@ -197,6 +197,7 @@ def walk_channels(
         _join_chunks[(blocks, batch)](
             state.x.contiguous(), state.delay.contiguous(), maps, starts, chunks, **sizes
         )
+        del maps
     _walk_chunks[(blocks, chunks, batch)](
         s,
         a,
@@ -213,11 +214,14 @@ def walk_channels(
         TANH=tanh,
         **sizes,
     )
-    y = _outputs(states, C.float()) + D.float() * u.float()
+    del starts
+    outputs = _outputs(states, C.float())
+    outputs += D.float() * u
     recent = states[:, max(0, length - 1 - delay) : -1]
     before = torch.cat([state.delay, state.x[:, None], recent], dim=1)
     after = ConbaState(x=states[:, -1].clone(), delay=before[:, -delay:].contiguous())
-    return y.to(u.dtype), after
+    # einsum's result is not contiguous, and the norm reads rows.
+    return u.new_empty(u.shape).copy_(outputs), after
 
 
 def _outputs(states: torch.Tensor, C: torch.Tensor) -> torch.Tensor:

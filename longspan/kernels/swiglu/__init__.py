@@ -10,7 +10,7 @@ from longspan.kernels.choice import implementation
 __all__ = ["swiglu"]
 
 
-def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def swiglu(gate: torch.Tensor, x: torch.Tensor, *, overwrite: bool = False) -> torch.Tensor:
     """Compute ``silu(gate) * x``, silu(g) = g sigmoid(g).
 
     It is computed in float32 (float64 for float64) and rounded once; in an exported graph in the
@@ -19,6 +19,8 @@ def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     Args:
         gate: float [..., D].
         x: float [..., D].
+        overwrite: whether the result may take the place of `gate` in memory, its rows as far apart:
+            do not read `gate` after.
 
     Returns:
         dtype of `x` [..., D].
@@ -27,5 +29,5 @@ def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         ValueError: the shapes differ.
     """
     require_shape("swiglu", "gate", gate, tuple(x.shape))
-    result: torch.Tensor = implementation("swiglu", x)(gate, x)
+    result: torch.Tensor = implementation("swiglu", x)(gate, x, overwrite=overwrite)
     return result

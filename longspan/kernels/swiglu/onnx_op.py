@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import silu
 
 
-def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """See `longspan.kernels.swiglu.swiglu`."""
+def swiglu(gate: torch.Tensor, x: torch.Tensor, *, overwrite: bool = False) -> torch.Tensor:
+    """See `longspan.kernels.swiglu.swiglu`; it overwrites nothing."""
+    del overwrite
     return silu(gate.to(x.dtype)) * x

@@ -26,6 +26,7 @@ def _swiglu(
     width,
     stride_gate,
     stride_x,
+    stride_y,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -40,14 +41,16 @@ def _swiglu(
     gate = tl.load(gate_ptr + row * stride_gate + column, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + row * stride_x + column, mask=inside, other=0.0).to(tl.float32)
     y = gate * tl.sigmoid(gate) * x
-    tl.store(y_ptr + row * width + column, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row * stride_y + column, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def swiglu(gate: torch.Tensor, x: torch.Tensor, *, overwrite: bool = False) -> torch.Tensor:
     """See `longspan.kernels.swiglu.swiglu`."""
     width = x.shape[-1]
     gates, values = as_rows(gate), as_rows(x)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    # A block is read before it is written, by the program that writes it.
+    in_place = overwrite and gate.dtype == x.dtype
+    y = gates if in_place else torch.empty(values.shape, dtype=x.dtype, device=x.device)
     columns = min(BLOCK_COLUMNS, triton.next_power_of_2(width))
     # A single row, as in decoding, is spread over more programs.
     rows = 1 if len(values) == 1 else BLOCK_VALUES // columns
@@ -60,9 +63,10 @@ def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         width,
         gates.stride(0),
         values.stride(0),
+        y.stride(0),
         ROWS=rows,
         COLUMNS=columns,
         num_warps=4,
         **overlap_options(x),
     )
-    return y
+    return y.view(x.shape)
