@@ -65,11 +65,6 @@ class ChunkBytes:
         if self.block_tokens < 1:
             raise ValueError(f"block_tokens is {self.block_tokens}, and must be 1 or more")
 
-    @property
-    def all_blocks(self) -> int:
-        """Bytes of as many blocks as there are at most."""
-        return self.per_block * self.most_blocks
-
     def at(self, tokens: int, capacity: int = 0) -> int:
         """Bytes for a chunk of `tokens` tokens, with caches of `capacity` entries."""
         each_token = self.per_token + self.per_pair * tokens + self.per_token_entry * capacity

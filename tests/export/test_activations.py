@@ -86,7 +86,7 @@ def test_the_scan_scratch_is_inside_the_formula(length: int) -> None:
     width = MAMBA.d_inner
     tensors = 4 * (5 * width + 34) * length
     assert layer.at(length) - tensors >= scratch_bytes(1, length, width, MAMBA.d_state)
-    assert MAX_CHUNKS * 4 * width * 17 == layer.all_blocks
+    assert MAX_CHUNKS * 4 * width * 17 == layer.per_block * layer.most_blocks
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -31,7 +31,8 @@ WIDTH, CAPACITY = 128, 3000
 HEADS = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 64}
 CONBA = {"n_heads": 4, "head_dim": 32}
 FIXED = {"gate_rank": None, "rope_base": 10000.0}
-# Each has states or caches above 1 MiB, which are large tensors.
+# Of each kind one has states or caches above 1 MiB, which are large tensors, or in a chunk many
+# tensors that are.
 LARGE: dict[str, tuple[LayerConfig, ...]] = {
     "mamba": (MambaConfig(d_inner=1024, d_state=320, d_conv=4, dt_rank=4),),
     "mamba2": (Mamba2Config(n_heads=16, head_dim=64, n_groups=1, d_state=320, d_conv=4),),

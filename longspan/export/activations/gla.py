@@ -28,7 +28,7 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     rotated = 2 * keys if layer.rope_base is not None else 0
     # Of torch-cuda, beside rotated queries and keys and the float32 decay, the most of: what the
     # decay is made of, and the recurrence's float32 output. Then that output and its norm, which
-    # takes its place or, if it fits there, that of what was made before it.
+    # takes the output's place in float32, else that of rotated ones and decay if it fits there.
     made = b * rotated + F32 * decay
     norm = 0 if b == F32 else b * values
     beside = made if made < norm else 0

@@ -52,7 +52,7 @@ def with_scratch(
             row[engine] = replace(chunk, fixed=fixed)
             if last and engine == "torch-cuda" and stored.head:
                 head = scratch_bytes(stored, config.vocab_size, config.d_model, engine, dtype)
-                most = max(fixed + chunk.all_blocks, head)
+                most = max(fixed + chunk.per_block * chunk.most_blocks, head)
                 row[engine] = replace(chunk, fixed=most, per_block=0)
         result.append(row)
     return result
