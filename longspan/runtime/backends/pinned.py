@@ -87,9 +87,9 @@ def _lock(pointer: int, nbytes: int) -> None:
     error = int(cudart.cudaHostRegister(pointer, nbytes, _HOST_REGISTER_PORTABLE_MAPPED))
     if error:
         raise DoesNotFit(
-            f"{format_bytes(nbytes)} of host memory were to be locked for weights that stream, and "
-            f"CUDA refused with error {error}. Free host memory, or give a larger --budget, so "
-            "that fewer layers stream."
+            f"{format_bytes(nbytes)} of host memory were to be locked for the device to use, and "
+            f"CUDA refused with error {error}. Free host memory; or, if weights stream, give a "
+            "larger --budget, so that fewer layers do."
         )
 
 
