@@ -20,7 +20,7 @@ from longspan.kernels import override
 from longspan.kernels.deferred_norm import DeferredNorm, NextNorm
 from longspan.kernels.linear import triton_product
 from longspan.kernels.linear_conv import linear_conv
-from longspan.kernels.quantized_linear import laid_out
+from longspan.kernels.quantized_linear import blocks, laid_out
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as ssd_reference
 from tests.kernels import ptx, test_linear_conv, test_ssd_norm_linear
@@ -82,12 +82,28 @@ def test_a_layer(width: int, bits: int, block: int, symmetric: bool) -> None:
     close(found, linear_conv(**wide(given) | {"x": replace(x, row=x.row.double())}))
 
 
-@pytest.mark.parametrize(("heads", "width", "outputs"), [(4, 16, 96), (2, 64, 32), (8, 8, 160)])
+@pytest.mark.parametrize(
+    ("heads", "width", "outputs", "rows"),
+    [(4, 16, 96, None), (2, 64, 32, 16), (8, 8, 160, 32), (4, 16, 96, 32)],
+)
 @pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 def test_a_layer_after_a_layer(
-    bits: int, block: int, symmetric: bool, heads: int, width: int, outputs: int
+    bits: int,
+    block: int,
+    symmetric: bool,
+    heads: int,
+    width: int,
+    outputs: int,
+    rows: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows between launches are laid out for the products that read them."""
+
+    def block_of(*given: Any, **more: Any) -> dict[str, int]:
+        chosen = blocks.word_block(*given, **more)
+        return chosen if rows is None else chosen | {"ROWS": rows, "maxnreg": 160}
+
+    monkeypatch.setattr(triton_product, "word_block", block_of)
 
     def packed(rows: int, columns: int) -> dict[str, Any]:
         how = {"bits": bits, "block": block, "symmetric": symmetric}

@@ -15,7 +15,7 @@ import torch
 from bundles import fake_bundle, fake_runtime
 from family_rows import ROWS, Row
 from numpy.typing import NDArray
-from stand_in import CACHED, TINY, write_bundle
+from stand_in import CACHED, TINY, random_decoder, write_bundle
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine
@@ -23,8 +23,9 @@ from longspan.models.checkpoint import load_decoder
 from longspan.models.config import Mamba2Config, ModelConfig
 from longspan.models.decoder import Decoder
 from longspan.models.families import open_checkpoint
-from longspan.runtime.backends import Backend, State, Steps, open_backend
+from longspan.runtime.backends import Backend, State, Steps, open_backend, torch_steps
 from longspan.runtime.backends.fake import FakeBackend
+from longspan.runtime.backends.pinned import HostBuffer
 from longspan.runtime.backends.torch_steps import StepBuffers, Stepper, TorchSteps
 from tests.models.test_donated_states import in_triton
 
@@ -199,6 +200,21 @@ def test_buffers_hold_what_each_familys_passes_give(checkpoint: Path) -> None:
     for token in (3, 1, 1):
         expected, state = one_token(decoder, token, state)
         np.testing.assert_array_equal(steps.step(token), expected)
+
+
+def test_what_is_recorded_reads_a_token_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the memory held before: no embedding has a row for it."""
+
+    class Used(HostBuffer):
+        def __init__(self, nbytes: int, device: torch.device) -> None:
+            super().__init__(nbytes, device)
+            self.host.fill_(0x7F)
+
+    monkeypatch.setattr(torch_steps, "HostBuffer", Used)
+    decoder = random_decoder(TINY, "float32")
+    buffers = StepBuffers(decoder, decoder.new_state())
+    buffers.advance_no_sync_()
+    assert np.isfinite(buffers.wait()).all()
 
 
 @pytest.mark.gpu

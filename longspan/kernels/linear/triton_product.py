@@ -137,6 +137,7 @@ def as_matrix(
     dtype: torch.dtype,
     depth: int,
     x_rows: int = 1,
+    laid_out: bool = False,
 ) -> Matrix:
     """What the two helpers take of a matrix.
 
@@ -149,6 +150,7 @@ def as_matrix(
         dtype: of y, which x is rounded to.
         depth: blocks of floating point that are loaded ahead.
         x_rows: rows of x that a launch multiplies with packed numbers.
+        laid_out: whether x is one row that is `laid_out`.
     """
     outputs = weight.shape[0]
     if bits is None:
@@ -169,7 +171,7 @@ def as_matrix(
         "TENSOR_CORES": _has_tensor_cores(words, dtype),
         "NEIGHBOURS": 4,
     }
-    options = word_block(outputs, words.shape[1], x_rows)
+    options = word_block(outputs, words.shape[1], x_rows, laid_out=laid_out)
     return Matrix(
         weight=words, scales=scales.contiguous(), zeros=zeros, outputs=outputs,
         strides=(words.stride(0), 0 if zeros is None else zeros.stride(0)),

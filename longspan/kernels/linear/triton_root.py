@@ -24,7 +24,7 @@ def inverse_root(squares_ptr, eps, WIDTH: tl.constexpr, PARTS: tl.constexpr, LAN
         for start in tl.static_range(0, PARTS, LANES):
             part = start + lane
             squares += tl.load(squares_ptr + part, mask=part < PARTS, other=0.0)
-        root = 1.0 / tl.sqrt(tl.sum(squares) / WIDTH + eps)
+        root = tl.rsqrt(tl.sum(squares) / WIDTH + eps)
     return root
 
 

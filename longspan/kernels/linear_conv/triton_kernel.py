@@ -126,8 +126,11 @@ def linear_conv(
     outputs, width = weight.shape[0], row.shape[2]
     channels, _, taps = conv_weight.shape
     overlap = overlap_options(row, weight, scales, zeros, conv_weight, conv_bias, tail)
-    matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=row.dtype, depth=1)
     squares, sums = (None, None) if norm is None else (norm.squares, norm.sums)
+    matrix = as_matrix(
+        weight, scales, zeros,
+        bits=bits, width=width, dtype=row.dtype, depth=1, laid_out=sums is not None,
+    )  # fmt: skip
     projected = row.new_empty(1, 1, outputs)
     new_tail = new_like(tail, in_place=True)
     _linear_conv[(matrix.programs,)](

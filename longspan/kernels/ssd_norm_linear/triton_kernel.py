@@ -158,12 +158,14 @@ def ssd_norm_linear(
         )  # fmt: skip
     outputs, width, groups = weight.shape[0], z.shape[2], B.shape[2]
     deferred = groups == 1 and x.dtype in DTYPES
-    matrix = as_matrix(weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1)
     overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
     N, P = state.shape[2:]
     whole = P % SUMMED == 0 and token_width(N, P) % SUMMED == 0
     laid = deferred and whole and reads_laid_out(weight, bits, z)
     sums = new_sums(z) if laid else None
+    matrix = as_matrix(
+        weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1, laid_out=laid
+    )
     gated, squares, new_state = scan_few_tokens(
         x, dt, A, B, C, z=z, norm_weight=norm_weight if deferred else None, sums=sums,
         bits=bits if laid else None, **dual,

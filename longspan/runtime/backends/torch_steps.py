@@ -49,6 +49,8 @@ class StepBuffers:
         shared = HostBuffer(LOGITS_AT + decoder.config.vocab_size * 4, device)
         there = shared.on_device() if device.type == "cuda" else shared.host
         self.token, self.logits = _token_and_logits(shared.host)
+        # What is recorded reads it before there is any.
+        self.token.zero_()
         self._token_there, self._logits_there = _token_and_logits(there)
 
     def fill_(self, state: State) -> None:
