@@ -101,7 +101,7 @@ def test_a_layer_after_a_layer(
 
     def block_of(*given: Any, **more: Any) -> dict[str, int]:
         chosen = blocks.word_block(*given, **more)
-        return chosen if rows is None else chosen | {"ROWS": rows, "maxnreg": 160}
+        return chosen if rows is None else chosen | {"ROWS": rows}
 
     monkeypatch.setattr(triton_product, "word_block", block_of)
 

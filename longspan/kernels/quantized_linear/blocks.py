@@ -11,10 +11,6 @@ MAX_WARPS = 8
 MANY_OUTPUTS = 8192
 # The same where x is laid out, and the rows are on their way at once: 128 programs of 8 warps.
 MANY_LAID_OUT = 2048
-# There a lane has four, where that brings all programs to a large GPU at once: three of them take
-# the registers of each of 132 multiprocessors.
-FOUR_ROWS_OUTPUTS = range(8192, 3 * 132 * 32 + 1)
-FOUR_ROWS_REGISTERS = 160
 # Of more rows of x a lane has one row of the weight again: two would spill.
 MANY_X_ROWS = 4
 
@@ -22,7 +18,7 @@ MANY_X_ROWS = 4
 def word_block(
     outputs: int, row_words: int, x_rows: int = 1, *, laid_out: bool = False
 ) -> dict[str, int]:
-    """Outputs of a program, words of a tile, tiles ahead, warps; perhaps the most registers.
+    """Outputs of a program, words of a tile, tiles ahead, warps.
 
     A row is split over so many warps that each has its part of it on the way at once.
 
@@ -38,9 +34,10 @@ def word_block(
     tiles = -(-row_words // (warps * WARP_WORDS))
     # Of more tiles, as many times the depth as it takes.
     depth = -(-tiles // -(-tiles // MAX_DEPTH))
-    block = {"BLOCK": warps * WARP_WORDS, "DEPTH": depth, "num_warps": warps}
-    at_once = laid_out and tiles == depth
-    if at_once and warps < MAX_WARPS and outputs in FOUR_ROWS_OUTPUTS:
-        return {"ROWS": 32, "maxnreg": FOUR_ROWS_REGISTERS, **block}
-    many = MANY_LAID_OUT if at_once else MANY_OUTPUTS
-    return {"ROWS": 16 if outputs >= many and x_rows <= MANY_X_ROWS else 8, **block}
+    many = MANY_LAID_OUT if laid_out and tiles == depth else MANY_OUTPUTS
+    return {
+        "ROWS": 16 if outputs >= many and x_rows <= MANY_X_ROWS else 8,
+        "BLOCK": warps * WARP_WORDS,
+        "DEPTH": depth,
+        "num_warps": warps,
+    }
