@@ -17,6 +17,7 @@ from longspan.kernels.ssd_norm_linear import ssd_norm_linear
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as ssd_reference
 from tests.kernels import test_linear_conv, test_ssd_norm_linear
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
+from tests.kernels.layer_pairs import LayerPair
 from tests.kernels.quantized import PACKINGS, stored
 from tests.tolerances import assert_close
 
@@ -132,6 +133,38 @@ def test_a_layer_adds_and_leaves_a_norm(
     assert_close("ssd_norm_linear", normed.row, total.double() * weight.double())
     torch.testing.assert_close(normed.squares.sum(-1), total.square().sum(-1))
     assert_close("ssd", state, expected_state)
+
+
+@pytest.mark.parametrize(("heads", "width", "outputs"), [(4, 16, 96), (2, 64, 32), (6, 10, 160)])
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_a_layer_after_a_layer(
+    device: str,
+    dtype: torch.dtype,
+    bits: int,
+    block: int,
+    symmetric: bool,
+    heads: int,
+    width: int,
+    outputs: int,
+) -> None:
+    """On tensor cores the row between them is laid out; what heads of 10 channels write is not."""
+    packing = {"bits": bits, "block": block, "symmetric": symmetric}
+    pair = LayerPair.random(device, dtype, heads=heads, width=width, outputs=outputs, **packing)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    laid_out = device == "cuda" and dtype == torch.bfloat16
+    pair.check(laid_out=laid_out, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+def test_a_wide_layer_after_a_wide_layer(bits: int, block: int, symmetric: bool) -> None:
+    """Wide enough for programs of 16 outputs."""
+    pair = LayerPair.random(
+        "cuda", torch.bfloat16, heads=40, width=64, outputs=2080,
+        bits=bits, block=block, symmetric=symmetric,
+    )  # fmt: skip
+    pair.check(laid_out=True, rtol=2e-2, atol=2e-2)
 
 
 def test_which_norms_are_deferred() -> None:

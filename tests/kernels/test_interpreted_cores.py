@@ -5,7 +5,6 @@ Lanes lie as `test_tensor_cores` finds them in the compiled kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +16,13 @@ import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
 from longspan.kernels import override
-from longspan.kernels.deferred_norm import DeferredNorm, NextNorm
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.linear import triton_product
 from longspan.kernels.linear_conv import linear_conv
 from longspan.kernels.quantized_linear import blocks, laid_out
-from longspan.kernels.ssd_norm_linear import ssd_norm_linear
-from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as ssd_reference
-from tests.kernels import ptx, test_linear_conv, test_ssd_norm_linear
+from tests.kernels import ptx, test_linear_conv
 from tests.kernels.devices import widen
+from tests.kernels.layer_pairs import LayerPair
 from tests.kernels.quantized import PACKINGS, stored
 
 pytestmark = pytest.mark.skipif(
@@ -79,7 +77,13 @@ def test_a_layer(width: int, bits: int, block: int, symmetric: bool) -> None:
     x = DeferredNorm(row=s.to(torch.bfloat16), squares=s.square(), eps=EPS)
     with override("linear_conv", "triton"):
         found = linear_conv(**given | {"x": x})
-    close(found, linear_conv(**wide(given) | {"x": replace(x, row=x.row.double())}))
+    wide = {
+        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
+        for name, each in given.items()
+    }
+    expected = linear_conv(**wide | {"x": replace(x, row=x.row.double())})
+    for part, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(part.double(), wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -105,27 +109,11 @@ def test_a_layer_after_a_layer(
 
     monkeypatch.setattr(triton_product, "word_block", block_of)
 
-    def packed(rows: int, columns: int) -> dict[str, Any]:
-        how = {"bits": bits, "block": block, "symmetric": symmetric}
-        return stored(rows, columns, **how, dtype=torch.bfloat16).named
-
-    given = test_ssd_norm_linear.arguments(
-        "cpu", torch.bfloat16, heads=heads, width=width, groups=1, optional=False
-    ) | packed(outputs, heads * width)
-    given |= {"D": torch.randn(heads), "dt_limit": (0.0, float("inf"))}
-    following = test_linear_conv.arguments("cpu", torch.bfloat16, width=outputs)
-    following |= packed(following["weight"].shape[0], outputs)
-    residual, weight = torch.randn(1, 1, outputs), torch.rand(outputs) + 0.5
-    then = NextNorm(residual=residual.double(), weight=weight.double(), eps=EPS)
-    (total, norm), _ = ssd_reference(**wide(given), then=then)
-    expected = linear_conv(**wide(following) | {"x": norm})
-    matrix = {"matrix": following["weight"], "bits": bits}
-    with override("linear_conv", "triton"), override("ssd_norm_linear", "triton"):
-        then = NextNorm(residual=residual, weight=weight.to(torch.bfloat16), eps=EPS, **matrix)
-        (found_total, found_norm), _ = ssd_norm_linear(**given, then=then)
-        found = linear_conv(**following | {"x": found_norm})
-    assert found_norm.sums is not None
-    close([found_total, *found], [total, *expected])
+    packing = {"bits": bits, "block": block, "symmetric": symmetric}
+    pair = LayerPair.random(
+        "cpu", torch.bfloat16, heads=heads, width=width, outputs=outputs, **packing
+    )
+    pair.check(laid_out=True, **TOLERANCE)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -151,17 +139,3 @@ def test_a_row_that_is_laid_out_has_all_its_numbers(bits: int) -> None:
 def _store(row_ptr, sums_ptr, part_ptr, first, end, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.load(part_ptr + tl.arange(0, 16))
     laid_out.store_laid_out(row_ptr, sums_ptr, row, first, end, BITS)
-
-
-def wide(given: dict[str, Any]) -> dict[str, Any]:
-    """Everything of floating point in float64."""
-    return {
-        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
-        for name, each in given.items()
-    }
-
-
-def close(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
-    """Each result by itself."""
-    for part, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(part.double(), wanted.double(), **TOLERANCE)
