@@ -60,7 +60,7 @@ class HostBuffer:
         return torch.as_tensor(_Bytes(self), device=self._device)
 
     def close(self) -> None:
-        """Unlock the pages; the device must be through with them. A second call does nothing."""
+        """Unlock the pages, once the device is through with them. A second call does nothing."""
         if self._device.type == "cuda":
             self._close()
 
@@ -94,5 +94,7 @@ def _lock(pointer: int, nbytes: int) -> None:
 
 
 def _unlock(pointer: int, memory: torch.Tensor) -> None:
+    # What was interrupted between a launch and its wait may still use the pages.
+    torch.cuda.synchronize()
     torch.cuda.cudart().cudaHostUnregister(pointer)  # type: ignore[no-untyped-call]
     del memory
