@@ -20,6 +20,7 @@ import triton.language as tl
 from longspan.kernels.deferred_norm import DTYPES, Added, DeferredNorm, NextNorm
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.linear.triton_product import (
+    Matrix,
     as_matrix,
     finish_product,
     reads_laid_out,
@@ -159,9 +160,7 @@ def ssd_norm_linear(
     outputs, width, groups = weight.shape[0], z.shape[2], B.shape[2]
     deferred = groups == 1 and x.dtype in DTYPES
     overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
-    N, P = state.shape[2:]
-    whole = P % SUMMED == 0 and token_width(N, P) % SUMMED == 0
-    laid = deferred and whole and reads_laid_out(weight, bits, z)
+    laid = deferred and _lays_out(state) and reads_laid_out(weight, bits, z)
     sums = new_sums(z) if laid else None
     matrix = as_matrix(
         weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1, laid_out=laid
@@ -172,12 +171,9 @@ def ssd_norm_linear(
     )  # fmt: skip
     assert squares is not None, "a gate was given"
     y = torch.empty(*x.shape[:2], outputs, dtype=x.dtype, device=x.device)
-    total, next_squares, next_sums = None, None, None
-    if then is not None:
-        total = then.residual.contiguous()
-        next_squares = squares.new_empty(1, 1, matrix.programs)
-        if int(matrix.options["ROWS"]) % SUMMED == 0 and reads_laid_out(then.matrix, then.bits, y):
-            next_sums = new_sums(y)
+    added = None if then is None else _room(then, y, matrix)
+    total, norm = added or (None, None)
+    next_sums = None if norm is None else norm.sums
     _norm_linear[(matrix.programs,)](
         in_words(gated) if laid else gated,
         sums,
@@ -189,7 +185,7 @@ def ssd_norm_linear(
         None if bias is None else bias.contiguous(),
         total,
         None if then is None else then.weight.contiguous(),
-        next_squares,
+        None if norm is None else norm.squares,
         next_sums,
         y,
         outputs,
@@ -203,9 +199,19 @@ def ssd_norm_linear(
         **matrix.options,
         **overlap,
     )
-    if then is None:
-        return y, new_state
-    assert total is not None, "made above"
-    assert next_squares is not None, "made above"
-    norm = DeferredNorm(row=y, squares=next_squares, eps=then.eps, sums=next_sums)
-    return (total, norm), new_state
+    return y if added is None else added, new_state
+
+
+def _lays_out(state: torch.Tensor) -> bool:
+    """Whether the dual's programs write whole sums of a row that is laid out."""
+    N, P = state.shape[2:]
+    return P % SUMMED == 0 and token_width(N, P) % SUMMED == 0
+
+
+def _room(then: NextNorm, y: torch.Tensor, matrix: Matrix) -> Added:
+    """The residual, in whose place the sum comes, and its norm, whose row is y; to be filled."""
+    whole = int(matrix.options["ROWS"]) % SUMMED == 0
+    laid = whole and reads_laid_out(then.matrix, then.bits, y)
+    squares = torch.empty(1, 1, matrix.programs, dtype=torch.float32, device=y.device)
+    norm = DeferredNorm(row=y, squares=squares, eps=then.eps, sums=new_sums(y) if laid else None)
+    return then.residual.contiguous(), norm
