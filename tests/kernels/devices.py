@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,3 +30,11 @@ DEVICE_DTYPES = [
 def widen(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The tensor in float64, for the reference; None stays None."""
     return None if tensor is None else tensor.double()
+
+
+def wide(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with everything of floating point in float64."""
+    return {
+        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
+        for name, each in given.items()
+    }

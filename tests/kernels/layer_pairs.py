@@ -18,7 +18,7 @@ from longspan.kernels.linear_conv.reference import linear_conv as linear_conv_re
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as ssd_reference
 from tests.kernels import test_linear_conv, test_ssd_norm_linear
-from tests.kernels.devices import widen
+from tests.kernels.devices import wide
 from tests.kernels.quantized import stored
 
 EPS = 1e-5
@@ -68,8 +68,8 @@ class LayerPair:
         """Compare Triton's launches with the references in float64."""
         norm = {"weight": self.weight.double(), "eps": EPS}
         then = NextNorm(residual=self.residual.double(), **norm)
-        (total, row), _ = ssd_reference(**_wide(self.first), then=then)
-        expected = linear_conv_reference(**_wide(self.second) | {"x": row})
+        (total, row), _ = ssd_reference(**wide(self.first), then=then)
+        expected = linear_conv_reference(**wide(self.second) | {"x": row})
         with override("linear_conv", "triton"), override("ssd_norm_linear", "triton"):
             then = NextNorm(
                 residual=self.residual.clone(), weight=self.weight, eps=EPS,
@@ -80,11 +80,3 @@ class LayerPair:
         assert (found_row.sums is not None) == laid_out
         for part, wanted in zip((found_total, *found), (total, *expected), strict=True):
             torch.testing.assert_close(part.double(), wanted.double(), **tolerance)
-
-
-def _wide(given: dict[str, Any]) -> dict[str, Any]:
-    """Everything of floating point in float64."""
-    return {
-        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
-        for name, each in given.items()
-    }

@@ -16,7 +16,7 @@ from longspan.kernels.linear_conv.reference import linear_conv as linear_conv_re
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as ssd_reference
 from tests.kernels import test_linear_conv, test_ssd_norm_linear
-from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
+from tests.kernels.devices import DEVICE_DTYPES, DEVICES, wide
 from tests.kernels.layer_pairs import LayerPair
 from tests.kernels.quantized import PACKINGS, stored
 from tests.tolerances import assert_close
@@ -24,14 +24,6 @@ from tests.tolerances import assert_close
 EPS = 1e-5
 FLOATS = (16, 0, True)
 OUTPUTS = test_ssd_norm_linear.OUT
-
-
-def wide(given: dict[str, Any]) -> dict[str, Any]:
-    """Everything of floating point in float64."""
-    return {
-        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
-        for name, each in given.items()
-    }
 
 
 def deferred(

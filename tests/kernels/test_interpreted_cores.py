@@ -21,7 +21,7 @@ from longspan.kernels.linear import triton_product
 from longspan.kernels.linear_conv import linear_conv
 from longspan.kernels.quantized_linear import blocks, laid_out
 from tests.kernels import ptx, test_linear_conv
-from tests.kernels.devices import widen
+from tests.kernels.devices import wide
 from tests.kernels.layer_pairs import LayerPair
 from tests.kernels.quantized import PACKINGS, stored
 
@@ -77,11 +77,7 @@ def test_a_layer(width: int, bits: int, block: int, symmetric: bool) -> None:
     x = DeferredNorm(row=s.to(torch.bfloat16), squares=s.square(), eps=EPS)
     with override("linear_conv", "triton"):
         found = linear_conv(**given | {"x": x})
-    wide = {
-        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
-        for name, each in given.items()
-    }
-    expected = linear_conv(**wide | {"x": replace(x, row=x.row.double())})
+    expected = linear_conv(**wide(given) | {"x": replace(x, row=x.row.double())})
     for part, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(part.double(), wanted, **TOLERANCE)
 

@@ -11,7 +11,7 @@ from longspan.kernels import override
 from longspan.kernels.donation import states_donated
 from longspan.kernels.linear_conv import linear_conv
 from longspan.kernels.linear_conv.reference import linear_conv as reference
-from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
+from tests.kernels.devices import DEVICE_DTYPES, DEVICES, wide
 from tests.kernels.quantized import PACKINGS, stored
 from tests.tolerances import assert_close
 
@@ -51,11 +51,7 @@ def arguments(
 
 def in_float64(given: dict[str, Any]) -> Tensors:
     """The reference in float64."""
-    wide = {
-        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
-        for name, each in given.items()
-    }
-    return reference(**wide)
+    return reference(**wide(given))
 
 
 def check(given: dict[str, Any]) -> Tensors:

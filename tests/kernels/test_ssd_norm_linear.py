@@ -11,7 +11,7 @@ from longspan.kernels import override
 from longspan.kernels.donation import states_donated
 from longspan.kernels.ssd_norm_linear import ssd_norm_linear
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as reference
-from tests.kernels.devices import DEVICE_DTYPES, DEVICES, widen
+from tests.kernels.devices import DEVICE_DTYPES, DEVICES, wide
 from tests.kernels.quantized import PACKINGS, stored
 from tests.tolerances import assert_close
 
@@ -55,13 +55,10 @@ def arguments(
 
 def in_float64(given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference in float64."""
-    wide = {
-        name: widen(each) if torch.is_tensor(each) and each.is_floating_point() else each
-        for name, each in given.items()
-    }
+    arguments = wide(given)
     if "bits" not in given:
-        wide["weight"] = given["weight"].to(given["x"].dtype).double()
-    return reference(**{"dt_limit": (0.0, float("inf")), **wide})
+        arguments["weight"] = given["weight"].to(given["x"].dtype).double()
+    return reference(**{"dt_limit": (0.0, float("inf")), **arguments})
 
 
 def check(given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from longspan.kernels.quantized_linear import tensor_cores
 
 # Numbers that share a sum. Who writes a row writes so many at once, or a multiple.
 SUMMED = 8
+_SUMMED = tl.constexpr(SUMMED)
 _X_FACTOR = tl.constexpr(tensor_cores.X_FACTOR_BF16)
 _SMALL_X_FACTOR = tl.constexpr(tensor_cores.SMALL_X_FACTOR_BF16)
 # Sums are of the size that products have before `RESULT_FACTOR_BF16`.
@@ -26,7 +27,8 @@ _SUM_FACTOR = tl.constexpr(1 / tensor_cores.RESULT_FACTOR_BF16)
 
 @triton.jit
 def store_laid_out(row_ptr, sums_ptr, row, first, end, BITS: tl.constexpr):
-    """Store `row` [a multiple of 8] from number `first` on, which is one, too, as far as `end`."""
+    """Store `row` [some times SUMMED] from number `first` on, a multiple of that, up to `end`."""
+    GROUPS: tl.constexpr = row.shape[0] // _SUMMED
     HALF: tl.constexpr = 16 // BITS  # of a word's numbers
     i = tl.arange(0, row.shape[0])
     pair = i % HALF
@@ -39,9 +41,9 @@ def store_laid_out(row_ptr, sums_ptr, row, first, end, BITS: tl.constexpr):
     if BITS == 4:
         scaled = tl.where(i % 2 == 0, scaled, rounded * _SMALL_X_FACTOR)
     tl.store(row_ptr + first + place, scaled.to(row_ptr.dtype.element_ty), mask=real)
-    group = tl.arange(0, row.shape[0] // 8)
-    sums = tl.sum(tl.reshape(rounded, [row.shape[0] // 8, 8]), axis=1) * _SUM_FACTOR
-    tl.store(sums_ptr + first // 8 + group, sums, mask=first + 8 * group < end)
+    group = tl.arange(0, GROUPS)
+    sums = tl.sum(tl.reshape(rounded, [GROUPS, _SUMMED]), axis=1) * _SUM_FACTOR
+    tl.store(sums_ptr + first // _SUMMED + group, sums, mask=first + _SUMMED * group < end)
 
 
 def new_sums(row: torch.Tensor) -> torch.Tensor:
