@@ -47,3 +47,17 @@ def require_dtype(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) 
     """
     if tensor.dtype != dtype and not (dtype == torch.float32 and tensor.dtype == torch.float64):
         raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; it must be {dtype}")
+
+
+def check_out(op: str, out: torch.Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raise unless a result of this shape can be written to `out`: float32, contiguous.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    require_shape(op, "out", out, shape)
+    if out.dtype != torch.float32 or not out.is_contiguous():
+        raise ValueError(
+            f"{op}: out is of {out.dtype}, its strides are {list(out.stride())}; it must be "
+            "contiguous float32"
+        )

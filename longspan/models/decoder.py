@@ -207,9 +207,7 @@ class Decoder(nn.Module):
         assert isinstance(y, torch.Tensor), "the last layer, of which there is one, defers nothing"
         x, y = _kept(x, y, keep)
         _, normed = self.norm(x, y, self.compute)
-        found = self._logits(normed)
-        if logits is not None:
-            return logits.copy_(found), after
+        found = self._logits(normed, logits)
         return found.to(torch.promote_types(found.dtype, torch.float32)), after
 
     def _next_norm(self, index: int, x: torch.Tensor) -> NextNorm | None:
@@ -230,12 +228,12 @@ class Decoder(nn.Module):
             bits=bits, width=self.config.d_model, dtype=residual, rows=tokens,
         )  # fmt: skip
 
-    def _logits(self, y: torch.Tensor) -> torch.Tensor:
+    def _logits(self, y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         bits = self._bits(embedding=self.head is None)
         if bits is None:
-            return linear(y, self.embedding if self.head is None else self.head)
+            return linear(y, self.embedding if self.head is None else self.head, out=out)
         if self.head is None:
             matrix = self.embedding, self.embedding_scales, self.embedding_zeros
         else:
             matrix = self.head, self.head_scales, self.head_zeros
-        return quantized_linear(y, *matrix, bits=bits)
+        return quantized_linear(y, *matrix, bits=bits, out=out)

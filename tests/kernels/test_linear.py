@@ -136,3 +136,33 @@ def test_what_does_not_fit(
     biases = None if bias is None else torch.zeros(bias)
     with pytest.raises(ValueError, match=f"^linear: {message}$"):
         linear(torch.zeros(1, 4), torch.zeros(weight), biases)
+
+
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_a_result_in_given_memory(device: str, dtype: torch.dtype, implementation: str) -> None:
+    x = torch.randn(1, 1, 70, device=device, dtype=dtype)
+    weight = torch.randn(33, 70, device=device, dtype=dtype)
+    out = torch.empty(1, 1, 33, device=device)
+    with override("linear", implementation):
+        assert linear(x, weight, out=out) is out
+        assert torch.equal(out, linear(x, weight).float())
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (torch.zeros(1, 3), r"out has shape \[1, 3\]; it must be \[1, 2\]"),
+        (
+            torch.zeros(1, 2, dtype=torch.float16),
+            r"out is of torch.float16, its strides are \[2, 1\]; it must be contiguous float32",
+        ),
+        (
+            torch.zeros(1, 4)[:, ::2],
+            r"out is of torch.float32, its strides are \[4, 2\]; it must be contiguous float32",
+        ),
+    ],
+)
+def test_memory_that_does_not_fit(out: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^linear: {message}$"):
+        linear(torch.zeros(1, 4), torch.zeros(2, 4), out=out)

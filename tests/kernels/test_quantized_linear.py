@@ -193,3 +193,18 @@ def test_a_bias_that_does_not_fit() -> None:
     matrix = stored(5, 64, bits=4, block=32, symmetric=True)
     with pytest.raises(ValueError, match=r"^quantized_linear: bias has shape \[4\]; it must be"):
         quantized_linear(torch.zeros(1, 64), *matrix.tensors, torch.zeros(4), bits=4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 9])
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_a_result_in_given_memory(
+    device: str, dtype: torch.dtype, implementation: str, rows: int
+) -> None:
+    matrix = stored(33, 64, bits=4, block=32, symmetric=False, device=device, dtype=dtype)
+    x = torch.randn(1, rows, 64, device=device, dtype=dtype)
+    out = torch.empty(1, rows, 33, device=device)
+    with override("quantized_linear", implementation):
+        assert quantized_linear(x, *matrix.tensors, bits=4, out=out) is out
+        expected = quantized_linear(x, *matrix.tensors, bits=4)
+    assert torch.equal(out, expected.float())

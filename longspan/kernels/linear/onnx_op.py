@@ -9,8 +9,15 @@ from __future__ import annotations
 import torch
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """See `longspan.kernels.linear.linear`."""
+    assert out is None, "a graph's values lie where its runtime puts them"
     product: torch.Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::FusedMatMul",
         (x, weight.to(x.dtype)),

@@ -50,10 +50,17 @@ def _linear(
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + output, mask=real, other=0.0)
         y += bias.to(x_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(y_ptr + row * outputs + output, y.to(y_ptr.dtype.element_ty), mask=real)
+    y = y.to(x_ptr.dtype.element_ty).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row * outputs + output, y, mask=real)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """See `longspan.kernels.linear.linear`; every row of x reads the weights anew."""
     outputs, width = weight.shape
     overlap = overlap_options(x, weight)
@@ -61,7 +68,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     rows = flat.shape[0]
     if weight.stride(1) != 1:
         weight = weight.contiguous()
-    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
+    y = out
+    if y is None:
+        y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     block = row_block(outputs, width, weight.element_size(), depth=2)
     _linear[(triton.cdiv(outputs, block["ROWS"]) * rows,)](
         flat,

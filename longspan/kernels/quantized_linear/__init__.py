@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from longspan.kernels.checks import require_shape
+from longspan.kernels.checks import check_out, require_shape
 from longspan.kernels.choice import implementation
 from longspan.kernels.dequantize import check_quantized
 
@@ -19,6 +19,7 @@ def quantized_linear(
     bias: torch.Tensor | None = None,
     *,
     bits: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute ``x @ W.T + bias`` in the dtype of `x`, W as `longspan.kernels.dequantize` tells.
 
@@ -29,9 +30,11 @@ def quantized_linear(
         zeros: uint8 [N, ceil(blocks bits / 8)]; None for half of the range.
         bias: float [N], or None.
         bits: of a number of W, 4 or 8.
+        out: float32 [..., N] contiguous, that takes the result, rounded to the dtype of `x`
+            first; None for new memory.
 
     Returns:
-        dtype of `x` [..., N].
+        dtype of `x` [..., N], or `out`.
 
     Raises:
         ValueError: the shapes do not match, or `bits` is neither 4 nor 8.
@@ -39,10 +42,12 @@ def quantized_linear(
     check_quantized("quantized_linear", weight, scales, zeros, bits=bits, width=x.shape[-1])
     if bias is not None:
         require_shape("quantized_linear", "bias", bias, (weight.shape[0],))
+    if out is not None:
+        check_out("quantized_linear", out, (*x.shape[:-1], weight.shape[0]))
     if not torch.onnx.is_in_onnx_export() and not x.numel():
         # No row wants logits while a text is read: nothing to dequantise for.
-        return x.new_empty(*x.shape[:-1], weight.shape[0])
+        return x.new_empty(*x.shape[:-1], weight.shape[0]) if out is None else out
     result: torch.Tensor = implementation("quantized_linear", x)(
-        x, weight, scales, zeros, bias, bits=bits
+        x, weight, scales, zeros, bias, bits=bits, out=out
     )
     return result

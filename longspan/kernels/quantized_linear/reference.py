@@ -15,7 +15,9 @@ def quantized_linear(
     bias: torch.Tensor | None,
     *,
     bits: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `longspan.kernels.quantized_linear.quantized_linear`."""
     W = dequantize(weight, scales, zeros, bits=bits, width=x.shape[-1], dtype=x.dtype, rows=None)
-    return torch.nn.functional.linear(x, W, None if bias is None else bias.to(x.dtype))
+    y = torch.nn.functional.linear(x, W, None if bias is None else bias.to(x.dtype))
+    return y if out is None else out.copy_(y)

@@ -56,7 +56,7 @@ def _quantized_linear(
     wait_for_last_launch(OVERLAP)
 
     results = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, None, y_ptr,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, None, x_ptr,
         first, outputs, stride_x, stride_zeros,
         X_ROWS, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )  # fmt: skip
@@ -68,7 +68,8 @@ def _quantized_linear(
             bias = tl.load(bias_ptr + output, mask=real, other=0.0)
             y += bias.to(x_ptr.dtype.element_ty).to(tl.float32)
         y_row = y_ptr + x_row * outputs.to(tl.int64)
-        tl.store(y_row + output, y.to(y_ptr.dtype.element_ty), mask=real)
+        y = y.to(x_ptr.dtype.element_ty).to(y_ptr.dtype.element_ty)
+        tl.store(y_row + output, y, mask=real)
 
 
 def quantized_linear(
@@ -79,18 +80,22 @@ def quantized_linear(
     bias: torch.Tensor | None,
     *,
     bits: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `longspan.kernels.quantized_linear.quantized_linear`."""
     outputs, width = weight.shape[0], x.shape[-1]
     if x.shape[:-1].numel() > STEP_ROWS:
-        return _by_scratch(x, weight, scales, zeros, bias, bits)
+        result = _by_scratch(x, weight, scales, zeros, bias, bits)
+        return result if out is None else out.copy_(result)
     overlap = overlap_options(x, weight, scales, zeros)
     flat = as_rows(x)
     matrix = as_matrix(
         weight, scales, zeros,
         bits=bits, width=width, dtype=x.dtype, depth=1, x_rows=flat.shape[0],
     )  # fmt: skip
-    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
+    y = out
+    if y is None:
+        y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     _quantized_linear[(matrix.programs,)](
         flat,
         matrix.weight,
