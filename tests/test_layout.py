@@ -21,7 +21,8 @@ ALLOWED = {
     "bundle": {"models", "bundle_files", *PLAIN},
     "bundle_files": PLAIN,
     "export": {"models", "kernels", "bundle", "runtime", *PLAIN},
-    "runtime": {"models", "kernels", "bundle", "builtin", "tasks", *PLAIN},
+    "weights_file": {"tensors"},
+    "runtime": {"models", "kernels", "bundle", "weights_file", "builtin", "tasks", *PLAIN},
     "builtin": {"tasks"},
     "tasks": set(),
 }

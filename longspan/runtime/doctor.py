@@ -16,7 +16,7 @@ from longspan.engines import BackendName, Device, Engine
 from longspan.runtime.backends.choice import choose_engine, find_installed
 from longspan.runtime.device_memory import free_bytes, total_bytes
 from longspan.runtime.nvidia import find_cuda
-from longspan.runtime.recording import NO_TORCH, NO_TRITON
+from longspan.runtime.recording import NO_TRITON
 from longspan.sizes import format_bytes
 
 OPS = (
@@ -195,11 +195,8 @@ def _steps(engine: Engine) -> str:
     """How a step of one token is computed."""
     if engine.endswith("-cpu"):
         return "a call each"
-    installed = find_installed()
-    if engine == "torch-cuda" and not installed.triton:
+    if engine == "torch-cuda" and not find_installed().triton:
         return f"kernel by kernel; {NO_TRITON}"
-    if engine == "onnx-cuda" and not installed.torch_cuda:
-        return f"kernel by kernel; {NO_TORCH}"
     return "recorded once as a CUDA graph and replayed, where the plan has room for that"
 
 

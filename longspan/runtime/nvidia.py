@@ -106,22 +106,61 @@ def copy_to_host(source: int, target: int, count: int) -> None:
     Raises:
         RuntimeError: the driver refuses; the number is its CUresult.
     """
-    driver = _load(_driver_name())
-    device = None if driver is None else _first_device(driver)
-    if driver is None or device is None:
-        raise RuntimeError("memory of a CUDA device was to be read, and there is no device")
-    context = ctypes.c_void_p()
-    # The context that torch and ONNX Runtime use; this thread need not have it current.
-    error = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-    error = error or driver.cuCtxPushCurrent_v2(context)
-    if not error:
+    driver, _ = driver_and_device()
+    with primary_context():
         error = driver.cuMemcpyDtoH_v2(
             ctypes.c_void_p(target), ctypes.c_uint64(source), ctypes.c_size_t(count)
         )
-        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-        driver.cuDevicePrimaryCtxRelease_v2(device)
     if error:
         raise RuntimeError(f"cuMemcpyDtoH of {count} bytes failed with CUresult {error}")
+
+
+def copy_to_device(source: int, target: int, count: int) -> None:
+    """Copy `count` bytes from a host address to a device address.
+
+    Raises:
+        RuntimeError: the driver refuses; the number is its CUresult.
+    """
+    driver, _ = driver_and_device()
+    with primary_context():
+        error = driver.cuMemcpyHtoD_v2(
+            ctypes.c_uint64(target), ctypes.c_void_p(source), ctypes.c_size_t(count)
+        )
+    if error:
+        raise RuntimeError(f"cuMemcpyHtoD of {count} bytes failed with CUresult {error}")
+
+
+def driver_and_device() -> tuple[Any, ctypes.c_int]:
+    """The driver's library, and its number of the first device.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    driver = _load(_driver_name())
+    device = None if driver is None else _first_device(driver)
+    if driver is None or device is None:
+        raise RuntimeError("memory of a CUDA device was to be used, and there is no device")
+    return driver, device
+
+
+@contextmanager
+def primary_context() -> Iterator[None]:
+    """The context that torch and ONNX Runtime use, current inside the ``with`` block.
+
+    Raises:
+        RuntimeError: the driver refuses; the number is its CUresult.
+    """
+    driver, device = driver_and_device()
+    context = ctypes.c_void_p()
+    error = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    error = error or driver.cuCtxPushCurrent_v2(context)
+    if error:
+        raise RuntimeError(f"the device's context cannot be used: CUresult {error}")
+    try:
+        yield
+    finally:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        driver.cuDevicePrimaryCtxRelease_v2(device)
 
 
 def _compute_processes(nvml: Any, device: Any) -> list[_ProcessInfo]:

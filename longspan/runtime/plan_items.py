@@ -15,7 +15,7 @@ from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
 from longspan.models.config import ConbaConfig, Mamba2Config, MambaConfig, MlpConfig, MoeConfig
 from longspan.runtime.plan_arena import arena_bytes
-from longspan.runtime.plan_unfilled import END_BYTES, PIECE_BYTES
+from longspan.runtime.plan_unfilled import END_BYTES
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.weight_bytes import weight_bytes
 from longspan.tensors import TensorSpec
@@ -36,7 +36,6 @@ LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
 # for 8 layers, 8.7 MiB for 16, half of them MLPs; 12 for 64 MLPs; for the nodes of 64 experts in 4
 # bits 11.1, for those of 16 4.1.
 SESSION_BYTES = 3 * MIB
-SESSION_BYTES_PER_LAYER = 35 * MIB // 100
 SESSION_BYTES_PER_MIXER, SESSION_BYTES_PER_MLP = 60 * MIB // 100, 10 * MIB // 100
 SESSION_BYTES_PER_EXPERT = 19 * MIB // 100
 # Measured with torch 2.13 on the CPU, beyond all that: scratch of its threads and of oneDNN, and
@@ -53,13 +52,15 @@ TOKENIZER_BYTES = 9 * MIB
 # Measured on an H100 with CUDA 13: what the driver takes once a second stream is used.
 STREAM_BYTES = 70 * MIB
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
-# chunk, outside its arena: 66 MiB on an H100 beyond the weights and their unfilled pieces, 136 MiB
-# by the time that a chunk of 300,000 tokens is refused.
-ONNX_CUDA_BYTES = 144 * MIB
+# chunk, outside its heap: 66 to 70 MiB on an H100 (1.31.1, ten families, chunks of 16 to 4,096).
+ONNX_CUDA_BYTES = 72 * MIB
+# The pages that a heap grows by: one at the end is not full.
+HEAP_BYTES = 2 * MIB
 # What a recorded step takes beside its state. Measured on an H100 with torch 2.11, as what the
 # process held beyond the context and torch's allocator in reading: 72 MiB for Mamba-2 2.7B, 78 for
 # the built-in model and small ones of full attention and of Conba.
 GRAPH_BYTES = 80 * MIB
+RECORDED_STEP = "recorded step"
 # A second session of ONNX Runtime over the same weights, and its two CUDA graphs. Measured on an
 # H100 with 1.31.1, beyond the two states: 76 MiB for 12 layers (302 nodes), 300 for 64 (2,063).
 ONNX_GRAPH_BYTES = 40 * MIB
@@ -109,7 +110,7 @@ def chunk_items(
     if not engine.startswith("onnx"):
         return (activations,)
     around = arena_bytes(manifest, engine, tokens, capacity)
-    name = "ONNX Runtime's arena around them"
+    name = "ONNX Runtime's arena around them" if engine == "onnx-cpu" else "gaps between them"
     source = "measured with onnxruntime 1.31 on many models"
     return activations, PlanItem(name=name, bytes=around, source=source)
 
@@ -124,7 +125,7 @@ def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
 
     torch overwrites one state, whose buffers are there from the start, unless it has caches; that
     its caches are a further copy, `copied_caches` tells. ONNX Runtime goes back and forth between
-    two states.
+    two states, which lie where a chunk's did.
     """
     if engine == "torch-cuda":
         stage: Stage = "working" if manifest.cache_entry_bytes else "loaded"
@@ -134,13 +135,13 @@ def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
         )
     if engine == "onnx-cuda":
         layers = len(manifest.config.layers)
-        return (_recorded(onnx_graph_bytes(layers) + 2 * manifest.state_bytes),)
+        return (_recorded(onnx_graph_bytes(layers)),)
     return ()
 
 
 def _recorded(size_bytes: int) -> PlanItem:
     source = "measured on an H100, beside the state's own buffers"
-    return PlanItem(name="recorded step", bytes=size_bytes, source=source)
+    return PlanItem(name=RECORDED_STEP, bytes=size_bytes, source=source)
 
 
 def onnx_graph_bytes(layers: int) -> int:
@@ -206,11 +207,11 @@ def fixed_items(
         _state(manifest, engine),
         PlanItem(name="logits and sampling", bytes=logits),
     ]
-    if engine.startswith("onnx"):
+    if engine == "onnx-cpu":
         items.append(
             PlanItem(
                 name="ONNX Runtime's session",
-                bytes=_session_bytes(manifest, engine),
+                bytes=_session_bytes(manifest),
                 source="measured with onnxruntime 1.31",
                 stage="loaded",
             )
@@ -233,7 +234,7 @@ def fixed_items(
                 stage="loaded",
             )
         )
-        items.append(_unfilled(PIECE_BYTES))
+        items.append(PlanItem(name="the heap's last page", bytes=HEAP_BYTES, stage="loaded"))
     if device == "cpu" and tokenizer_file_bytes:
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
         items.append(
@@ -291,11 +292,9 @@ def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
     ]
 
 
-def _session_bytes(manifest: Manifest, engine: Engine) -> int:
-    """What ONNX Runtime holds of a graph's nodes."""
+def _session_bytes(manifest: Manifest) -> int:
+    """What ONNX Runtime holds of a graph's nodes on CPUs."""
     layers, stored = manifest.config.layers, manifest.quantization
-    if engine == "onnx-cuda":
-        return SESSION_BYTES + SESSION_BYTES_PER_LAYER * len(layers)
     mlps = sum(isinstance(layer, MlpConfig | MoeConfig) for layer in layers)
     mixtures = [layer for layer in layers if isinstance(layer, MoeConfig)]
     # Packed ones have nodes of their own.

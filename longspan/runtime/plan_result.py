@@ -14,7 +14,7 @@ from typing import Any
 from longspan.engines import Engine, device_of
 from longspan.errors import DoesNotFit
 from longspan.runtime.plan_choices import Choice
-from longspan.runtime.plan_items import MIB, PlanItem, sum_bytes
+from longspan.runtime.plan_items import MIB, RECORDED_STEP, PlanItem, sum_bytes
 from longspan.sizes import format_bytes
 from longspan.tensors import CacheDType
 
@@ -76,6 +76,12 @@ class Plan:
     def total_bytes(self) -> int:
         """The sum of all items."""
         return sum_bytes(self.items)
+
+    @property
+    def working_bytes(self) -> int:
+        """What chunks, states and logits take, but for what belongs to the recorded step alone."""
+        working = [item for item in self.items if item.stage == "working"]
+        return sum_bytes(item for item in working if item.name != RECORDED_STEP)
 
     @property
     def fits(self) -> bool:

@@ -10,10 +10,8 @@ loads nothing.
 
 from __future__ import annotations
 
-import json
 import re
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from longspan.bundle import ChunkBytes, Manifest
 from longspan.engines import Engine
 from longspan.models.config import LayerConfig, ModelConfig, MoeConfig
 from longspan.tensors import DTYPE_BYTES
+from longspan.weights_file import stored_tensors
 
 # Where tensors begin in a buffer of several: what CUDA's own allocations are aligned to, and more
 # than any vectorised load asks for.
@@ -216,7 +215,8 @@ def weight_sizes(path: Path, config: ModelConfig) -> WeightSizes:
     tables = rest = 0
     all_of: dict[int, int] = {}
     one_of: dict[int, int] = {}
-    for name, size in _tensor_bytes(path).items():
+    for tensor in stored_tensors(path):
+        name, size = tensor.name, tensor.nbytes
         layer = mixer_layer(name)
         mixture = None if layer is None else config.layers[layer]
         if layer is not None and isinstance(mixture, MoeConfig) and is_expert(name, config):
@@ -234,15 +234,3 @@ def weight_sizes(path: Path, config: ModelConfig) -> WeightSizes:
         if isinstance(layer, MoeConfig)
     )
     return WeightSizes(mixers=tuple(mixers), tables=tables, rest=rest, experts=experts)
-
-
-def _tensor_bytes(path: Path) -> Mapping[str, int]:
-    """Bytes of each tensor of a safetensors file: 8 bytes of length, then a header in JSON."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return {
-        name: entry["data_offsets"][1] - entry["data_offsets"][0]
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }

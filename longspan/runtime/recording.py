@@ -11,7 +11,6 @@ from longspan.runtime.backends.choice import Installed, find_installed
 
 # Kinds of layers that are an ONNX Scan in `model.onnx`: ONNX Runtime records no control flow.
 SCANNED_KINDS = frozenset({"conba", "moe"})
-NO_TORCH = "without torch a second session would load the weights again"
 NO_TRITON = "without Triton some of them wait for the host"
 
 
@@ -30,8 +29,6 @@ def why_not_recorded(
         return None if installed.triton else NO_TRITON
     if engine != "onnx-cuda":
         return None
-    if not installed.torch_cuda:
-        return NO_TORCH
     if manifest.cache_entry_bytes:
         return "ONNX Runtime would hold the caches twice more for it"
     scanned = sorted(SCANNED_KINDS & {layer.kind for layer in manifest.config.layers})

@@ -104,6 +104,7 @@ def load(
                 memory_limit_bytes=limit_bytes,
                 threads=threads,
                 capacity=its_plan.capacity,
+                working_bytes=its_plan.working_bytes,
                 step_graph=its_plan.step_graph,
                 cache_dtype=its_plan.cache_dtype,
                 streamed_layers=its_plan.streamed_layers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from longspan.runtime.backends import open_backend
 from longspan.runtime.backends.forward_steps import ForwardSteps
 from longspan.runtime.backends.onnx_session import ONE_TOKEN
 from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
+from longspan.runtime.backends.onnx_values import empty_values
 from longspan.runtime.recording import SCANNED_KINDS
 from tests.export.conftest import WRITERS
 
@@ -44,9 +46,11 @@ def test_a_graph_for_one_token_is_the_same_function(
     bundle = open_bundle(exported(family, "float32").bundle)
     model = open_backend(bundle, engine="onnx-cpu", memory_limit_bytes=None, capacity=CAPACITY)
     _, state = model.forward(np.arange(7, dtype=np.int64), model.new_state(), keep=[])
+    specs = bundle.manifest.state_at(CAPACITY)
     buffers = StepBuffers(
         session_for_one_token(bundle, tmp_path / "one.onnx"),
-        bundle.manifest.state_at(CAPACITY),
+        specs,
+        partial(empty_values, specs),
         vocab_size=bundle.manifest.config.vocab_size,
         device="cpu",
     )

@@ -349,7 +349,10 @@ def test_a_host_without_room_is_told() -> None:
 def test_rates_of_this_machine() -> None:
     from longspan.runtime.rates import PROBE_BYTES, measure_rates
 
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
     rates = measure_rates("bfloat16")
     assert 1e9 < rates.copied_bytes < 1e12
     assert 1e11 < rates.operations < 1e16
-    assert torch.cuda.max_memory_reserved() <= PROBE_BYTES + 64 * MIB
+    assert torch.cuda.max_memory_reserved() <= before + PROBE_BYTES + 64 * MIB

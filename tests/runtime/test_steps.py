@@ -283,6 +283,8 @@ def test_a_chunk_after_recorded_steps_lies_where_the_one_before_lay(folder: Path
         "import sys, numpy as np\n"
         "from longspan.bundle import open_bundle\n"
         "from longspan.runtime.backends import open_backend\n"
+        "from longspan.runtime.baseline import measure_baseline\n"
+        "measure_baseline('torch-cuda')  # makes cuBLAS' workspace, as loading a model does\n"
         "backend = open_backend(open_bundle(sys.argv[1]), engine='torch-cuda',"
         " memory_limit_bytes=None, step_graph=True)\n"
         "import torch\n"

@@ -84,12 +84,13 @@ def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
     """The float32 residual, a layer's output that is to be added to it, and the token ids.
 
     On torch-cuda the sum takes the residual's place, elsewhere one of its own. There the norm that
-    a layer reads lives as long as the layer computes; its output is counted by the layer.
+    a layer reads lives as long as the layer computes; its output is counted by the layer. onnx-cuda
+    keeps what a token may see through each length of window until the last layer.
     """
     D, b = config.d_model, DTYPE_BYTES[dtype]
     per_token = {
         "onnx-cpu": F32 * D + I64,
-        "onnx-cuda": (2 * F32 + b) * D + I64,
+        "onnx-cuda": F32 * D + 5 * I64,
         "torch-cpu": 3 * F32 * D + I64,
         "torch-cuda": (F32 + b) * D + I64,
     }[engine]
@@ -99,7 +100,14 @@ def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
     if engine == "onnx-cpu":
         head += sum(_widened_early(layer, dtype) for layer in config.layers)
         per_token += sum(F32 * _rotated(layer) for layer in config.layers)
-    return ChunkBytes(fixed=head, per_token=per_token)
+    windows = _windows(config) if engine == "onnx-cuda" else set()
+    per_token += sum(window - 1 for window in windows)
+    return ChunkBytes(fixed=head, per_token=per_token, per_pair=len(windows))
+
+
+def _windows(config: ModelConfig) -> set[int]:
+    """Lengths of the windows."""
+    return {each.window for each in config.layers if isinstance(each, WindowAttentionConfig)}
 
 
 def _rotated(layer: LayerConfig) -> int:

@@ -31,7 +31,8 @@ def projections(layer: HeadsConfig, width: int, dtype: DType) -> Mapping[Engine,
     return {
         # Queries, keys and values twice, and the heads' output; or a norm and what it is made of.
         "onnx-cpu": F32 * max(3 * (rows - entry) + 2 * entry, rows + D, 3 * D),
-        "onnx-cuda": (b + F32) * 3 * rows + b * D,
+        # What RoPE reads and makes of queries, keys and values; or a sum and its norm.
+        "onnx-cuda": max(b * (5 * rows + 2 * layer.head_dim), b * (2 * rows + D), 3 * F32 * D),
         "torch-cpu": F32 * (5 * rows + D),
         # What was projected, what was rotated of it, the heads' output, and the layer's.
         "torch-cuda": b * (rows + rotated + layer.n_heads * layer.head_dim + D),
@@ -72,7 +73,7 @@ def window_attention(
     H, W, b = layer.n_heads, layer.window, DTYPE_BYTES[dtype]
     past = 2 * (W - 1) * layer.n_kv_heads * layer.head_dim
     per_token = projections(layer, width, dtype)
-    block, plain, scores = WINDOW_BLOCK_QUERIES, plain_block(layer), 3 * H * b + 7
+    block, plain, scores = WINDOW_BLOCK_QUERIES, plain_block(layer), 2 * H * b + 1
     columns = block + W
     # A block's scores twice beside what it may see, and its keys and values.
     scored = block * (2 * H + 3 * H // layer.n_kv_heads)
@@ -84,7 +85,8 @@ def window_attention(
             fixed=2 * F32 * past - widened(past, dtype) + F32 * columns * scored,
             per_token=per_token["onnx-cpu"],
         ),
-        # Each of L queries scores L + W - 1 keys.
+        # Each of L queries scores L + W - 1 keys, twice, beside a mask of a byte; that of all
+        # layers is counted with the rest.
         "onnx-cuda": ChunkBytes(
             fixed=b * past, per_token=per_token["onnx-cuda"] + scores * (W - 1), per_pair=scores
         ),
@@ -104,7 +106,7 @@ def full_attention(
 ) -> Mapping[Engine, ChunkBytes]:
     """Attention over a cache, by engine; the caches themselves are planned elsewhere.
 
-    onnx-cuda writes L scores for each of C entries down, three times, and puts the cache's keys and
+    onnx-cuda writes L scores for each of C entries down, twice, and puts the cache's keys and
     values in another order for the products. onnx-cpu holds the keys and values of one head, in
     float32, and scores a block of queries: what may be seen and the scores, then these and the
     weights; what new queries see of each other is a byte and two float32 a pair. torch-cpu joins
@@ -128,7 +130,7 @@ def full_attention(
             per_entry=seen_bytes(layer, dtype),
         ),
         "onnx-cuda": ChunkBytes(
-            per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=3 * H * b + 2
+            per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=2 * H * b + 1
         ),
         "torch-cpu": ChunkBytes(
             fixed=widened_projection(layer, width, dtype),
@@ -175,7 +177,7 @@ def anchor_attention(
             per_column=column + F32 * layer.head_dim + seen_bytes(layer, dtype),
             per_pair=2 * F32 + 4,
         ),
-        "onnx-cuda": scored("onnx-cuda", per_column=column + b * entry, scores=3 * H * b + 6),
+        "onnx-cuda": scored("onnx-cuda", per_column=column + b * entry, scores=2 * H * b + 6),
         "torch-cpu": scored(
             "torch-cpu",
             fixed=widened_projection(layer, width, dtype),

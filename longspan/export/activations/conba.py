@@ -42,8 +42,13 @@ def conba(layer: ConbaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
         "onnx-cpu": ChunkBytes(
             fixed=4 * F32 * S * layer.head_dim if adaptive else 0, per_token=F32 * on_cpu
         ),
+        # The most of: what in_proj gave, and its parts; beside the gate, what the walk reads and
+        # joins: without a gain with states at blocks' ends, with one of maps of a token's.
         "onnx-cuda": ChunkBytes(
-            per_token=b * (2 * (rows + M + E + D) + S) + F32 * 6 * (S + E),
+            fixed=10 * F32 * S * layer.head_dim if adaptive else 0,
+            per_token=max(
+                b * (2 * rows + D), F32 * ((6 if adaptive else 7) * max(S, E) + S // 4), 3 * F32 * D
+            ),
         ),
         "torch-cpu": ChunkBytes(
             fixed=widened(rows * D, dtype) + (4 * F32 * S * layer.head_dim if adaptive else 0),

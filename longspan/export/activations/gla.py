@@ -48,10 +48,15 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
                 3 * D,
             ),
         ),
-        # Queries, keys and values are widened beside the rows that they are cut from.
+        # The most of: what in_proj gave, and its parts, in float32 where they are rotated; what
+        # LinearAttention reads and writes, in float32, beside the gate.
         "onnx-cuda": ChunkBytes(
-            fixed=cut,
-            per_token=b * (2 * rows + D) + F32 * (2 * keys + 3 * values + (1 + parts) * decay),
+            fixed=2 * state + cut,
+            per_token=max(
+                2 * (F32 if rotated else b) * rows + b * D,
+                F32 * (3 * keys + 3 * values + (parts - 1) * decay) + b * values,
+                3 * F32 * D,
+            ),
         ),
         "torch-cpu": ChunkBytes(
             fixed=widened(rows * D, dtype) + 2 * state,

@@ -17,15 +17,16 @@ def mamba(layer: MambaConfig, width: int, dtype: DType) -> Mapping[Engine, Chunk
     """A Mamba-1 mixer, by engine."""
     E, N, D, b = layer.d_inner, layer.d_state, width, DTYPE_BYTES[dtype]
     low = layer.dt_rank + 2 * N
-    # LinearAttention reads a key and a decay for every channel and state, all in float32. Measured
-    # on an H100 with chunks of 512 and 1,024 tokens.
-    pairs = 9 * F32 * E * N // 2
     return {
         # Of all tokens the gate, u, the steps, u times these, and y; of one, what updates a state.
         "onnx-cpu": ChunkBytes(
             fixed=5 * F32 * E * N, per_token=F32 * max(5 * E + low, 2 * E + D, 3 * D)
         ),
-        "onnx-cuda": ChunkBytes(per_token=pairs + F32 * (8 * E + low) + b * (5 * E + D + low)),
+        # LinearAttention reads a key and a decay for every channel and state, all in float32,
+        # beside the gate.
+        "onnx-cuda": ChunkBytes(
+            per_token=max(F32 * (2 * E * N + 3 * E + 3 * N) + b * E, b * (4 * E + D), 3 * F32 * D)
+        ),
         "torch-cpu": ChunkBytes(
             fixed=widened(2 * E * D, dtype), per_token=F32 * (10 * E + D + low)
         ),
@@ -62,9 +63,15 @@ def mamba2(layer: Mamba2Config, width: int, dtype: DType) -> Mapping[Engine, Chu
     return {
         # What in_proj gave, and the parts that it is cut into.
         "onnx-cpu": ChunkBytes(per_token=F32 * max(2 * rows, rows + D, 3 * D)),
-        # LinearAttention reads and writes float32, and so does the gated norm.
+        # The most of: what in_proj gave, and the parts that it is cut into; the convolution's
+        # output widened, and cut; what LinearAttention reads, in float32, beside the gate.
         "onnx-cuda": ChunkBytes(
-            per_token=F32 * (2 * channels + 3 * E + 2 * H) + b * (rows + 2 * channels + E + D)
+            per_token=max(
+                b * (2 * rows + D),
+                2 * F32 * channels + b * (E + H),
+                F32 * (2 * E + channels + H) + b * E,
+                3 * F32 * D,
+            )
         ),
         # The most of: the widened rows of in_proj, all but the gate's, then the gate's or out_proj;
         # what a token of the scan makes of the state, three of it, and its keys and queries. Of a

@@ -17,7 +17,8 @@ def mlp(layer: MlpConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
     return {
         # What a product gave is cut in two; or its input beside it; or a sum, its norm and a part.
         "onnx-cpu": ChunkBytes(per_token=F32 * max(4 * F, 2 * F + D, 3 * D)),
-        "onnx-cuda": ChunkBytes(per_token=b * (5 * F + 2 * D)),
+        # What a product gave, its halves, and what is made of them; or a sum and its norm.
+        "onnx-cuda": ChunkBytes(per_token=max(4 * b * F, b * (2 * F + D), 3 * F32 * D)),
         "torch-cpu": ChunkBytes(fixed=widened(2 * F * D, dtype), per_token=F32 * (4 * F + D)),
         # What silu reads and writes; then what it wrote, and the output.
         "torch-cuda": ChunkBytes(per_token=b * max(3 * F, F + D)),

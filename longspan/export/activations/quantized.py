@@ -63,10 +63,12 @@ def scratch_bytes(
 ) -> int:
     """Bytes of dequantising a matrix [outputs, width] to multiply with it.
 
-    ONNX Runtime dequantises a tile at a time, in memory that its threads hold.
+    ONNX Runtime dequantises a tile at a time on CPUs, in memory that its threads hold.
     """
     if engine == "torch-cuda":
         return DTYPE_BYTES[dtype] * scratch_numbers(outputs, width)
+    if engine == "onnx-cuda":
+        return DTYPE_BYTES[dtype] * outputs * stored.blocks(width) * stored.block
     if engine == "torch-cpu":
         # Of 4 bits, the numbers as bytes, too, of which they are made.
         return (F32 + (stored.bits == 4)) * outputs * stored.blocks(width) * stored.block

@@ -113,6 +113,7 @@ def open_backend(
     memory_limit_bytes: int | None,
     threads: int | None = None,
     capacity: int = 0,
+    working_bytes: int = 0,
     step_graph: bool = False,
     cache_dtype: CacheDType | None = None,
     streamed_layers: Sequence[int] = (),
@@ -129,6 +130,8 @@ def open_backend(
         threads: CPU threads of one operation; None for the physical cores this process may use.
         capacity: entries of each cache; a state of fixed size needs none. A call may not bring
             more tokens than there is room for.
+        working_bytes: onnx-cuda: what its heap holds from the start for chunks and states
+            (`Plan.working_bytes`).
         step_graph: CUDA: whether steps may be recorded once and replayed, which takes memory
             (`Plan.step_graph`).
         cache_dtype: what the device keeps keys and values in, of torch's engines alone; None for
@@ -166,6 +169,7 @@ def open_backend(
         memory_limit_bytes=memory_limit_bytes,
         threads=threads,
         capacity=capacity,
+        working_bytes=working_bytes,
         step_graph=step_graph,
         cache_dtype=cache_dtype,
     )

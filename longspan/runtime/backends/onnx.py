@@ -1,8 +1,9 @@
 """The ONNX Runtime backend, on the CPU or CUDA; it needs no torch.
 
 State tensors are OrtValues on the device, one call's outputs being the next call's inputs: nothing
-is copied, and nothing that was given out is written again. On CUDA ONNX Runtime allocates them. On
-CPUs they lie outside its arena, which would keep the room of the largest ones for ever.
+is copied, and nothing that was given out is written again. On CPUs they lie outside ONNX Runtime's
+arena, which would keep the room of the largest ones for ever; on CUDA in a heap, as weights do and
+what a chunk makes, before whose tensors they are allocated: none lies among them.
 """
 
 from __future__ import annotations
@@ -16,21 +17,31 @@ from numpy.typing import NDArray
 
 from longspan.bundle import Bundle
 from longspan.engines import Engine, device_of
-from longspan.errors import BadInput
+from longspan.errors import BadInput, DoesNotFit
 from longspan.runtime.backends import Arrays, State, Steps
 from longspan.runtime.backends.caches import FIXED_CACHES, padded
-from longspan.runtime.backends.choice import find_installed
-from longspan.runtime.backends.onnx_session import cpu_session, cuda_session, step_session
+from longspan.runtime.backends.onnx_heap import SessionMemory
+from longspan.runtime.backends.onnx_session import (
+    cpu_session,
+    cuda_session,
+    heap_limit,
+    step_session,
+    warm_up_onnx,
+)
 from longspan.runtime.backends.onnx_steps import OnnxSteps, StepBuffers
 from longspan.runtime.backends.onnx_values import (
     NUMPY_DTYPES,
-    bind_output,
     empty_values,
     run_bound,
     to_array,
     to_value,
 )
+from longspan.runtime.device_heap import DeviceHeap
+from longspan.runtime.device_memory import memory_now
+from longspan.runtime.device_pages import DevicePages
 from longspan.runtime.host_memory import trim
+from longspan.runtime.plan_items import ONNX_CUDA_BYTES, onnx_graph_bytes
+from longspan.sizes import format_bytes
 from longspan.tensors import CacheDType
 
 # The matrices: nearly all of the bytes. The session loads the rest by itself.
@@ -44,6 +55,7 @@ class OnnxBackend:
         bundle: the model.
         engine: ``"onnx-cpu"`` or ``"onnx-cuda"``.
         memory_limit_bytes: CUDA: what the whole process may hold on the device; None for no cap.
+        working_bytes: CUDA: the room of a chunk, its states and logits, held from now on.
         threads: CPU: threads of one operation; None for the physical cores.
         capacity: entries of each cache.
         step_graph: CUDA: whether steps are recorded, by a second session over the same weights.
@@ -52,7 +64,8 @@ class OnnxBackend:
     Raises:
         BadBundle: onnxruntime refuses the graph.
         BadInput: onnxruntime cannot use CUDA here, or `cache_dtype` is not None.
-        DoesNotFit: what is held before the model passes the limit.
+        BudgetExceeded: the weights pass the limit.
+        DoesNotFit: what is held before the model passes the limit, or the device has no more room.
     """
 
     def __init__(
@@ -63,6 +76,7 @@ class OnnxBackend:
         memory_limit_bytes: int | None,
         threads: int | None,
         capacity: int,
+        working_bytes: int = 0,
         step_graph: bool = False,
         cache_dtype: CacheDType | None = None,
     ) -> None:
@@ -75,21 +89,42 @@ class OnnxBackend:
         self._device = device_of(engine)
         self._bundle, self._limit_bytes = bundle, memory_limit_bytes
         self._specs = bundle.manifest.state_at(capacity)
-        # The session points to these values and does not own them: they live as long as it does.
-        self._weights = _torch_weights(bundle) if self._device == "cuda" else None
         self._threads = threads
+        # A session points to its weights and does not own them: they live as long as it does.
+        self._weights: dict[str, Any] = {}
+        self._memory = self._new_memory() if self._device == "cuda" else None
         self._session: Any = self._open()
+        if self._memory is not None and not self._memory.heap.hold(working_bytes):
+            self.close()
+            raise DoesNotFit(
+                f"The device has no {format_bytes(working_bytes)} left beside the weights, which "
+                "chunks and states take. Free memory of the device, or give a smaller --budget."
+            )
         self._step_graph = step_graph and self._device == "cuda"
         # Made by the first steps; steps that are open beside others have buffers of their own.
         self._recorded: StepBuffers | None = None
         self._recorded_in_use = False
 
-    def _open(self) -> Any:
-        if self._device == "cpu":
-            return cpu_session(self._bundle, threads=self._threads)
-        return cuda_session(
-            self._bundle, memory_limit_bytes=self._limit_bytes, weights=self._weights
+    def _new_memory(self) -> SessionMemory:
+        """A heap with the matrices, in what the limit leaves beside what is not allocated in it."""
+        warm_up_onnx("cuda")
+        self._outside_bytes = memory_now("cuda").bytes + ONNX_CUDA_BYTES
+        limit = heap_limit(self._limit_bytes, self._outside_bytes)
+        memory = SessionMemory(DeviceHeap(DevicePages(), limit_bytes=limit))
+        self._weights = memory.weights(
+            self._bundle.weights_path, lambda name: name.endswith(SHARED_WEIGHTS)
         )
+        return memory
+
+    def _open(self) -> Any:
+        if self._memory is None:
+            return cpu_session(self._bundle, threads=self._threads)
+        return cuda_session(self._bundle, memory=self._memory, weights=self._weights)
+
+    def _new_state_values(self) -> State:
+        """Room for a state that a run writes."""
+        make = empty_values if self._memory is None else self._memory.empty
+        return make(self._specs)
 
     def new_state(self) -> State:
         """Zeros."""
@@ -114,20 +149,21 @@ class OnnxBackend:
         kept = ort.OrtValue.ortvalue_from_numpy(np.array(keep, np.int64))
         binding.bind_ortvalue_input("keep", kept)
         binding.bind_output("logits", "cpu")
-        following = empty_values(self._specs) if self._device == "cpu" else {}
+        # What lies in host memory is copied now, before there is room for what comes next.
         for spec in self._specs:
             binding.bind_ortvalue_input(f"past.{spec.name}", state[spec.name])
-            bind_output(binding, f"present.{spec.name}", self._device, following.get(spec.name))
+        following = self._new_state_values()
+        for spec in self._specs:
+            binding.bind_ortvalue_output(f"present.{spec.name}", following[spec.name])
         run_bound(self._session, binding, tokens=len(tokens))
-        logits, *after = binding.get_outputs()
-        # The outputs keep the binding, and the binding would keep the state before.
+        logits = binding.get_outputs()[0]
+        # The output keeps the binding, and the binding would keep the state before.
         binding.clear_binding_inputs()
         if donate:
             state.clear()
         # A copy: whoever keeps a view of an output keeps the session's whole arena.
         result: NDArray[np.float32] = logits.numpy()[0].copy()
-        names = (spec.name for spec in self._specs)
-        return result, following or dict(zip(names, after, strict=True))
+        return result, following
 
     def steps(self, state: State, *, donate: bool = False) -> Steps:
         """See `longspan.runtime.backends.Backend.steps`; the first step frees what it was given.
@@ -143,6 +179,7 @@ class OnnxBackend:
             session = step_session(
                 self._bundle, memory_limit_bytes=self._limit_bytes, weights=self._weights
             )
+            self._leave_room(onnx_graph_bytes(len(self._bundle.manifest.config.layers)))
             self._recorded = self._step_buffers(session, recorded=True)
         self._recorded_in_use = True
         return OnnxSteps(self._recorded, state, on_close=self._give_back)
@@ -151,10 +188,16 @@ class OnnxBackend:
         return StepBuffers(
             session,
             self._specs,
+            self._new_state_values,
             vocab_size=self._bundle.manifest.config.vocab_size,
             device=self._device,
             recorded=recorded,
         )
+
+    def _leave_room(self, size_bytes: int) -> None:
+        """Keep the heap from growing into what is to be taken beside it."""
+        if self._memory is not None and self._memory.heap.limit_bytes is not None:
+            self._memory.heap.limit_bytes -= size_bytes
 
     def _give_back(self) -> None:
         self._recorded_in_use = False
@@ -178,34 +221,26 @@ class OnnxBackend:
         return {spec.name: to_value(padded(arrays, spec), spec) for spec in self._specs}
 
     def release(self, memory_limit_bytes: int | None) -> None:
-        """Open the sessions anew: an arena keeps what it took, and its limit is set but once.
+        """See `Backend.release`. On CPUs a session is opened anew: its arena keeps what it took.
 
         Raises:
             DoesNotFit: what is held before the model passes the limit.
         """
-        self._recorded = self._session = None
+        self._recorded = None
         self._limit_bytes = memory_limit_bytes
-        if self._device == "cpu":
+        if self._memory is None:
+            self._session = None
             trim()
-        self._session = self._open()
+            self._session = self._open()
+        else:
+            self._memory.heap.trim()
+            self._memory.heap.limit_bytes = heap_limit(memory_limit_bytes, self._outside_bytes)
 
     def close(self) -> None:
         """Free the sessions and what they loaded."""
         self._recorded = None
         self._session = None
-        self._weights = None
+        self._weights = {}
+        if self._memory is not None:
+            self._memory.close()
         trim()
-
-
-def _torch_weights(bundle: Bundle) -> dict[str, Any] | None:
-    """The matrices as torch's CUDA tensors, used in place by the session; None without torch."""
-    if not find_installed().torch_cuda:
-        return None
-    from safetensors import safe_open
-
-    with safe_open(str(bundle.weights_path), framework="pt", device="cuda:0") as file:
-        return {
-            name: ort.OrtValue.from_dlpack(file.get_tensor(name).__dlpack__())
-            for name in file.keys()  # noqa: SIM118
-            if name.endswith(SHARED_WEIGHTS)
-        }

@@ -22,14 +22,7 @@ from numpy.typing import NDArray
 
 from longspan.engines import Device
 from longspan.runtime.backends import State
-from longspan.runtime.backends.onnx_values import (
-    bind_output,
-    empty_values,
-    read_into,
-    run_bound,
-    to_array,
-    to_value,
-)
+from longspan.runtime.backends.onnx_values import read_into, run_bound, to_array, to_value
 from longspan.tensors import TensorSpec
 
 # The run option that names a recorded graph, and its value for runs that shall not be recorded.
@@ -42,6 +35,7 @@ class StepBuffers:
     Args:
         session: over a graph of the bundle.
         specs: the state.
+        new_values: makes room for one.
         vocab_size: V.
         device: where the session computes.
         recorded: whether the session was made to record CUDA graphs.
@@ -51,12 +45,14 @@ class StepBuffers:
         self,
         session: Any,
         specs: Sequence[TensorSpec],
+        new_values: Callable[[], State],
         *,
         vocab_size: int,
         device: Device,
         recorded: bool = False,
     ) -> None:
         self.specs = tuple(specs)
+        self._new_values = new_values
         self._session, self._device, self._recorded = session, device, recorded
         self._keeps_bindings = recorded or device == "cpu"
         self._token = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 1), np.int64), device, 0)
@@ -97,30 +93,27 @@ class StepBuffers:
         return state
 
     def _read_once(self, source: State, into: int) -> None:
-        """A run that is not recorded; it allocates what it writes where that is not there yet.
-
-        On CPUs that is done here, outside the session's arena.
-        """
-        if self._states[into] is None and self._device == "cpu":
-            self._states[into] = empty_values(self.specs)
+        """A run that is not recorded; it allocates the logits where they are not there yet."""
+        if self._states[into] is None:
+            self._states[into] = self._new_values()
         binding = self._bound(source, into)
         self._run(binding, graph=_NOT_RECORDED)
-        logits, *after = binding.get_outputs()
-        # The outputs keep the binding, and the binding would keep the state before.
+        self._logits = binding.get_outputs()[0]
+        # The output keeps the binding, and the binding would keep the state before.
         binding.clear_binding_inputs()
-        self._logits = logits
-        if self._states[into] is None:
-            names = (spec.name for spec in self.specs)
-            self._states[into] = dict(zip(names, after, strict=True))
 
     def _bound(self, source: State, into: int) -> Any:
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("tokens", self._token)
-        bind_output(binding, "logits", self._device, self._logits)
-        target = self._states[into] or {}
+        if self._logits is None:
+            binding.bind_output("logits", self._device)
+        else:
+            binding.bind_ortvalue_output("logits", self._logits)
+        target = self._states[into]
+        assert target is not None, "there is room for what is written"
         for spec in self.specs:
             binding.bind_ortvalue_input(f"past.{spec.name}", source[spec.name])
-            bind_output(binding, f"present.{spec.name}", self._device, target.get(spec.name))
+            binding.bind_ortvalue_output(f"present.{spec.name}", target[spec.name])
         return binding
 
     def _run(self, binding: Any, *, graph: int) -> None:

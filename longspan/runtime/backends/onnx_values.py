@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from longspan.engines import Device
 from longspan.errors import BudgetExceeded
 from longspan.runtime.backends.onnx_session import ORT_ERRORS
 from longspan.runtime.nvidia import copy_to_host
@@ -25,7 +24,13 @@ NUMPY_DTYPES: dict[DType, type[np.generic]] = {
     "bfloat16": np.uint16,
 }
 # How onnxruntime's allocators say that a limit was met.
-_OUT_OF_MEMORY = ("Available memory of", "Failed to allocate memory", "bad allocation")
+_OUT_OF_MEMORY = (
+    "Available memory of",
+    "Failed to allocate memory",
+    "bad allocation",
+    # cuda_allocator.cc, where a `SessionMemory` has no room.
+    "CUDAExternalAllocator",
+)
 
 
 def to_value(array: NDArray[Any], spec: TensorSpec) -> ort.OrtValue:
@@ -65,14 +70,6 @@ def read_into(array: NDArray[Any], value: ort.OrtValue) -> None:
         ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
     else:
         copy_to_host(value.data_ptr(), array.ctypes.data, array.nbytes)
-
-
-def bind_output(binding: Any, name: str, device: Device, value: ort.OrtValue | None) -> None:
-    """Let a run write `name` into `value`, or on `device` where the session allocates it."""
-    if value is None:
-        binding.bind_output(name, device)
-    else:
-        binding.bind_ortvalue_output(name, value)
 
 
 def run_bound(session: Any, binding: Any, *, tokens: int, options: Any = None) -> None:
