@@ -13,8 +13,15 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
-from longspan.models.config import ConbaConfig, Mamba2Config, MambaConfig, MlpConfig, MoeConfig
+from longspan.models.config import (
+    ConbaConfig,
+    Mamba2Config,
+    MambaConfig,
+    MlpConfig,
+    MoeConfig,
+)
 from longspan.runtime.plan_arena import arena_bytes
+from longspan.runtime.plan_graph import onnx_graph_arena_bytes, onnx_graph_bytes
 from longspan.runtime.plan_unfilled import END_BYTES
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.weight_bytes import weight_bytes
@@ -54,17 +61,14 @@ STREAM_BYTES = 70 * MIB
 # ONNX Runtime on CUDA loads its kernels and makes cuBLAS' and cuDNN's workspaces in the first
 # chunk, outside its heap: 66 to 70 MiB on an H100 (1.31.1, ten families, chunks of 16 to 4,096).
 ONNX_CUDA_BYTES = 72 * MIB
-# The pages that a heap grows by: one at the end is not full.
-HEAP_BYTES = 2 * MIB
+# A heap grows by pages of 2 MiB, the last of which is not full, and holds constants of the graph:
+# up to 1.2 MiB beyond the weights, where layers are Scans.
+HEAP_BYTES = 4 * MIB
 # What a recorded step takes beside its state. Measured on an H100 with torch 2.11, as what the
 # process held beyond the context and torch's allocator in reading: 72 MiB for Mamba-2 2.7B, 78 for
 # the built-in model and small ones of full attention and of Conba.
 GRAPH_BYTES = 80 * MIB
 RECORDED_STEP = "recorded step"
-# A second session of ONNX Runtime over the same weights, and its two CUDA graphs. Measured on an
-# H100 with 1.31.1, beyond the two states: 76 MiB for 12 layers (302 nodes), 300 for 64 (2,063).
-ONNX_GRAPH_BYTES = 40 * MIB
-ONNX_GRAPH_BYTES_PER_LAYER = 17 * MIB // 4
 
 
 Stage = Literal["before", "loaded", "working"]
@@ -125,7 +129,7 @@ def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
 
     torch overwrites one state, whose buffers are there from the start, unless it has caches; that
     its caches are a further copy, `copied_caches` tells. ONNX Runtime goes back and forth between
-    two states, which lie where a chunk's did.
+    two states, which lie where a chunk's did; its arena holds as much again.
     """
     if engine == "torch-cuda":
         stage: Stage = "working" if manifest.cache_entry_bytes else "loaded"
@@ -134,19 +138,13 @@ def step_items(manifest: Manifest, engine: Engine) -> tuple[PlanItem, ...]:
             PlanItem(name="state of the recorded step", bytes=manifest.state_bytes, stage=stage),
         )
     if engine == "onnx-cuda":
-        layers = len(manifest.config.layers)
-        return (_recorded(onnx_graph_bytes(layers)),)
+        return (_recorded(onnx_graph_bytes(manifest) + onnx_graph_arena_bytes(manifest)),)
     return ()
 
 
 def _recorded(size_bytes: int) -> PlanItem:
     source = "measured on an H100, beside the state's own buffers"
     return PlanItem(name=RECORDED_STEP, bytes=size_bytes, source=source)
-
-
-def onnx_graph_bytes(layers: int) -> int:
-    """What ONNX Runtime takes to record the steps of a model of so many layers, but for states."""
-    return ONNX_GRAPH_BYTES + layers * ONNX_GRAPH_BYTES_PER_LAYER
 
 
 def cache_items(
@@ -234,7 +232,9 @@ def fixed_items(
                 stage="loaded",
             )
         )
-        items.append(PlanItem(name="the heap's last page", bytes=HEAP_BYTES, stage="loaded"))
+        items.append(
+            PlanItem(name="the heap's last page, and constants", bytes=HEAP_BYTES, stage="loaded")
+        )
     if device == "cpu" and tokenizer_file_bytes:
         tokenizer = TOKENIZER_FACTOR * tokenizer_file_bytes + TOKENIZER_BYTES
         items.append(

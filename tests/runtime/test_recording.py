@@ -12,7 +12,7 @@ from longspan.engines import Engine
 from longspan.models.config import LAYER_KINDS, ModelConfig
 from longspan.runtime.backends.choice import Installed
 from longspan.runtime.plan import make_plan
-from longspan.runtime.plan_items import onnx_graph_bytes
+from longspan.runtime.plan_graph import onnx_graph_arena_bytes, onnx_graph_bytes
 from longspan.runtime.recording import why_not_recorded
 
 ALL = Installed(torch=True, torch_cuda=True, triton=True, onnx_cuda=True)
@@ -60,7 +60,8 @@ def test_a_plan_holds_what_recording_takes() -> None:
     model = manifest("mamba2")
     plan = make_plan(model, engine="onnx-cuda", budget_bytes=4 * GIB, baseline_bytes=0, tokens=None)
     item = plan.items[[each.name for each in plan.items].index("recorded step")]
-    assert item.bytes == onnx_graph_bytes(len(model.config.layers))
+    assert item.bytes == onnx_graph_bytes(model) + onnx_graph_arena_bytes(model)
+    assert onnx_graph_arena_bytes(model) == 2 * model.state_bytes
     assert (plan.step_graph, plan.to_json()["step_graph"]) == (True, True)
 
 

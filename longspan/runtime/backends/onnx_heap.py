@@ -55,7 +55,7 @@ class SessionMemory:
         self.heap = heap
         self._device: Device = device
         self._copy = copy
-        take, give_back = _TAKE(heap.take), _GIVE_BACK(heap.give_back)
+        take, give_back = _TAKE(heap.take), _GIVE_BACK(self._give_back)
         _called_back.extend((take, give_back))
         self.options = {
             "gpu_external_alloc": _address(take),
@@ -83,6 +83,11 @@ class SessionMemory:
     def close(self) -> None:
         """Give the memory back, once the last value is gone."""
         self.heap.close()
+
+    def _give_back(self, address: int | None) -> None:
+        # A tensor without numbers has no address, and is freed all the same.
+        if address is not None:
+            self.heap.give_back(address)
 
     def _filled(self, tensor: StoredTensor, file_address: int) -> ort.OrtValue:
         value, address = self._value(tensor.shape, tensor.dtype)

@@ -21,7 +21,7 @@ from longspan.runtime.backends.choice import find_installed
 from longspan.runtime.backends.onnx_heap import SessionMemory
 from longspan.runtime.device_memory import memory_now
 from longspan.runtime.host_memory import set_mmap_threshold
-from longspan.runtime.plan_items import onnx_graph_bytes
+from longspan.runtime.plan_graph import onnx_graph_bytes
 from longspan.sizes import format_bytes
 
 # What onnxruntime raises; its exceptions have no common base but Exception.
@@ -147,7 +147,7 @@ def step_session(bundle: Bundle, *, memory_limit_bytes: int | None, weights: dic
     options.enable_mem_pattern = False
     provider = _cuda_provider() | {"enable_cuda_graph": "1"}
     if memory_limit_bytes is not None:
-        taken = onnx_graph_bytes(len(bundle.manifest.config.layers))
+        taken = onnx_graph_bytes(bundle.manifest)
         left = memory_limit_bytes - memory_now("cuda").bytes - taken
         if left <= 0:
             raise BudgetExceeded(
