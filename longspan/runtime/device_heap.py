@@ -16,6 +16,7 @@ It computes with addresses alone; `longspan.runtime.device_pages` maps memory to
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from threading import Lock
 from typing import Protocol
 
@@ -69,7 +70,9 @@ class DeviceHeap:
         # (address, bytes) of free pieces, by address, no two of which touch.
         self._free: list[tuple[int, int]] = []
         self._taken: dict[int, int] = {}
-        # Values may be freed by any thread.
+        # Values are freed by any thread, and by Python's garbage collector, which may run while the
+        # heap is at work, in the very thread: what is given back then waits.
+        self._returned: deque[int] = deque()
         self._lock = Lock()
         self._closed = False
 
@@ -77,21 +80,10 @@ class DeviceHeap:
         """The address of a piece of at least `size_bytes` >= 0; None where there is no room."""
         size = max(1, -(-size_bytes // ALIGNMENT)) * ALIGNMENT
         with self._lock:
-            last = len(self._free) - 1
-            fitting = [
-                (i == last, held, i) for i, (_, held) in enumerate(self._free) if held >= size
-            ]
-            if not fitting:
-                if not self._grow(size):
-                    return None
-                last = len(self._free) - 1
-                fitting = [(True, self._free[last][1], last)]
-            _, held, i = min(fitting)
-            address, _ = self._free[i]
-            self._free[i : i + 1] = [(address + size, held - size)] if held > size else []
-            self._taken[address] = size
-            self.used_bytes += size
-            return address
+            self._settle()
+            address = self._cut(size) if self._fits(size) or self._grow(size) else None
+        self._settle_unless_busy()
+        return address
 
     def give_back(self, address: int) -> None:
         """Free a piece that `take` gave.
@@ -99,11 +91,8 @@ class DeviceHeap:
         Raises:
             KeyError: it is not taken.
         """
-        with self._lock:
-            size = self._taken.pop(address)
-            self.used_bytes -= size
-            self._put(address, size)
-            self._end()
+        self._returned.append(address)
+        self._settle_unless_busy()
 
     def hold(self, size_bytes: int) -> bool:
         """Grow by what lets a piece of `size_bytes` be taken; False where there is no room."""
@@ -116,21 +105,56 @@ class DeviceHeap:
     def trim(self) -> None:
         """Give back what it grew by last, as far as no piece lies there."""
         with self._lock:
+            self._settle()
             while self._grown and self._free:
                 begin, size = self._free[-1]
                 end, last = self._pages.base + self.held_bytes, self._grown[-1]
                 if begin + size != end or size < last:
-                    return
+                    break
                 self._pages.shrink()
                 self._grown.pop()
                 self.held_bytes -= last
                 self._free[-1:] = [(begin, size - last)] if size > last else []
+        self._settle_unless_busy()
 
     def close(self) -> None:
         """Give the memory back, once the last piece is free."""
         with self._lock:
             self._closed = True
+            self._settle()
             self._end()
+        self._settle_unless_busy()
+
+    def _settle_unless_busy(self) -> None:
+        """Free what was given back; who is busy with the heap does it next."""
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def _settle(self) -> None:
+        while self._returned:
+            address = self._returned.popleft()
+            size = self._taken.pop(address)
+            self.used_bytes -= size
+            self._put(address, size)
+            self._end()
+
+    def _fits(self, size: int) -> bool:
+        return any(held >= size for _, held in self._free)
+
+    def _cut(self, size: int) -> int:
+        """Take `size` from the beginning of a free piece."""
+        last = len(self._free) - 1
+        _, held, i = min(
+            (i == last, held, i) for i, (_, held) in enumerate(self._free) if held >= size
+        )
+        address, _ = self._free[i]
+        self._free[i : i + 1] = [(address + size, held - size)] if held > size else []
+        self._taken[address] = size
+        self.used_bytes += size
+        return address
 
     def _grow(self, size: int) -> bool:
         """Let the last free piece, which ends where the memory does, hold `size`."""

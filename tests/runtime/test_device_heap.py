@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -142,6 +143,45 @@ def test_it_is_closed_when_the_last_piece_is_free() -> None:
     assert pages.closed
     assert not heap.held_bytes
     assert heap.take(1) is None
+
+
+def test_a_piece_may_be_given_back_while_the_heap_grows() -> None:
+    """As the garbage collector may do it, in the same thread."""
+    given_back: list[int] = []
+
+    class Collecting(HostPages):
+        def grow(self, size_bytes: int) -> bool:
+            for address in given_back:
+                heap.give_back(address)
+            return super().grow(size_bytes)
+
+    heap = DeviceHeap(Collecting(ROOM), limit_bytes=None)
+    first, second = heap.take(UNIT), heap.take(UNIT)
+    assert first is not None
+    assert second is not None
+    given_back.append(first)
+    third = heap.take(2 * UNIT)
+    assert third not in (None, first, second)
+    assert heap.used_bytes == 3 * UNIT
+    given_back.clear()
+    assert heap.take(UNIT) == first
+
+
+def test_threads_take_and_free_at_once() -> None:
+    heap = DeviceHeap(HostPages(ROOM), limit_bytes=None)
+
+    def work(size: int) -> None:
+        for _ in range(300):
+            addresses = [heap.take(size) for _ in range(4)]
+            for address in addresses:
+                assert address is not None
+                heap.give_back(address)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, (100, 700, UNIT, 300)))
+    assert not heap.used_bytes
+    heap.trim()
+    assert not heap.held_bytes
 
 
 def test_a_heap_that_was_never_used_is_closed_at_once() -> None:

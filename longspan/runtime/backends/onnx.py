@@ -9,6 +9,7 @@ what a chunk makes, before whose tensors they are allocated: none lies among the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -91,31 +92,39 @@ class OnnxBackend:
         self._bundle, self._limit_bytes = bundle, memory_limit_bytes
         self._specs = bundle.manifest.state_at(capacity)
         self._threads = threads
-        # A session points to its weights and does not own them: they live as long as it does.
-        self._weights: dict[str, Any] = {}
-        self._memory = self._new_memory() if self._device == "cuda" else None
-        self._session: Any = self._open()
-        if self._memory is not None and not self._memory.heap.hold(working_bytes):
-            self.close()
-            raise DoesNotFit(
-                f"The device has no {format_bytes(working_bytes)} left beside the weights, which "
-                "chunks and states take. Free memory of the device, or give a smaller --budget."
-            )
         self._step_graph = step_graph and self._device == "cuda"
         # Made by the first steps; steps that are open beside others have buffers of their own.
         self._recorded: StepBuffers | None = None
         self._recorded_in_use = False
+        self._session: Any = None
+        self._memory: SessionMemory | None = None
+        # A session points to its weights and does not own them: they live as long as it does.
+        self._weights: dict[str, Any] = {}
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            if self._device == "cuda":
+                self._fill_memory()
+            self._session = self._open()
+            self._hold(working_bytes)
+            stack.pop_all()
 
-    def _new_memory(self) -> SessionMemory:
-        """A heap with the matrices, in what the limit leaves beside what is not allocated in it."""
+    def _fill_memory(self) -> None:
+        """Make a heap, in what the limit leaves beside what lies elsewhere, with the matrices."""
         warm_up_onnx("cuda")
         self._outside_bytes = memory_now("cuda").bytes + ONNX_CUDA_BYTES
         limit = heap_limit(self._limit_bytes, self._outside_bytes)
-        memory = SessionMemory(DeviceHeap(DevicePages(), limit_bytes=limit))
-        self._weights = memory.weights(
+        self._memory = SessionMemory(DeviceHeap(DevicePages(), limit_bytes=limit))
+        self._weights = self._memory.weights(
             self._bundle.weights_path, lambda name: name.endswith(SHARED_WEIGHTS)
         )
-        return memory
+
+    def _hold(self, size_bytes: int) -> None:
+        if self._memory is not None and not self._memory.heap.hold(size_bytes):
+            raise DoesNotFit(
+                f"Chunks and states were planned to take {format_bytes(size_bytes)} beside the "
+                "weights, and the device or the budget leaves less. Free memory of the device, or "
+                "give a larger --budget."
+            )
 
     def _open(self) -> Any:
         if self._memory is None:
