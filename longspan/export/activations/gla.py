@@ -51,7 +51,7 @@ def gla(layer: GlaConfig, width: int, dtype: DType) -> Mapping[Engine, ChunkByte
         # The most of: what in_proj gave, and its parts, in float32 where they are rotated; what
         # LinearAttention reads and writes, in float32, beside the gate.
         "onnx-cuda": ChunkBytes(
-            fixed=2 * state + cut,
+            fixed=cut,
             per_token=max(
                 2 * (F32 if rotated else b) * rows + b * D,
                 F32 * (3 * keys + 3 * values + (parts - 1) * decay) + b * values,
