@@ -19,6 +19,10 @@ WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16")
 DTYPE_BYTES: dict[DType, int] = {
     "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1, "uint8": 1,
 }  # fmt: skip
+# What a bundle's safetensors file calls them.
+STORED_NAMES: dict[DType, str] = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8",
+}  # fmt: skip
 
 
 def dtype_name(name: str) -> DType:

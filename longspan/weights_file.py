@@ -10,11 +10,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from longspan.tensors import DType
+from longspan.tensors import STORED_NAMES, DType
 
-_DTYPES: dict[str, DType] = {
-    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "U8": "uint8",
-}  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in STORED_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,9 @@ import torch
 from safetensors import safe_open
 
 from longspan.errors import BadInput
-from longspan.tensors import DType, TensorSpec
+from longspan.tensors import STORED_NAMES, TensorSpec
 
 ALIGNMENT = 64
-_NAMES: Mapping[DType, str] = {
-    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +46,7 @@ def file_layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, ByteRange
     offset = 0
     for spec in ordered:
         entries[spec.name] = {
-            "dtype": _NAMES[spec.dtype],
+            "dtype": STORED_NAMES[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [offset, offset + spec.nbytes],
         }

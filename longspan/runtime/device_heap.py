@@ -81,7 +81,10 @@ class DeviceHeap:
         size = max(1, -(-size_bytes // ALIGNMENT)) * ALIGNMENT
         with self._lock:
             self._settle()
-            address = self._cut(size) if self._fits(size) or self._grow(size) else None
+            piece = self._smallest(size)
+            if piece is None and self._grow(size):
+                piece = len(self._free) - 1
+            address = None if piece is None else self._cut(piece, size)
         self._settle_unless_busy()
         return address
 
@@ -141,17 +144,17 @@ class DeviceHeap:
             self._put(address, size)
             self._end()
 
-    def _fits(self, size: int) -> bool:
-        return any(held >= size for _, held in self._free)
-
-    def _cut(self, size: int) -> int:
-        """Take `size` from the beginning of a free piece."""
+    def _smallest(self, size: int) -> int | None:
+        """Which free piece is to be cut; None if none holds `size`."""
         last = len(self._free) - 1
-        _, held, i = min(
-            (i == last, held, i) for i, (_, held) in enumerate(self._free) if held >= size
-        )
-        address, _ = self._free[i]
-        self._free[i : i + 1] = [(address + size, held - size)] if held > size else []
+        fitting = ((i == last, held, i) for i, (_, held) in enumerate(self._free) if held >= size)
+        _, _, piece = min(fitting, default=(True, 0, None))
+        return piece
+
+    def _cut(self, piece: int, size: int) -> int:
+        """Take `size` from the beginning of a free piece."""
+        address, held = self._free[piece]
+        self._free[piece : piece + 1] = [(address + size, held - size)] if held > size else []
         self._taken[address] = size
         self.used_bytes += size
         return address

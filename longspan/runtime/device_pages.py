@@ -10,9 +10,8 @@ See CUDA's driver API, "Virtual Memory Management".
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
-from longspan.runtime.nvidia import device_memory, driver_and_device, primary_context
+from longspan.runtime.nvidia import call_driver, device_memory, driver_and_device
 
 _PINNED, _ON_DEVICE, _READ_WRITE = 1, 1, 3
 _OUT_OF_MEMORY = 2
@@ -50,41 +49,40 @@ class DevicePages:
     """
 
     def __init__(self) -> None:
-        self._driver, device = driver_and_device()
+        _, device = driver_and_device()
         self._location = _Location(_ON_DEVICE, device.value)
         self._properties = _Properties(kind=_PINNED, location=self._location)
         unit, base = ctypes.c_size_t(), ctypes.c_uint64()
-        with primary_context():
-            self._call("cuMemGetAllocationGranularity", ctypes.byref(unit), self._by_reference(), 0)
-            self.unit = unit.value
-            total = device_memory()
-            assert total is not None, "NVML tells what a device has"
-            self._range_bytes = total[0] // self.unit * self.unit
-            self._call(
-                "cuMemAddressReserve", ctypes.byref(base), ctypes.c_size_t(self._range_bytes),
-                ctypes.c_size_t(0), ctypes.c_uint64(0), ctypes.c_uint64(0),
-            )  # fmt: skip
+        described = ctypes.byref(self._properties)
+        call_driver("cuMemGetAllocationGranularity", ctypes.byref(unit), described, 0)
+        self.unit = unit.value
+        total = device_memory()
+        assert total is not None, "NVML tells what a device has"
+        self._range_bytes = total[0] // self.unit * self.unit
+        size, nothing = ctypes.c_size_t(self._range_bytes), ctypes.c_uint64(0)
+        call_driver(
+            "cuMemAddressReserve", ctypes.byref(base), size, ctypes.c_size_t(0), nothing, nothing
+        )
         self.base = base.value
         # Bytes, and the driver's handle, of what lies behind the addresses.
-        self._mapped: list[tuple[int, Any]] = []
+        self._mapped: list[tuple[int, ctypes.c_uint64]] = []
 
     def grow(self, size_bytes: int) -> bool:
         """See `Pages.grow`."""
         held = sum(size for size, _ in self._mapped)
         if held + size_bytes > self._range_bytes:
             return False
-        handle, size = ctypes.c_uint64(), ctypes.c_size_t(size_bytes)
+        handle, size, nothing = ctypes.c_uint64(), ctypes.c_size_t(size_bytes), ctypes.c_uint64(0)
+        described = ctypes.byref(self._properties)
+        if call_driver(
+            "cuMemCreate", ctypes.byref(handle), size, described, nothing,
+            refusals=(_OUT_OF_MEMORY,),
+        ):  # fmt: skip
+            return False
         address = ctypes.c_uint64(self.base + held)
+        call_driver("cuMemMap", address, size, ctypes.c_size_t(0), handle, nothing)
         access = _Access(self._location, _READ_WRITE)
-        with primary_context():
-            error = self._driver.cuMemCreate(
-                ctypes.byref(handle), size, self._by_reference(), ctypes.c_uint64(0)
-            )
-            if error == _OUT_OF_MEMORY:
-                return False
-            _check("cuMemCreate", error)
-            self._call("cuMemMap", address, size, ctypes.c_size_t(0), handle, ctypes.c_uint64(0))
-            self._call("cuMemSetAccess", address, size, ctypes.byref(access), ctypes.c_size_t(1))
+        call_driver("cuMemSetAccess", address, size, ctypes.byref(access), ctypes.c_size_t(1))
         self._mapped.append((size_bytes, handle))
         return True
 
@@ -92,31 +90,15 @@ class DevicePages:
         """See `Pages.shrink`; it waits until the device is through with the memory."""
         size_bytes, handle = self._mapped.pop()
         address = self.base + sum(size for size, _ in self._mapped)
-        with primary_context():
-            self._call("cuCtxSynchronize")
-            self._call("cuMemUnmap", ctypes.c_uint64(address), ctypes.c_size_t(size_bytes))
-            self._call("cuMemRelease", handle)
+        call_driver("cuCtxSynchronize")
+        call_driver("cuMemUnmap", ctypes.c_uint64(address), ctypes.c_size_t(size_bytes))
+        call_driver("cuMemRelease", handle)
 
     def close(self) -> None:
         """See `Pages.close`; a second call does nothing."""
         while self._mapped:
             self.shrink()
         if self._range_bytes:
-            with primary_context():
-                self._call(
-                    "cuMemAddressFree",
-                    ctypes.c_uint64(self.base),
-                    ctypes.c_size_t(self._range_bytes),
-                )
+            size = ctypes.c_size_t(self._range_bytes)
+            call_driver("cuMemAddressFree", ctypes.c_uint64(self.base), size)
             self._range_bytes = 0
-
-    def _by_reference(self) -> Any:
-        return ctypes.byref(self._properties)
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        _check(name, getattr(self._driver, name)(*arguments))
-
-
-def _check(name: str, error: int) -> None:
-    if error:
-        raise RuntimeError(f"{name} failed with CUresult {error}")

@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -106,13 +106,7 @@ def copy_to_host(source: int, target: int, count: int) -> None:
     Raises:
         RuntimeError: the driver refuses; the number is its CUresult.
     """
-    driver, _ = driver_and_device()
-    with primary_context():
-        error = driver.cuMemcpyDtoH_v2(
-            ctypes.c_void_p(target), ctypes.c_uint64(source), ctypes.c_size_t(count)
-        )
-    if error:
-        raise RuntimeError(f"cuMemcpyDtoH of {count} bytes failed with CUresult {error}")
+    call_driver("cuMemcpyDtoH_v2", _address(target), _address(source), ctypes.c_size_t(count))
 
 
 def copy_to_device(source: int, target: int, count: int) -> None:
@@ -121,13 +115,35 @@ def copy_to_device(source: int, target: int, count: int) -> None:
     Raises:
         RuntimeError: the driver refuses; the number is its CUresult.
     """
-    driver, _ = driver_and_device()
-    with primary_context():
-        error = driver.cuMemcpyHtoD_v2(
-            ctypes.c_uint64(target), ctypes.c_void_p(source), ctypes.c_size_t(count)
-        )
-    if error:
-        raise RuntimeError(f"cuMemcpyHtoD of {count} bytes failed with CUresult {error}")
+    call_driver("cuMemcpyHtoD_v2", _address(target), _address(source), ctypes.c_size_t(count))
+
+
+def call_driver(name: str, *arguments: Any, refusals: Container[int] = ()) -> int:
+    """Call a function of the driver, in the context that torch and ONNX Runtime use.
+
+    Args:
+        name: of the function.
+        arguments: of the function, as ctypes has them.
+        refusals: CUresults that the caller knows what to do with.
+
+    Returns:
+        0, or one of the refusals.
+
+    Raises:
+        RuntimeError: there is no device, or the driver refuses; the number is its CUresult.
+    """
+    driver, device = driver_and_device()
+    context = ctypes.c_void_p()
+    # This thread need not have it current.
+    error: int = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    error = error or driver.cuCtxPushCurrent_v2(context)
+    if not error:
+        error = getattr(driver, name)(*arguments)
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    if error and error not in refusals:
+        raise RuntimeError(f"{name} failed with CUresult {error}")
+    return error
 
 
 def driver_and_device() -> tuple[Any, ctypes.c_int]:
@@ -143,24 +159,8 @@ def driver_and_device() -> tuple[Any, ctypes.c_int]:
     return driver, device
 
 
-@contextmanager
-def primary_context() -> Iterator[None]:
-    """The context that torch and ONNX Runtime use, current inside the ``with`` block.
-
-    Raises:
-        RuntimeError: the driver refuses; the number is its CUresult.
-    """
-    driver, device = driver_and_device()
-    context = ctypes.c_void_p()
-    error = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-    error = error or driver.cuCtxPushCurrent_v2(context)
-    if error:
-        raise RuntimeError(f"the device's context cannot be used: CUresult {error}")
-    try:
-        yield
-    finally:
-        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-        driver.cuDevicePrimaryCtxRelease_v2(device)
+def _address(of_device_or_host: int) -> ctypes.c_uint64:
+    return ctypes.c_uint64(of_device_or_host)
 
 
 def _compute_processes(nvml: Any, device: Any) -> list[_ProcessInfo]:

@@ -11,8 +11,8 @@ from longspan.models.config import WindowAttentionConfig
 MIB = 2**20
 # A second session of ONNX Runtime over the same weights, and its two CUDA graphs. Measured on an
 # H100 with 1.31.1, beyond two states: 76 MiB for 12 layers (302 nodes), 300 for 64 (2,063).
-GRAPH_BYTES = 40 * MIB
-GRAPH_BYTES_PER_LAYER = 17 * MIB // 4
+SESSION_BYTES = 40 * MIB
+SESSION_BYTES_PER_LAYER = 17 * MIB // 4
 # Its arena, beyond two states. Of three models of 12 layers with windows of 2,048 entries 14 MiB, 7
 # times the keys and values of one of them; of others nothing that could be told from the rest.
 WINDOWS = 7
@@ -20,7 +20,7 @@ WINDOWS = 7
 
 def onnx_graph_bytes(manifest: Manifest) -> int:
     """Bytes of the session and its graphs, outside its arena."""
-    return GRAPH_BYTES + len(manifest.config.layers) * GRAPH_BYTES_PER_LAYER
+    return SESSION_BYTES + len(manifest.config.layers) * SESSION_BYTES_PER_LAYER
 
 
 def onnx_graph_arena_bytes(manifest: Manifest) -> int:

@@ -13,13 +13,7 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
-from longspan.models.config import (
-    ConbaConfig,
-    Mamba2Config,
-    MambaConfig,
-    MlpConfig,
-    MoeConfig,
-)
+from longspan.models.config import ConbaConfig, Mamba2Config, MambaConfig, MlpConfig, MoeConfig
 from longspan.runtime.plan_arena import arena_bytes
 from longspan.runtime.plan_graph import onnx_graph_arena_bytes, onnx_graph_bytes
 from longspan.runtime.plan_unfilled import END_BYTES

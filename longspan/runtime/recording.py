@@ -24,9 +24,8 @@ def why_not_recorded(
         engine: what computes.
         installed: which packages are there; None to look.
     """
-    installed = installed or find_installed()
     if engine == "torch-cuda":
-        return None if installed.triton else NO_TRITON
+        return None if (installed or find_installed()).triton else NO_TRITON
     if engine != "onnx-cuda":
         return None
     if manifest.cache_entry_bytes:

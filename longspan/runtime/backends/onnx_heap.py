@@ -9,7 +9,7 @@ memory.close()      # the heap goes with the last value that lies in it
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from longspan.runtime.backends.dlpack import ort_value
 from longspan.runtime.device_heap import DeviceHeap
 from longspan.runtime.nvidia import copy_to_device
 from longspan.sizes import format_bytes
-from longspan.tensors import DTYPE_BYTES, DType, TensorSpec
+from longspan.tensors import TensorSpec
 from longspan.weights_file import StoredTensor, stored_tensors
 
 _TAKE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
@@ -68,7 +68,7 @@ class SessionMemory:
         Raises:
             BudgetExceeded: the heap may not hold as much.
         """
-        return {spec.name: self._value(spec.shape, spec.dtype)[0] for spec in specs}
+        return {spec.name: self._value(spec)[0] for spec in specs}
 
     def weights(self, path: Path, is_wanted: Callable[[str], bool]) -> dict[str, ort.OrtValue]:
         """The tensors of a safetensors file whose names are wanted, by name.
@@ -90,21 +90,22 @@ class SessionMemory:
             self.heap.give_back(address)
 
     def _filled(self, tensor: StoredTensor, file_address: int) -> ort.OrtValue:
-        value, address = self._value(tensor.shape, tensor.dtype)
+        value, address = self._value(tensor)
         if tensor.nbytes:
             self._copy(file_address + tensor.offset, address, tensor.nbytes)
         return value
 
-    def _value(self, shape: Sequence[int], dtype: DType) -> tuple[ort.OrtValue, int]:
-        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
-        address = self.heap.take(size)
+    def _value(self, like: TensorSpec | StoredTensor) -> tuple[ort.OrtValue, int]:
+        """A tensor of that shape and dtype, and its address."""
+        address = self.heap.take(like.nbytes)
         if address is None:
             raise BudgetExceeded(
-                f"A tensor of {format_bytes(size)} needs more memory than the budget leaves. Give "
-                "a larger --budget."
+                f"A tensor of {format_bytes(like.nbytes)} needs more memory than the budget "
+                "leaves. Give a larger --budget."
             )
         freed = partial(self.heap.give_back, address)
-        return ort_value(address, shape, dtype, device=self._device, freed=freed), address
+        value = ort_value(address, like.shape, like.dtype, device=self._device, freed=freed)
+        return value, address
 
 
 def _address(function: Any) -> str:
