@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 
-from longspan.runtime.nvidia import call_driver, device_memory, driver_and_device
+from longspan.runtime.device_memory import total_bytes
+from longspan.runtime.nvidia import call_driver, driver_and_device
 
 _PINNED, _ON_DEVICE, _READ_WRITE = 1, 1, 3
 _OUT_OF_MEMORY = 2
@@ -56,9 +57,7 @@ class DevicePages:
         described = ctypes.byref(self._properties)
         call_driver("cuMemGetAllocationGranularity", ctypes.byref(unit), described, 0)
         self.unit = unit.value
-        total = device_memory()
-        assert total is not None, "NVML tells what a device has"
-        self._range_bytes = total[0] // self.unit * self.unit
+        self._range_bytes = total_bytes("cuda") // self.unit * self.unit
         size, nothing = ctypes.c_size_t(self._range_bytes), ctypes.c_uint64(0)
         call_driver(
             "cuMemAddressReserve", ctypes.byref(base), size, ctypes.c_size_t(0), nothing, nothing

@@ -57,7 +57,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     fake = Driver()
     monkeypatch.setattr(nvidia, "driver_and_device", lambda: (fake, ctypes.c_int(0)))
     monkeypatch.setattr(device_pages, "driver_and_device", lambda: (fake, ctypes.c_int(0)))
-    monkeypatch.setattr(device_pages, "device_memory", lambda: (TOTAL, TOTAL))
+    monkeypatch.setattr(device_pages, "total_bytes", lambda device: TOTAL)
     return fake
 
 
