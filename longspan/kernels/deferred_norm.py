@@ -26,8 +26,9 @@ class DeferredNorm:
         row: g s, float [B, L, D].
         squares: sums of parts of s^2, float32 or float64 [B, L, parts].
         eps: added to the mean square, > 0.
-        sums: float32 [B, L, D / 8] of a row that lies as `quantized_linear.laid_out` has it, for
-            the packed matrix that `NextNorm` named; None of a plain one.
+        sums: float32, factors and sums of the groups of a row that lies as
+            `quantized_linear.laid_out` has it, for the packed matrix that `NextNorm` named; None
+            of a plain one.
     """
 
     row: torch.Tensor

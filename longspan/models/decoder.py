@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from longspan.kernels.choice import chosen
 from longspan.kernels.deferred_norm import Added, DeferredNorm, NextNorm, defers_norms
 from longspan.kernels.dequantize import dequantize
 from longspan.kernels.linear import linear
@@ -198,24 +199,32 @@ class Decoder(nn.Module):
             past = {name: left.pop(prefix + name) for name in names}
             if not isinstance(y, DeferredNorm):
                 x, y = layer.norm(x, y, self.compute)
-            then = self._next_norm(i, x)
+            then = self._next_norm(i, x, keep)
             if then is None:
                 y, new = layer(y, past, tokens)
             else:
                 (x, y), new = layer.step_and_add(y, past, then)
             after |= {prefix + name: new[name] for name in names}
-        assert isinstance(y, torch.Tensor), "the last layer, of which there is one, defers nothing"
-        x, y = _kept(x, y, keep)
-        _, normed = self.norm(x, y, self.compute)
-        found = self._logits(normed, logits)
+        if not isinstance(y, DeferredNorm):
+            assert y is not None, "there is a layer"
+            _, y = self.norm(*_kept(x, y, keep), self.compute)
+        found = self._logits(y, logits)
         return found.to(torch.promote_types(found.dtype, torch.float32)), after
 
-    def _next_norm(self, index: int, x: torch.Tensor) -> NextNorm | None:
-        """The norm after layer `index`, where its mixer and the next one's have it between them."""
-        pair = list(cast(Iterable[Layer], self.layers[index : index + 2]))
-        if len(pair) < 2 or not defers_norms(x, self.compute):
+    def _next_norm(self, index: int, x: torch.Tensor, keep: torch.Tensor | None) -> NextNorm | None:
+        """The norm after layer `index`, where its mixer and what reads it have it between them."""
+        layer, *later = cast(Iterable[Layer], self.layers[index : index + 2])
+        if not (layer.defers_norms and defers_norms(x, self.compute)):
             return None
-        return pair[-1].next_norm(x) if all(layer.defers_norms for layer in pair) else None
+        if later:
+            return later[0].next_norm(x) if later[0].defers_norms else None
+        # The head divides where it is packed, and its row is wanted.
+        bits = self._bits(embedding=self.head is None)
+        divides = bits is not None and chosen("quantized_linear", x) == "triton"
+        if not divides or keep is not None or not isinstance(self.norm, RmsNorm):
+            return None
+        matrix, norm = self.embedding if self.head is None else self.head, self.norm
+        return NextNorm(residual=x, weight=norm.weight, eps=norm.eps, matrix=matrix, bits=bits)
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding, in the residual's dtype."""
@@ -228,9 +237,10 @@ class Decoder(nn.Module):
             bits=bits, width=self.config.d_model, dtype=residual, rows=tokens,
         )  # fmt: skip
 
-    def _logits(self, y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    def _logits(self, y: torch.Tensor | DeferredNorm, out: torch.Tensor | None) -> torch.Tensor:
         bits = self._bits(embedding=self.head is None)
         if bits is None:
+            assert isinstance(y, torch.Tensor), "`_next_norm` defers for a packed head alone"
             return linear(y, self.embedding if self.head is None else self.head, out=out)
         if self.head is None:
             matrix = self.embedding, self.embedding_scales, self.embedding_zeros

@@ -38,10 +38,11 @@ def run(asm: str, operands: Lanes, outputs: int) -> Lanes:
                 for group in re.findall(r"\{(.*?)\}", rest)
             )
             assert sums == before
-            kind = op.split(".")[-2]
-            results = _mma(
-                kind, *([registers[name] for name in names] for names in (left, right, sums))
-            )
+            operands = ([registers[name] for name in names] for names in (left, right, sums))
+            if op.endswith(".s32.u8.s8.s32"):
+                results = _mma_of_whole_numbers(*operands)
+            else:
+                results = _mma(op.split(".")[-2], *operands)
             registers |= dict(zip(sums, results, strict=True))
             continue
         target, *names = (name.strip() for name in rest.split(","))
@@ -57,6 +58,11 @@ def _scalar(op: str, given: list[Lanes]) -> Lanes:
         return given[0] >> given[1]
     if op == "and.b32":
         return given[0] & given[1]
+    if op == "mad.lo.s32":
+        a, b, c = (each.view(np.int32).astype(np.int64) for each in given)
+        found = a * b + c
+        assert np.array_equal(found, found.astype(np.int32)), "more than 32 bits"
+        return found.astype(np.int32).view(np.uint32)
     if op == "prmt.b32":
         both = given[0].astype(np.uint64) | (given[1].astype(np.uint64) << np.uint64(32))
         result = np.zeros(LANES, dtype=np.uint64)
@@ -111,4 +117,28 @@ def _mma(kind: str, left: list[Lanes], right: list[Lanes], sums: list[Lanes]) ->
         row, place = divmod(lane, 4)
         for i, result in enumerate(results):
             result[lane] = float(c[row + 8 * (i // 2), 2 * place + i % 2])
+    return [result.view(np.uint32) for result in results]
+
+
+def _mma_of_whole_numbers(left: list[Lanes], right: list[Lanes], sums: list[Lanes]) -> list[Lanes]:
+    """``mma.m16n8k32`` of bytes without sign with bytes that have one; figures as above."""
+    a, b = np.zeros((16, 32), dtype=np.int64), np.zeros((32, 8), dtype=np.int64)
+    c = np.zeros((16, 8), dtype=np.int64)
+    for lane in range(LANES):
+        row, place = divmod(lane, 4)
+        for i, register in enumerate(left):
+            k = 4 * place + 16 * (i // 2)
+            a[row + 8 * (i % 2), k : k + 4] = register.view(np.uint8).reshape(LANES, 4)[lane]
+        for i, register in enumerate(right):
+            k = 4 * place + 16 * i
+            b[k : k + 4, row] = register.view(np.int8).reshape(LANES, 4)[lane]
+        for i, register in enumerate(sums):
+            c[row + 8 * (i // 2), 2 * place + i % 2] = register.view(np.int32)[lane]
+    c += a @ b
+    assert np.array_equal(c, c.astype(np.int32)), "more than 32 bits"
+    results = [np.zeros(LANES, dtype=np.int32) for _ in sums]
+    for lane in range(LANES):
+        row, place = divmod(lane, 4)
+        for i, result in enumerate(results):
+            result[lane] = c[row + 8 * (i // 2), 2 * place + i % 2]
     return [result.view(np.uint32) for result in results]

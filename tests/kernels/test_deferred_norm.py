@@ -140,11 +140,14 @@ def test_a_layer_after_a_layer(
     width: int,
     outputs: int,
 ) -> None:
-    """On tensor cores the row between them is laid out; what heads of 10 channels write is not."""
+    """On tensor cores the row between them is laid out, in groups of 8 numbers of 8 bits.
+
+    Programs of 8 outputs have no whole group of 4 bits, and those of heads of 10 channels none.
+    """
     packing = {"bits": bits, "block": block, "symmetric": symmetric}
     pair = LayerPair.random(device, dtype, heads=heads, width=width, outputs=outputs, **packing)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    laid_out = device == "cuda" and dtype == torch.bfloat16
+    laid_out = device == "cuda" and dtype == torch.bfloat16 and bits == 8
     pair.check(laid_out=laid_out, rtol=tolerance, atol=tolerance)
 
 

@@ -19,7 +19,7 @@ from longspan.kernels import override
 from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.linear import triton_product
 from longspan.kernels.linear_conv import linear_conv
-from longspan.kernels.quantized_linear import blocks, laid_out
+from longspan.kernels.quantized_linear import blocks, laid_out, quantized_linear
 from tests.kernels import ptx, test_linear_conv
 from tests.kernels.devices import wide
 from tests.kernels.layer_pairs import LayerPair
@@ -84,7 +84,7 @@ def test_a_layer(width: int, bits: int, block: int, symmetric: bool) -> None:
 
 @pytest.mark.parametrize(
     ("heads", "width", "outputs", "rows"),
-    [(4, 16, 96, None), (2, 64, 32, 16), (8, 8, 160, 32), (4, 16, 96, 32)],
+    [(4, 16, 96, 16), (2, 64, 32, 16), (8, 8, 160, 32), (4, 16, 96, 32)],
 )
 @pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
 def test_a_layer_after_a_layer(
@@ -94,14 +94,13 @@ def test_a_layer_after_a_layer(
     heads: int,
     width: int,
     outputs: int,
-    rows: int | None,
+    rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows between launches are laid out for the products that read them."""
 
     def block_of(*given: Any, **more: Any) -> dict[str, int]:
-        chosen = blocks.word_block(*given, **more)
-        return chosen if rows is None else chosen | {"ROWS": rows}
+        return blocks.word_block(*given, **more) | {"ROWS": rows, "maxnreg": 160}
 
     monkeypatch.setattr(triton_product, "word_block", block_of)
 
@@ -113,22 +112,76 @@ def test_a_layer_after_a_layer(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_row_that_is_laid_out_has_all_its_numbers(bits: int) -> None:
-    row = torch.randn(1, 1, 40).to(torch.bfloat16)
-    stored_row = torch.full((1, 1, 40), float("nan"), dtype=torch.bfloat16)
-    sums = laid_out.new_sums(stored_row)
-    for first in (0, 16, 32):
-        part = torch.zeros(16)
-        part[: 40 - first] = row[0, 0, first : first + 16].float()
-        _store[(1,)](stored_row, sums, part, first, 40, BITS=bits)
-    expected = row.float().view(5, 8)
-    torch.testing.assert_close(sums.view(5) * 2.0**69, expected.sum(-1), rtol=1e-6, atol=1e-6)
-    # As `tensor_cores` pairs them; of 4 bits those that meet 16 times as large numbers are smaller.
-    order, factors = {
-        4: ([0, 4, 2, 6, 1, 5, 3, 7], [2.0**64] * 4 + [2.0**60] * 4),
-        8: ([0, 2, 1, 3, 4, 6, 5, 7], [2.0**64] * 8),
-    }[bits]
-    assert torch.equal(stored_row.float().view(5, 8), expected[:, order] * torch.tensor(factors))
+def test_a_head_divides_the_last_norm(bits: int) -> None:
+    """Of several tiles and several passes, beside a row whose parts differ much in size."""
+    given = test_linear_conv.arguments("cpu", torch.bfloat16, width=64 * 32)
+    size = 10.0 ** torch.randint(-3, 3, (64,)).repeat_interleave(32)
+    s = torch.randn(1, 1, 64 * 32) * size
+    row = torch.empty(1, 1, 64 * 32, dtype=torch.bfloat16)
+    sums = laid_out.new_sums(row, bits)
+    for first in range(0, 64 * 32, 16):
+        part = s[0, 0, first : first + 16].clone()
+        _store[(1,)](row, sums, part, first, 64 * 32, BITS=bits)
+    outputs = given["weight"].shape[0]
+    matrix = stored(
+        outputs, 64 * 32, bits=bits, block=32, symmetric=False, dtype=torch.bfloat16
+    ).named
+    norm = DeferredNorm(row=row, squares=s.square(), eps=EPS, sums=sums)
+    with override("quantized_linear", "triton"):
+        found = quantized_linear(norm, **matrix)
+    plain = DeferredNorm(row=s.double(), squares=s.double().square(), eps=EPS)
+    expected = quantized_linear(**wide(matrix) | {"x": plain})
+    torch.testing.assert_close(found.double(), expected, **TOLERANCE)
+
+
+def read_laid_out(row: torch.Tensor, sums: torch.Tensor, bits: int) -> torch.Tensor:
+    """What a row [1, 1, D] that is laid out says of x, for products with it: float64 [D]."""
+    halves = row.view(torch.int8).view(-1, 2, 128 // bits).long()
+    whole = halves[:, 0] * 256 + halves[:, 1]
+    if bits == 4:
+        high, low = whole.view(-1, 2, 4).unbind(dim=1)
+        # Of n + 16 m and n: x n and y m.
+        whole = torch.stack((low + high, 16 * high), dim=-1)
+    groups = whole.reshape(-1, 64 // bits)
+    factors, totals = sums.view(-1, 2).double().unbind(dim=1)
+    torch.testing.assert_close(totals, factors * groups.sum(dim=1), rtol=1e-6, atol=1e-30)
+    return (groups * factors[:, None]).flatten()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_that_is_laid_out_has_all_its_numbers(bits: int, scale: float) -> None:
+    """More exact than bfloat16, beside the largest of each group."""
+    row = (torch.randn(1, 1, 64) * scale).float()
+    row[..., 32:48] = 0
+    stored_row = torch.full((1, 1, 64), float("nan"), dtype=torch.bfloat16)
+    sums = laid_out.new_sums(stored_row, bits)
+    for first in (0, 16, 32, 48):
+        part = row[0, 0, first : first + 16].clone()
+        _store[(1,)](stored_row, sums, part, first, 64, BITS=bits)
+    found = read_laid_out(stored_row, sums, bits)
+    expected = row.double().flatten()
+    largest = expected.view(-1, 64 // bits).abs().amax(dim=1, keepdim=True)
+    error = (found - expected).view(largest.shape[0], -1).abs()
+    assert bool((error <= largest / 2**11).all())
+    # Of 4 bits every second number has 16 bits.
+    exact = error[:, 0::2] if bits == 4 else error
+    assert bool((exact <= largest / 2**14).all())
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_no_number_stays_none(bits: int, wrong: float) -> None:
+    row = torch.randn(64)
+    row[5] = wrong
+    stored_row = torch.zeros(1, 1, 64, dtype=torch.bfloat16)
+    sums = laid_out.new_sums(stored_row, bits)
+    for first in range(0, 64, 16):
+        _store[(1,)](stored_row, sums, row[first : first + 16].clone(), first, 64, BITS=bits)
+    groups = sums.view(-1, 2).isfinite().all(dim=1)
+    assert not bool(groups[0])
+    assert bool(groups[1:].all())
 
 
 @triton.jit

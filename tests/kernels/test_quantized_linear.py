@@ -11,10 +11,11 @@ import torch
 from onnx import TensorProto, helper
 
 from longspan.kernels import choose, override
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.linear import triton_product
 from longspan.kernels.quantized_linear import blocks, quantized_linear, scratch, triton_kernel
 from longspan.kernels.quantized_linear.reference import quantized_linear as reference
-from tests.kernels.devices import DEVICE_DTYPES, DEVICES
+from tests.kernels.devices import DEVICE_DTYPES, DEVICES, wide
 from tests.kernels.quantized import PACKINGS, Stored, stored
 from tests.tolerances import assert_close
 
@@ -114,11 +115,48 @@ def test_a_row_is_on_its_way_at_once_or_in_even_parts() -> None:
 
 
 def test_of_a_row_that_is_laid_out_programs_are_fewer() -> None:
-    """Mamba-2 2.7B in 4 bits: 160 programs of out_proj. In 8 a row takes two turns: as before."""
+    """Mamba-2 2.7B in 4 bits: 331 of in_proj, 160 of out_proj; in 8 that takes two turns."""
+    in_proj = {"ROWS": 32, "BLOCK": 64, "DEPTH": 5, "num_warps": 4, "maxnreg": 160}
+    assert blocks.word_block(10_576, 320, laid_out=True) == in_proj
+    assert list(blocks.word_block(10_576, 640, laid_out=True).values()) == [16, 128, 5, 8, 96]
+    # More than have room at once.
+    assert list(blocks.word_block(50_280, 320, laid_out=True).values()) == [16, 64, 5, 4]
     assert blocks.word_block(2560, 640, laid_out=True)["ROWS"] == 16
     assert blocks.word_block(2560, 640)["ROWS"] == 8
     assert blocks.word_block(2560, 1280, laid_out=True)["ROWS"] == 8
-    assert blocks.word_block(1536, 384, laid_out=True)["ROWS"] == 8
+    assert blocks.word_block(768, 192, laid_out=True)["ROWS"] == 16
+    assert blocks.word_block(256, 64, laid_out=True)["ROWS"] == 8
+
+
+@pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)
+@pytest.mark.parametrize(("device", "dtype"), DEVICE_DTYPES)
+def test_a_norm_that_is_divided_here(
+    device: str, dtype: torch.dtype, bits: int, block: int, symmetric: bool
+) -> None:
+    if dtype == torch.float16:
+        pytest.skip("norms in float16 are not deferred")
+    matrix = stored(
+        37, 200, bits=bits, block=block, symmetric=symmetric, device=device, dtype=dtype
+    )
+    s = torch.randn(1, 1, 200, device=device)
+    norm = DeferredNorm(row=s.to(dtype), squares=s.view(1, 1, 5, 40).square().sum(-1), eps=1e-5)
+    bias = torch.randn(37, device=device).to(dtype)
+    expected = quantized_linear(
+        **wide(matrix.named) | {"x": replace(norm, row=norm.row.double()), "bias": bias.double()}
+    )
+    with override("quantized_linear", "triton"):
+        found = quantized_linear(norm, **matrix.named, bias=bias)
+    assert found.dtype == dtype
+    assert_close("quantized_linear", found, expected)
+
+
+def test_a_norm_of_several_rows_is_refused() -> None:
+    matrix = stored(4, 32, bits=4, block=32, symmetric=True, device="cpu", dtype=torch.float32)
+    norm = DeferredNorm(row=torch.ones(1, 2, 32), squares=torch.ones(1, 2, 1), eps=1e-5)
+    with pytest.raises(
+        ValueError, match=r"^quantized_linear: x is a norm of 2 rows; it must be of one$"
+    ):
+        quantized_linear(norm, **matrix.named)
 
 
 @pytest.mark.parametrize("offset", [4, 16])

@@ -65,6 +65,35 @@ def test_a_lane_has_the_product_of_its_own_numbers(bits: int, kind: str, size: f
     )
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_two_rows_meet_whole_numbers(bits: int) -> None:
+    """Sums of a lane's first two words and of its last two, of both rows; exact."""
+    rng = np.random.default_rng(0)
+    units = 16 // bits // 2
+    words = rng.integers(0, 2**32, (2, 4, LANES), dtype=np.uint32)
+    words[:, :, 0], words[:, :, 1] = 0, 2**32 - 1
+    # What bytes meet, of 4 bits all eight bits and the lower four: by place, upper halves, lower.
+    meets = rng.integers(-(2**15) + 128, 2**15 - 128, (4, 4 * units, 4))
+    upper = (meets + 128) >> 8
+    halves = np.stack([upper, meets - 256 * upper], axis=1).astype(np.int8)
+    x = np.zeros((4 * units, LANES), dtype=np.uint32)
+    for lane in range(LANES):
+        row, place = divmod(lane, 4)
+        if row // 2 == place:
+            x[:, lane] = halves[place, row % 2].reshape(-1).view(np.uint32)
+    program = getattr(tensor_cores, f"WHOLE_PRODUCTS_OF_{bits}_BITS")
+    operands = np.concatenate([words[0], words[1], x])
+    found = run(program, operands, 4).view(np.int32).reshape(2, 2, LANES)
+
+    packed = words.transpose(0, 2, 1).copy().view(np.uint8).astype(np.int64)
+    packed = packed.reshape(2, LANES, 4, 1, 4)
+    if bits == 4:
+        packed = np.concatenate([packed, packed & 15], axis=3)
+    by_place = meets.reshape(4, 4, units, 4)[np.arange(LANES) % 4]
+    sums = (packed * by_place).sum(axis=(3, 4)).reshape(2, LANES, 2, 2).sum(axis=3)
+    assert np.array_equal(found, sums.transpose(0, 2, 1))
+
+
 def test_lanes_have_the_words_that_the_ptx_takes_them_for() -> None:
     """Lane 4 g + t has four words of row g and place t, wherever x and scales lie."""
     environment = {name: each for name, each in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -25,15 +25,25 @@ MLP = MlpConfig(d_ff=40)
 @pytest.mark.parametrize(
     ("layers", "norms", "stored"),
     [
-        # The first norm and the last are launches of their own.
+        # The first norm is a launch of its own, and the last before a head of floating point.
         ((MIXER, MIXER, MIXER), 2, None),
-        ((MIXER, MIXER), 2, Quantization(bits=4)),
+        ((MIXER, MIXER), 1, Quantization(bits=4)),
+        ((MIXER, MIXER), 2, Quantization(bits=4, embedding=False, head=False)),
+        ((MIXER, MLP), 3, Quantization(bits=4)),
         ((GROUPED, MIXER), 2, None),
         # Only where both mixers defer.
         ((MIXER, MLP, MIXER), 4, None),
         ((MIXER, BARE), 3, None),
     ],
-    ids=["three", "packed", "groups", "others between", "no gated norm"],
+    ids=[
+        "three",
+        "packed",
+        "packed layers",
+        "packed MLP",
+        "groups",
+        "others between",
+        "no gated norm",
+    ],
 )
 @pytest.mark.parametrize("device", DEVICES)
 def test_steps(
@@ -60,7 +70,7 @@ def test_steps(
         rows, state = [], decoder.new_state()
         with ExitStack() as stack:
             stack.enter_context(override("add_norm", counted))
-            for op in ("linear_conv", "ssd_norm_linear"):
+            for op in ("linear_conv", "ssd_norm_linear", "quantized_linear"):
                 stack.enter_context(override(op, implementation))  # type: ignore[arg-type]
             for t in range(STEPS):
                 logits, state = decoder(torch.tensor([[t]], device=device), None, state)

@@ -147,7 +147,8 @@ def test_a_limit_that_leaves_no_room_to_record_is_told_and_reading_goes_on(folde
     model = backend(bundle(folder), "onnx-cuda", limit_bytes=limit)
     state = started(model)
     assert isinstance(model, OnnxBackend)
-    model._limit_bytes = memory_now("cuda").bytes
+    # Less than the process holds, whatever the heap gives back before.
+    model._limit_bytes = 2**20
     with pytest.raises(BudgetExceeded, match="Recording steps takes"):
         model.steps(state)
     assert np.isfinite(expected(model, state, TOKENS[:3])).all()

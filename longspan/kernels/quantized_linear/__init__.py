@@ -6,13 +6,14 @@ import torch
 
 from longspan.kernels.checks import check_out, require_shape
 from longspan.kernels.choice import implementation
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.dequantize import check_quantized
 
 __all__ = ["quantized_linear"]
 
 
 def quantized_linear(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     weight: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor | None = None,
@@ -24,7 +25,7 @@ def quantized_linear(
     """Compute ``x @ W.T + bias`` in the dtype of `x`, W as `longspan.kernels.dequantize` tells.
 
     Args:
-        x: float [..., K].
+        x: float [..., K], or a norm of one such row that this op is to divide.
         weight: uint8 [N, blocks, bytes of a block].
         scales: float [N, blocks].
         zeros: uint8 [N, ceil(blocks bits / 8)]; None for half of the range.
@@ -39,15 +40,19 @@ def quantized_linear(
     Raises:
         ValueError: the shapes do not match, or `bits` is neither 4 nor 8.
     """
-    check_quantized("quantized_linear", weight, scales, zeros, bits=bits, width=x.shape[-1])
+    op = "quantized_linear"
+    row = x.row if isinstance(x, DeferredNorm) else x
+    check_quantized(op, weight, scales, zeros, bits=bits, width=row.shape[-1])
     if bias is not None:
-        require_shape("quantized_linear", "bias", bias, (weight.shape[0],))
+        require_shape(op, "bias", bias, (weight.shape[0],))
     if out is not None:
-        check_out("quantized_linear", out, (*x.shape[:-1], weight.shape[0]))
-    if not torch.onnx.is_in_onnx_export() and not x.numel():
+        check_out(op, out, (*row.shape[:-1], weight.shape[0]))
+    if isinstance(x, DeferredNorm) and row.shape[:-1].numel() != 1:
+        raise ValueError(f"{op}: x is a norm of {row.shape[:-1].numel()} rows; it must be of one")
+    if not torch.onnx.is_in_onnx_export() and not row.numel():
         # No row wants logits while a text is read: nothing to dequantise for.
-        return x.new_empty(*x.shape[:-1], weight.shape[0]) if out is None else out
-    result: torch.Tensor = implementation("quantized_linear", x)(
+        return row.new_empty(*row.shape[:-1], weight.shape[0]) if out is None else out
+    result: torch.Tensor = implementation(op, row)(
         x, weight, scales, zeros, bias, bits=bits, out=out
     )
     return result

@@ -9,8 +9,14 @@ MAX_DEPTH = 5
 MAX_WARPS = 8
 # From so many outputs on a lane has two rows, whose x is read once.
 MANY_OUTPUTS = 8192
-# The same where x is laid out, and the rows are on their way at once: 128 programs of 8 warps.
-MANY_LAID_OUT = 2048
+# The same where x is laid out, and the rows are on their way at once; and what comes of 16 rows can
+# be laid out again.
+MANY_LAID_OUT = 512
+# Up to so many outputs programs of 32 rows all have room at once on a large GPU, three on each
+# multiprocessor: a lane has four rows, and its program so many registers. By eight warps it has
+# two. Measured; docs/kernels.md.
+ALL_AT_ONCE = 12_288
+REGISTERS_OF_FOUR_ROWS, REGISTERS_BY_EIGHT_WARPS = 160, 96
 # Of more rows of x a lane has one row of the weight again: two would spill.
 MANY_X_ROWS = 4
 
@@ -18,7 +24,7 @@ MANY_X_ROWS = 4
 def word_block(
     outputs: int, row_words: int, x_rows: int = 1, *, laid_out: bool = False
 ) -> dict[str, int]:
-    """Outputs of a program, words of a tile, tiles ahead, warps.
+    """Outputs of a program, words of a tile, tiles ahead, warps; registers where they are capped.
 
     A row is split over so many warps that each has its part of it on the way at once.
 
@@ -34,10 +40,13 @@ def word_block(
     tiles = -(-row_words // (warps * WARP_WORDS))
     # Of more tiles, as many times the depth as it takes.
     depth = -(-tiles // -(-tiles // MAX_DEPTH))
-    many = MANY_LAID_OUT if laid_out and tiles == depth else MANY_OUTPUTS
-    return {
-        "ROWS": 16 if outputs >= many and x_rows <= MANY_X_ROWS else 8,
-        "BLOCK": warps * WARP_WORDS,
-        "DEPTH": depth,
-        "num_warps": warps,
-    }
+    at_once = laid_out and tiles == depth
+    many = MANY_LAID_OUT if at_once else MANY_OUTPUTS
+    rows = 16 if outputs >= many and x_rows <= MANY_X_ROWS else 8
+    block = {"ROWS": rows, "BLOCK": warps * WARP_WORDS, "DEPTH": depth, "num_warps": warps}
+    if at_once and MANY_OUTPUTS <= outputs <= ALL_AT_ONCE:
+        if warps <= MAX_WARPS // 2:
+            block |= {"ROWS": 32, "maxnreg": REGISTERS_OF_FOUR_ROWS}
+        else:
+            block |= {"maxnreg": REGISTERS_BY_EIGHT_WARPS}
+    return block

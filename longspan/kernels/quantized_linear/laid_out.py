@@ -1,9 +1,15 @@
-"""A row of x as products with packed numbers read it: written so by the launch that makes it.
+"""A row of x as products with packed numbers read it: whole numbers, written so by who makes it.
 
-Within as many numbers as a word has, x[i] lies beside the one that `tensor_cores` pairs it with,
-and is multiplied already, so that a lane's x is one load, and no instruction. Beside the row lie
-sums of 8 of its numbers: the zero points' part of a product is one multiplication for each block,
-where it would be an addition for every two numbers. bfloat16 alone.
+As many numbers as two words of the matrix have share a factor: they are whole numbers of 16 bits
+times it, more exact than bfloat16, and `tensor_cores` multiplies them as such with the words as
+they lie. Of 4 bits a word's byte holds n + 16 m, of which x n + y m are
+
+    x n + y m = (y / 16) (n + 16 m) + (x - y / 16) n
+
+so what lies in the row are y / 16, rounded, and x less that; y has 12 bits. The upper 8 bits of
+what a lane reads at once stand together, then the lower. Beside the row lie the factor of each
+group and the sum of its numbers, which the zero points are multiplied with: once for each block.
+Products with x in bfloat16 alone read it.
 """
 
 # The arguments of a kernel have Triton's types, and Triton ships no annotations.
@@ -14,42 +20,79 @@ import torch
 import triton
 import triton.language as tl
 
-from longspan.kernels.quantized_linear import tensor_cores
+# The largest whole number: with a sixteenth of another, and rounded, still of 16 bits.
+_LARGEST = tl.constexpr(30700.0)
+_PART = tl.constexpr(1 / 30700.0)
+# Groups whose largest number is below it count as zeros: the factor would not be a number.
+_SMALLEST = tl.constexpr(1e-30)
+# 1.5 * 2^23: a number below 2^22 that is added to it is rounded, and lies in the low bits.
+_ROUND = tl.constexpr(12582912.0)
+_ROUND_BITS = tl.constexpr(0x4B400000)
 
-# Numbers that share a sum. Who writes a row writes so many at once, or a multiple.
-SUMMED = 8
-_SUMMED = tl.constexpr(SUMMED)
-_X_FACTOR = tl.constexpr(tensor_cores.X_FACTOR_BF16)
-_SMALL_X_FACTOR = tl.constexpr(tensor_cores.SMALL_X_FACTOR_BF16)
-# Sums are of the size that products have before `RESULT_FACTOR_BF16`.
-_SUM_FACTOR = tl.constexpr(1 / tensor_cores.RESULT_FACTOR_BF16)
+
+def group_size(bits: int) -> int:
+    """Numbers that share a factor. Who writes a row writes so many at once, or a multiple."""
+    return 64 // bits
+
+
+@triton.jit
+def _whole(x):
+    """x rounded to a whole number, int32."""
+    return (x + _ROUND).to(tl.int32, bitcast=True) - _ROUND_BITS
+
+
+@triton.jit
+def _store_halves(bytes_ptr, byte, LOWER: tl.constexpr, whole, real):
+    """The upper 8 bits, and LOWER bytes behind them the rest."""
+    upper = (whole + 128) >> 8
+    tl.store(bytes_ptr + byte, upper.to(tl.int8), mask=real)
+    tl.store(bytes_ptr + byte + LOWER, (whole - (upper << 8)).to(tl.int8), mask=real)
 
 
 @triton.jit
 def store_laid_out(row_ptr, sums_ptr, row, first, end, BITS: tl.constexpr):
-    """Store `row` [some times SUMMED] from number `first` on, a multiple of that, up to `end`."""
-    GROUPS: tl.constexpr = row.shape[0] // _SUMMED
-    HALF: tl.constexpr = 16 // BITS  # of a word's numbers
-    i = tl.arange(0, row.shape[0])
-    pair = i % HALF
+    """Store `row` [some groups] from number `first` on, a multiple of a group, up to `end`."""
+    GROUP: tl.constexpr = 64 // BITS
+    GROUPS: tl.constexpr = row.shape[0] // GROUP
+    # Of one row: 32 bits are enough, and shifts for what is not negative.
+    first, end = tl.cast(first, tl.uint32), tl.cast(end, tl.uint32)
+    bytes_ptr = row_ptr.to(tl.pointer_type(tl.int8), bitcast=True)
+    grouped = tl.reshape(row, [GROUPS, GROUP])
+    largest = tl.max(tl.abs(grouped), axis=1)
+    empty = largest < _SMALLEST
+    scale = tl.where(empty, 0.0, _LARGEST / tl.where(empty, 1.0, largest))
+    # What is infinite or no number makes no number of the factor.
+    factor = largest * _PART + 0.0 * tl.sum(grouped, axis=1)
+    scaled = grouped * scale[:, None]
     if BITS == 4:
-        pair = pair % 2 * 2 + pair // 2
-    place = i // (2 * HALF) * (2 * HALF) + pair * 2 + i // HALF % 2
-    real = first + i < end
-    rounded = tl.where(real, row, 0.0).to(row_ptr.dtype.element_ty).to(tl.float32)
-    scaled = rounded * _X_FACTOR
-    if BITS == 4:
-        scaled = tl.where(i % 2 == 0, scaled, rounded * _SMALL_X_FACTOR)
-    tl.store(row_ptr + first + place, scaled.to(row_ptr.dtype.element_ty), mask=real)
-    group = tl.arange(0, GROUPS)
-    sums = tl.sum(tl.reshape(rounded, [GROUPS, _SUMMED]), axis=1) * _SUM_FACTOR
-    tl.store(sums_ptr + first // _SUMMED + group, sums, mask=first + _SUMMED * group < end)
+        low, high = tl.split(tl.reshape(scaled, [GROUPS, GROUP // 2, 2]))
+        high = _whole(high * 0.0625)
+        low = _whole(low) - high
+        # x n + y m with n = m = 1.
+        sums = tl.sum(low + 17 * high, axis=1)
+        # Four bytes of one, then of the other, for each word.
+        pair = first // 2 + tl.arange(0, GROUPS)[:, None] * (GROUP // 2)
+        pair += tl.arange(0, GROUP // 2)[None, :]
+        byte = pair // 16 * 64 + pair % 16 // 4 * 8 + pair % 4
+        real = 2 * pair < end
+        _store_halves(bytes_ptr, byte, 32, high, real)
+        _store_halves(bytes_ptr, byte + 4, 32, low, real)
+    else:
+        whole = _whole(scaled)
+        sums = tl.sum(whole, axis=1)
+        i = first + tl.arange(0, GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        _store_halves(bytes_ptr, i // 16 * 32 + i % 16, 16, whole, i < end)
+    group = first // GROUP + tl.arange(0, GROUPS)
+    real = group * GROUP < end
+    tl.store(sums_ptr + 2 * group, factor, mask=real)
+    tl.store(sums_ptr + 2 * group + 1, factor * sums.to(tl.float32), mask=real)
 
 
-def new_sums(row: torch.Tensor) -> torch.Tensor:
-    """Room for the sums of a row [B, L, D]: float32 [B, L, D / 8]."""
+def new_sums(row: torch.Tensor, bits: int) -> torch.Tensor:
+    """Room for the groups of a row [B, L, D]: float32 [B, L, 2 groups], a factor and a sum each."""
     *outer, width = row.shape
-    return torch.empty(*outer, width // SUMMED, dtype=torch.float32, device=row.device)
+    groups = width // group_size(bits)
+    return torch.empty(*outer, 2 * groups, dtype=torch.float32, device=row.device)
 
 
 def in_words(row: torch.Tensor) -> torch.Tensor:

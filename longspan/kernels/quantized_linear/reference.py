@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.dequantize.reference import dequantize
 
 
 def quantized_linear(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     weight: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
@@ -18,6 +19,13 @@ def quantized_linear(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `longspan.kernels.quantized_linear.quantized_linear`."""
-    W = dequantize(weight, scales, zeros, bits=bits, width=x.shape[-1], dtype=x.dtype, rows=None)
-    y = torch.nn.functional.linear(x, W, None if bias is None else bias.to(x.dtype))
+    row = x.row if isinstance(x, DeferredNorm) else x
+    W = dequantize(
+        weight, scales, zeros, bits=bits, width=row.shape[-1], dtype=row.dtype, rows=None
+    )
+    y = torch.nn.functional.linear(row, W)
+    if isinstance(x, DeferredNorm):
+        y = (y * x.root()).to(row.dtype)
+    if bias is not None:
+        y = y + bias.to(row.dtype)
     return y if out is None else out.copy_(y)

@@ -21,8 +21,19 @@ Steps, so that several rows of x meet the numbers of one:
 - `PAIRS` takes 8 numbers of x in two fours, and gives them as four registers of pairs.
 - `NUMBERS` takes four words and minus the zero point, as a pair of such numbers, in four copies,
   and of 4 bits 16 times that; it gives four registers of pairs for each product, of which 4 bits
-  need four and 8 bits two. `WHOLE_NUMBERS` takes the words alone, and nothing off.
+  need four and 8 bits two.
 - `PRODUCTS` takes those and `PAIRS`, four for two products; it gives four results.
+
+Of one row of x that is `laid_out`, whole numbers of 16 bits, the words meet it as they are:
+
+- `WHOLE_PRODUCTS` takes four words of each of two rows of the matrix, and x; it gives sums of whole
+  numbers, of the lane's first two words and of its last two, of the first row and of the second.
+
+``mma.m16n8k32`` multiplies whole numbers of 8 bits. Rows g and g + 8 are the lane's two rows;
+column 2 t holds the upper half of what x is for place t, column 2 t + 1 the lower half, and results
+are put together of both. A byte of two numbers of 4 bits, n + 16 m, is an operand as it lies,
+beside n alone: x n + y m = (y / 16) (n + 16 m) + (x - y / 16) n. So a word takes one bit operation
+of 4 bits, and none of 8.
 """
 
 from __future__ import annotations
@@ -30,7 +41,6 @@ from __future__ import annotations
 # Of 16-bit types: what x is multiplied with, as a pair; None for one. The second is for the pairs
 # whose numbers are 16 times as large.
 _X_FACTORS = {"bf16": (0x5F805F80, 0x5D805D80), "f16": None}
-X_FACTOR_BF16, SMALL_X_FACTOR_BF16 = 2.0**64, 2.0**60
 # What results are to be multiplied with.
 RESULT_FACTOR_BF16, RESULT_FACTOR_F16 = 2.0**69, 2.0**24
 # Of a product's two pairs of each half, their places among the half's; how large its numbers are.
@@ -60,14 +70,12 @@ def _pairs(bits: int, kind: str) -> str:
     return _block(lines)
 
 
-def _numbers(bits: int, kind: str | None) -> str:
-    """Words 0 and 1 are the first half, words 2 and 3 the second; without a kind, whole numbers."""
+def _numbers(bits: int, kind: str) -> str:
+    """Words 0 and 1 are the first half, words 2 and 3 the second."""
     products = _PRODUCTS[bits]
     first_word = 4 * len(products)
-    lines = []
-    if kind is not None:
-        one = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[kind]
-        lines.append(f"mov.b32 o, 0x{one:08X};")
+    one = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[kind]
+    lines = [f"mov.b32 o, 0x{one:08X};"]
     for word in range(4):
         half, unit = divmod(word, 2)
         source = f"${first_word + word}"
@@ -85,10 +93,8 @@ def _numbers(bits: int, kind: str | None) -> str:
                     if pair in places
                 )
                 result = f"${4 * product + 2 * place + half}"
-                taken = result if kind is None else "r"
-                lines.append(f"and.b32 {taken}, {source}, 0x{mask:08X};")
-                if kind is not None:
-                    lines.append(f"fma.rn.{kind}x2 {result}, r, o, ${first_word + 4 + 4 * j};")
+                lines.append(f"and.b32 r, {source}, 0x{mask:08X};")
+                lines.append(f"fma.rn.{kind}x2 {result}, r, o, ${first_word + 4 + 4 * j};")
     return _block(lines)
 
 
@@ -117,6 +123,32 @@ def _multiply(kind: str, sums: list[str], left: list[str], right: list[str]) -> 
     return f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {c}, {a}, {b}, {c};"
 
 
+def _whole_products(bits: int) -> str:
+    """Words of the first row, of the second, and of x, two beside one of 4 bits, else one."""
+    sums, lines = [f"c{i}" for i in range(4)], []
+    for half in range(2):
+        lines += [f"mov.b32 {name}, 0x00000000;" for name in sums]
+        words = [(f"${4 + 2 * half + i}", f"${8 + 2 * half + i}") for i in range(2)]
+        if bits == 4:
+            for i, (word, other) in enumerate(words):
+                lines.append(f"and.b32 r, {word}, 0x0F0F0F0F;")
+                lines.append(f"and.b32 s, {other}, 0x0F0F0F0F;")
+                x = [f"${12 + 4 * half + 2 * i + j}" for j in range(2)]
+                lines.append(_multiply_whole(sums, [word, other, "r", "s"], x))
+        else:
+            x = [f"${12 + 2 * half + j}" for j in range(2)]
+            lines.append(_multiply_whole(sums, [*words[0], *words[1]], x))
+        lines.append(f"mad.lo.s32 ${half}, c0, 256, c1;")
+        lines.append(f"mad.lo.s32 ${2 + half}, c2, 256, c3;")
+    return "\n".join(["{", ".reg .b32 r, s, c0, c1, c2, c3;", *lines, "}"])
+
+
+def _multiply_whole(sums: list[str], left: list[str], right: list[str]) -> str:
+    """``sums += left @ right`` of whole numbers, of 8 bits those that are multiplied."""
+    c, a, b = ("{" + ", ".join(names) + "}" for names in (sums, left, right))
+    return f"mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {c}, {a}, {b}, {c};"
+
+
 def _block(lines: list[str]) -> str:
     """The instructions, in registers of their own."""
     registers = [".reg .b32 o, r, s;", ".reg .f32 c0, c1, c2, c3, d0, d1, d2, d3;"]
@@ -127,14 +159,14 @@ PAIRS_OF_4_BITS_BF16, PAIRS_OF_4_BITS_F16 = _pairs(4, "bf16"), _pairs(4, "f16")
 PAIRS_OF_8_BITS_BF16, PAIRS_OF_8_BITS_F16 = _pairs(8, "bf16"), _pairs(8, "f16")
 NUMBERS_OF_4_BITS_BF16, NUMBERS_OF_4_BITS_F16 = _numbers(4, "bf16"), _numbers(4, "f16")
 NUMBERS_OF_8_BITS_BF16, NUMBERS_OF_8_BITS_F16 = _numbers(8, "bf16"), _numbers(8, "f16")
-WHOLE_NUMBERS_OF_4_BITS, WHOLE_NUMBERS_OF_8_BITS = _numbers(4, None), _numbers(8, None)
 PRODUCTS_OF_4_BITS_BF16, PRODUCTS_OF_4_BITS_F16 = _products(4, "bf16"), _products(4, "f16")
 PRODUCTS_OF_8_BITS_BF16, PRODUCTS_OF_8_BITS_F16 = _products(8, "bf16"), _products(8, "f16")
+WHOLE_PRODUCTS_OF_4_BITS, WHOLE_PRODUCTS_OF_8_BITS = _whole_products(4), _whole_products(8)
 # Early clobber: operands are read after the first results are written.
 PAIRS_OPERANDS = ",".join(["=&r"] * 4 + ["r"] * 4)
 NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 12)
 NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 8)
-WHOLE_NUMBERS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 16 + ["r"] * 4)
-WHOLE_NUMBERS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 8 + ["r"] * 4)
 PRODUCTS_OPERANDS_OF_4_BITS = ",".join(["=f"] * 4 + ["r"] * 24)
 PRODUCTS_OPERANDS_OF_8_BITS = ",".join(["=f"] * 4 + ["r"] * 12)
+WHOLE_PRODUCTS_OPERANDS_OF_4_BITS = ",".join(["=&r"] * 4 + ["r"] * 16)
+WHOLE_PRODUCTS_OPERANDS_OF_8_BITS = ",".join(["=&r"] * 4 + ["r"] * 12)

@@ -17,8 +17,8 @@ _NUMBERS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_BF16)
 _NUMBERS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_4_BITS_F16)
 _NUMBERS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_BF16)
 _NUMBERS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.NUMBERS_OF_8_BITS_F16)
-_WHOLE_NUMBERS_OF_4_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OF_4_BITS)
-_WHOLE_NUMBERS_OF_8_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OF_8_BITS)
+_WHOLE_PRODUCTS_OF_4_BITS = tl.constexpr(tensor_cores.WHOLE_PRODUCTS_OF_4_BITS)
+_WHOLE_PRODUCTS_OF_8_BITS = tl.constexpr(tensor_cores.WHOLE_PRODUCTS_OF_8_BITS)
 _PRODUCTS_OF_4_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_BF16)
 _PRODUCTS_OF_4_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_4_BITS_F16)
 _PRODUCTS_OF_8_BITS_BF16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_BF16)
@@ -26,8 +26,8 @@ _PRODUCTS_OF_8_BITS_F16 = tl.constexpr(tensor_cores.PRODUCTS_OF_8_BITS_F16)
 _PAIRS_OPERANDS = tl.constexpr(tensor_cores.PAIRS_OPERANDS)
 _NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_4_BITS)
 _NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.NUMBERS_OPERANDS_OF_8_BITS)
-_WHOLE_NUMBERS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OPERANDS_OF_4_BITS)
-_WHOLE_NUMBERS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.WHOLE_NUMBERS_OPERANDS_OF_8_BITS)
+_WHOLE_PRODUCTS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.WHOLE_PRODUCTS_OPERANDS_OF_4_BITS)
+_WHOLE_PRODUCTS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.WHOLE_PRODUCTS_OPERANDS_OF_8_BITS)
 _PRODUCTS_OPERANDS_OF_4_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_4_BITS)
 _PRODUCTS_OPERANDS_OF_8_BITS = tl.constexpr(tensor_cores.PRODUCTS_OPERANDS_OF_8_BITS)
 _RESULT_FACTOR_BF16 = tl.constexpr(tensor_cores.RESULT_FACTOR_BF16)
@@ -70,22 +70,6 @@ def numbers_of(words, zero, BITS: tl.constexpr, BF16: tl.constexpr):
 
 
 @triton.jit
-def whole_numbers_of(words, BITS: tl.constexpr):
-    """Each lane's numbers as pairs of bfloat16, nothing taken off."""
-    if BITS == 4:
-        numbers = tl.inline_asm_elementwise(
-            _WHOLE_NUMBERS_OF_4_BITS, _WHOLE_NUMBERS_OPERANDS_OF_4_BITS, [words],
-            (tl.int32, tl.int32, tl.int32, tl.int32), True, 4,
-        )  # fmt: skip
-    else:
-        numbers = tl.inline_asm_elementwise(
-            _WHOLE_NUMBERS_OF_8_BITS, _WHOLE_NUMBERS_OPERANDS_OF_8_BITS, [words],
-            (tl.int32, tl.int32), True, 4,
-        )  # fmt: skip
-    return numbers
-
-
-@triton.jit
 def _own_sum(results):
     """A lane's sum, of its four results: float32 [lines, 4]."""
     even, odd = tl.split(tl.reshape(results, [results.shape[0], 4, 2, 2]))
@@ -110,6 +94,28 @@ def sum_of_products(numbers, x, BITS: tl.constexpr, BF16: tl.constexpr):
             [numbers[0], numbers[1], x[0]], tl.float32, True, 4,
         )  # fmt: skip
     return _own_sum(results)
+
+
+@triton.jit
+def whole_products(words, others, x, factors, BITS: tl.constexpr):
+    """Each lane's numbers of two rows times x that is `laid_out`: float32 [lines, 4] of each row.
+
+    With the sum of what the numbers meet in x.
+    """
+    if BITS == 4:
+        results = tl.inline_asm_elementwise(
+            _WHOLE_PRODUCTS_OF_4_BITS, _WHOLE_PRODUCTS_OPERANDS_OF_4_BITS,
+            [words, others, x[0], x[1]], tl.int32, True, 4,
+        )  # fmt: skip
+    else:
+        results = tl.inline_asm_elementwise(
+            _WHOLE_PRODUCTS_OF_8_BITS, _WHOLE_PRODUCTS_OPERANDS_OF_8_BITS,
+            [words, others, x[0]], tl.int32, True, 4,
+        )  # fmt: skip
+    units, sums = tl.split(tl.reshape(factors, [factors.shape[0], 4, 2, 2]))
+    results = tl.reshape(results, [results.shape[0], 4, 2, 2]).to(tl.float32)
+    first, second = tl.split(tl.sum(results * units[:, :, None, :], axis=3))
+    return first, second, tl.sum(sums, axis=2)
 
 
 @triton.jit

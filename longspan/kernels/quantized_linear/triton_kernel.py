@@ -13,9 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
+from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.dequantize.triton_kernel import dequantize
 from longspan.kernels.launch import overlap_options, start_next_launch, wait_for_last_launch
 from longspan.kernels.linear.triton_product import as_matrix, finish_product, start_product
+from longspan.kernels.linear.triton_root import inverse_root, parts_of
+from longspan.kernels.quantized_linear.laid_out import in_words
 from longspan.kernels.quantized_linear.scratch import scratch_parts
 from longspan.kernels.rows import as_rows
 
@@ -26,17 +29,23 @@ STEP_ROWS = 8
 @triton.jit(do_not_specialize=["outputs"])
 def _quantized_linear(
     x_ptr,
+    sums_ptr,
+    squares_ptr,
     weight_ptr,
     scales_ptr,
     zeros_ptr,
     bias_ptr,
     y_ptr,
     outputs,
+    eps,
     stride_x,
     stride_weight,
     stride_zeros,
     X_ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    LANES: tl.constexpr,
+    DTYPE: tl.constexpr,
     BITS: tl.constexpr,
     SCALED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -55,25 +64,25 @@ def _quantized_linear(
     # Weights do not depend on the launch before, x does.
     wait_for_last_launch(OVERLAP)
 
+    root = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES)
     results = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, None, None, None, x_ptr,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, None, None, x_ptr,
         first, outputs, stride_x, stride_zeros,
         X_ROWS, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )  # fmt: skip
     output = first + tl.arange(0, ROWS)
     real = output < outputs
     for x_row in tl.static_range(X_ROWS):
-        y = results[x_row]
+        y = results[x_row] * root
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + output, mask=real, other=0.0)
-            y += bias.to(x_ptr.dtype.element_ty).to(tl.float32)
+            y += bias.to(DTYPE).to(tl.float32)
         y_row = y_ptr + x_row * outputs.to(tl.int64)
-        y = y.to(x_ptr.dtype.element_ty).to(y_ptr.dtype.element_ty)
-        tl.store(y_row + output, y, mask=real)
+        tl.store(y_row + output, y.to(DTYPE).to(y_ptr.dtype.element_ty), mask=real)
 
 
 def quantized_linear(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     weight: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
@@ -83,30 +92,37 @@ def quantized_linear(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `longspan.kernels.quantized_linear.quantized_linear`."""
-    outputs, width = weight.shape[0], x.shape[-1]
-    if x.shape[:-1].numel() > STEP_ROWS:
-        result = _by_scratch(x, weight, scales, zeros, bias, bits)
+    norm, row = (x, x.row) if isinstance(x, DeferredNorm) else (None, x)
+    outputs, width = weight.shape[0], row.shape[-1]
+    if row.shape[:-1].numel() > STEP_ROWS:
+        result = _by_scratch(row, weight, scales, zeros, bias, bits)
         return result if out is None else out.copy_(result)
-    overlap = overlap_options(x, weight, scales, zeros)
-    flat = as_rows(x)
+    overlap = overlap_options(row, weight, scales, zeros)
+    squares, sums = (None, None) if norm is None else (norm.squares, norm.sums)
+    flat = as_rows(row)
     matrix = as_matrix(
-        weight, scales, zeros,
-        bits=bits, width=width, dtype=x.dtype, depth=1, x_rows=flat.shape[0],
+        weight, scales, zeros, bits=bits, width=width, dtype=row.dtype, depth=1,
+        x_rows=flat.shape[0], laid_out=sums is not None,
     )  # fmt: skip
     y = out
     if y is None:
-        y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
+        y = torch.empty(*row.shape[:-1], outputs, dtype=row.dtype, device=row.device)
     _quantized_linear[(matrix.programs,)](
-        flat,
+        flat if sums is None else in_words(flat),
+        sums,
+        squares,
         matrix.weight,
         matrix.scales,
         matrix.zeros,
         None if bias is None else bias.contiguous(),
         y,
         outputs,
+        0.0 if norm is None else norm.eps,
         flat.stride(0),
         *matrix.strides,
         X_ROWS=flat.shape[0],
+        DTYPE=getattr(tl, str(row.dtype).removeprefix("torch.")),
+        **parts_of(squares),
         **matrix.options,
         **overlap,
     )

@@ -15,20 +15,19 @@ import triton
 import triton.language as tl
 
 from longspan.kernels.linear.triton_rows import load_x
+from longspan.kernels.quantized_linear.read_laid_out import (
+    brought_near,
+    lane_words,
+    load_factors,
+    load_laid_out,
+)
 from longspan.kernels.quantized_linear.triton_cores import (
     numbers_of,
     pairs_of_x,
     result_factor,
     sum_of_products,
-    whole_numbers_of,
+    whole_products,
 )
-
-
-@triton.jit
-def _lane_words(start, BLOCK: tl.constexpr):
-    """The first word of each lane of a tile that begins at word `start`: [BLOCK / 2, 4]."""
-    line = tl.arange(0, BLOCK // 2)
-    return start + (line // 8 * 16)[:, None] + 4 * tl.arange(0, 4)[None, :]
 
 
 @triton.jit
@@ -51,7 +50,7 @@ def _load_tiles(
     line = tl.arange(0, BLOCK // 2)
     all_words, all_scales, all_zeros = (), (), ()
     for part in tl.static_range(DEPTH):
-        word = _lane_words(start + part * BLOCK, BLOCK)
+        word = lane_words(start + part * BLOCK, BLOCK)
         inside = word < ROW_WORDS
         block = word // BLOCK_WORDS
         for r in tl.static_range(ROWS // 8):
@@ -137,43 +136,8 @@ def _load_pairs(
 
 
 @triton.jit
-def _load_laid_out(
-    x_ptr, start, unit: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The same of a row that is `laid_out`, in words of two numbers."""
-    UNITS: tl.constexpr = 16 // BITS // 2
-    row = (tl.arange(0, BLOCK // 2) % 8)[:, None]
-    word = _lane_words(0, BLOCK)
-    holds = (row // 2 == tl.arange(0, 4)[None, :]) & ((start + word) * (32 // BITS) < WIDTH)
-    first = word * (16 // BITS) + (row % 2 * UNITS + unit) * 4
-    # An address of its own for each lane, and the same step for all; the hint once more, since the
-    # step of the first tile is no operation that could bear it.
-    source = tl.max_contiguous(x_ptr + (first[:, :, None] + tl.arange(0, 4)), [1, 2, 4])
-    source = tl.max_contiguous(source + start * (16 // BITS), [1, 2, 4])
-    return tl.load(source, mask=holds[:, :, None], other=0)
-
-
-@triton.jit
-def _load_sums(sums_ptr, start, WIDTH: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """What each lane's numbers meet in x, summed up: float32 [lines, 4]."""
-    word = _lane_words(0, BLOCK)
-    inside = (start + word) * (32 // BITS) < WIDTH
-    if BITS == 4:
-        source = tl.max_contiguous(sums_ptr + (word[:, :, None] + tl.arange(0, 4)), [1, 2, 4])
-        source = tl.max_contiguous(source + start, [1, 2, 4])
-        sums = tl.sum(tl.load(source, mask=inside[:, :, None], other=0.0), axis=2)
-    else:
-        source = tl.max_contiguous(sums_ptr + word // 2, [1, 2])
-        source = tl.max_contiguous(source + start // 2, [1, 2])
-        sums = tl.load(source, mask=inside, other=0.0)
-        sums += tl.load(source + 1, mask=inside, other=0.0)
-    return sums
-
-
-@triton.jit
 def _load_x_of_words(
     x_ptr,
-    sums_ptr,
     norm_ptr,
     roots,
     y_ptr,
@@ -186,11 +150,8 @@ def _load_x_of_words(
 ):
     """What a tile's numbers meet in x: pairs of 16 bits, or float32 for each number of a word."""
     x = ()
-    word = _lane_words(start, BLOCK)
-    if sums_ptr is not None:
-        for unit in tl.static_range(16 // BITS // 2):
-            x = x + (_load_laid_out(x_ptr, start, unit, WIDTH, BITS, BLOCK),)
-    elif TENSOR_CORES:
+    word = lane_words(start, BLOCK)
+    if TENSOR_CORES:
         for unit in tl.static_range(16 // BITS // 2):
             pairs = _load_pairs(x_ptr, norm_ptr, roots, y_ptr, word, unit, WIDTH, GROUPS, BITS)
             x = x + (pairs,)
@@ -257,18 +218,23 @@ def multiply_words(
                 weight_ptr, scales_ptr, zeros_ptr, first_row, outputs, start + STEP, stride_zeros,
                 ROW_WORDS, BLOCK_WORDS, BITS, ROWS, BLOCK, DEPTH,
             )  # fmt: skip
+        if sums_ptr is not None:
+            near = brought_near(x_ptr, sums_ptr, start, outputs, WIDTH, BITS, BLOCK, DEPTH)
         for part in tl.static_range(DEPTH):
             tile = start + part * BLOCK
-            word = _lane_words(tile, BLOCK)
-            xs = ()
-            for x_row in tl.static_range(X_ROWS):
-                x = _load_x_of_words(
-                    x_ptr + x_row * stride_x, sums_ptr, norm_ptr, roots, y_ptr, tile,
-                    WIDTH, GROUPS, BITS, BLOCK, TENSOR_CORES,
-                )  # fmt: skip
-                xs = xs + (x,)
+            word = lane_words(tile, BLOCK)
+            x, xs = (), ()
             if sums_ptr is not None:
-                sums = _load_sums(sums_ptr, tile, WIDTH, BITS, BLOCK)
+                for unit in tl.static_range(16 // BITS // 2):
+                    x = x + (load_laid_out(x_ptr, tile, near, unit, WIDTH, BITS, BLOCK),)
+                factors = load_factors(sums_ptr, tile, near, WIDTH, BITS, BLOCK)
+            else:
+                for x_row in tl.static_range(X_ROWS):
+                    of_row = _load_x_of_words(
+                        x_ptr + x_row * stride_x, norm_ptr, roots, y_ptr, tile,
+                        WIDTH, GROUPS, BITS, BLOCK, TENSOR_CORES,
+                    )  # fmt: skip
+                    xs = xs + (of_row,)
             zero = tl.full([BLOCK // 2, 4], 2 ** (BITS - 1), tl.int32)
             after = ()
             for r in tl.static_range(R):
@@ -279,20 +245,25 @@ def multiply_words(
                     if BITS == 4:
                         zero = (zero >> (word // BLOCK_WORDS % 2 * 4)) & 15
                 if sums_ptr is not None:
-                    numbers = whole_numbers_of(words, BITS)
+                    # Two rows at once, of which the second is the next turn's.
+                    if r % 2 == 0:
+                        other = words
+                        if R > 1:
+                            other = all_words[part * R + r + 1]
+                        even, odd, sums = whole_products(words, other, x, factors, BITS)
                 elif TENSOR_CORES:
                     numbers = numbers_of(words, zero, BITS, BF16)
                 for x_row in tl.static_range(X_ROWS):
-                    if TENSOR_CORES:
+                    if sums_ptr is not None:
+                        product = (even if r % 2 == 0 else odd) - zero.to(tl.float32) * sums
+                    elif TENSOR_CORES:
                         product = sum_of_products(numbers, xs[x_row], BITS, BF16)
                     else:
                         product = _by_float32(words, xs[x_row], zero, BITS)
-                    if sums_ptr is not None:
-                        product -= zero.to(tl.float32) * sums
                     after = after + (totals[r * X_ROWS + x_row] + product * scale,)
             totals = after
     factor = 1.0
-    if TENSOR_CORES:
+    if TENSOR_CORES and sums_ptr is None:
         factor = result_factor(BF16)
     results = ()
     for x_row in tl.static_range(X_ROWS):

@@ -161,8 +161,8 @@ def scan_few_tokens(
         x, dt, A, B, C, D, dt_bias, dt_limit, state: see there.
         z: dtype of `x` [B, L, H P], a gate; None for none.
         norm_weight: float [H P] of the gated norm, which multiplies its row already; None for not.
-        sums: float32 [B, L, H P / 8], filled where that row is to be `laid_out`, P and
-            `token_width` being multiples of 8; None for a plain row.
+        sums: float32 as `laid_out.new_sums` gives it, filled where that row is to be `laid_out`,
+            P and `token_width` being multiples of a group; None for a plain row.
         bits: of the packed numbers that will read it; None for a plain row.
 
     Returns:
