@@ -121,15 +121,20 @@ class Batch:
 
 
 def random_decoder(config: ModelConfig, weights: DType, device: Device) -> Decoder:
-    """A decoder with random weights, scaled as those of a random bundle, made on the device."""
+    """A decoder with random weights, scaled as those of a random bundle, made on the device.
+
+    Of matrices that the config quantises, `weights` is the scales' dtype.
+    """
     compute = torch.float32 if device == "cpu" else None
     decoder = empty_decoder(config, dtype=getattr(torch, weights), compute=compute)
-    tensors = {
-        name: scaled(
-            name, torch.randn(each.shape, dtype=each.dtype, device=device), tuple(each.shape)
-        )
-        for name, each in decoder.state_dict().items()
-    }
+
+    def random(name: str, like: torch.Tensor) -> torch.Tensor:
+        if like.dtype == torch.uint8:
+            return torch.randint(256, like.shape, dtype=torch.uint8, device=device)
+        values = torch.randn(like.shape, dtype=like.dtype, device=device)
+        return scaled(name, values, tuple(like.shape), config.quantization)
+
+    tensors = {name: random(name, each) for name, each in decoder.state_dict().items()}
     decoder.load_state_dict(tensors, assign=True)
     return decoder.requires_grad_(False).eval()
 

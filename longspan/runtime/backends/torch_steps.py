@@ -48,21 +48,30 @@ class StepBuffers:
         )
         shared = HostBuffer(LOGITS_AT + decoder.config.vocab_size * 4, device)
         there = shared.on_device() if device.type == "cuda" else shared.host
-        self.token, self.logits = _token_and_logits(shared.host)
+        # As NumPy has them: each of torch's operations on them takes longer than a small launch.
+        token, logits = _token_and_logits(shared.host)
+        self._token: NDArray[np.int64] = token.numpy()
+        self._logits: NDArray[np.float32] = logits[0, 0].numpy()
         # What is recorded reads it before there is any.
-        self.token.zero_()
+        self.put(0)
         self._token_there, self._logits_there = _token_and_logits(there)
 
     def fill_(self, state: State) -> None:
         """Take over the values of a state."""
         _copy_(list(self.state.values()), [state[name] for name in self.state])
 
+    def put(self, token: int) -> None:
+        """Let `token` be the one that is read next."""
+        self._token[0, 0] = token
+
+    @torch.inference_mode()
     def advance_no_sync_(self) -> None:
         """Read the token; its logits and the next state will be in the buffers."""
         after = self._read(self.state, donate=False)
         moved = [name for name, each in after.items() if each is not self.state[name]]
         _copy_([self.state[name] for name in moved], [after[name] for name in moved])
 
+    @torch.inference_mode()
     def advance_no_sync(self) -> None:
         """The same, where buffers may move: what a layer cannot overwrite is freed at once."""
         self.state = self._read(self.state, donate=True)
@@ -72,8 +81,7 @@ class StepBuffers:
         device = self._decoder.embedding.device
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
-        array: NDArray[np.float32] = self.logits[0, 0].numpy()
-        return array
+        return self._logits
 
     def _read(self, state: State, *, donate: bool) -> State:
         """Fill the logits, and give the next state."""
@@ -106,7 +114,6 @@ class TorchSteps:
         self._open: tuple[StepBuffers, Callable[[], None]] | None = buffers, run
         self._on_close = on_close
 
-    @torch.inference_mode()
     def step(self, token: int) -> NDArray[np.float32]:
         """See `Steps.step`.
 
@@ -115,7 +122,7 @@ class TorchSteps:
         """
         assert self._open is not None, "the steps are closed"
         buffers, run = self._open
-        buffers.token.fill_(token)
+        buffers.put(token)
         try:
             run()
         except torch.OutOfMemoryError as error:
