@@ -11,11 +11,9 @@ integral of what was measured between them, as in end_to_end.py.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from batch_steps import BatchOptions, BatchRun, measure_batch
@@ -29,7 +27,14 @@ from end_to_end import (
 )
 from model_runs import Steps, apart, copy_rate
 from random_bundle import SHAPES
-from report import command_line, markdown_table, versions_line, write_section
+from report import (
+    add_outputs,
+    command_line,
+    markdown_table,
+    measured_or_read,
+    publish,
+    versions_line,
+)
 
 from longspan.errors import DoesNotFit
 from longspan.runtime.doctor import examine
@@ -109,24 +114,20 @@ def main() -> None:
     parser.add_argument("--generate", default=None, help="compare two shapes over so many tokens")
     parser.add_argument("--steps", type=int, default=64, help="of each of three rounds")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
-    parser.add_argument("--write", type=Path, metavar="FILE.md")
+    add_outputs(parser)
     options = parser.parse_args()
     if options.file is None:
         try:
             require_measurable(options)
         except ValueError as error:
             parser.error(str(error))
-    run = json.loads(options.file.read_text("utf-8")) if options.file else measured(options)
+    run = measured_or_read(options, measured)
     runs = [
         BatchRun(**{**each, "steps": tuple(Steps(**steps) for steps in each["steps"])})
         for each in run["runs"]
     ]
     text = text_of(run, runs)
-    print(json.dumps(run) if options.json else text)
-    if options.write is not None:
-        write_section(options.write, f"Steps: {title(run, runs)}", text)
+    publish(options, run, f"Steps: {title(run, runs)}", text)
 
 
 def require_measurable(options: argparse.Namespace) -> None:

@@ -13,17 +13,22 @@ what was measured between them.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from model_runs import Options, Run, Steps, apart, copy_rate, measure_shape, transformers_run
-from report import command_line, markdown_table, versions_line, write_section
+from report import (
+    add_outputs,
+    command_line,
+    markdown_table,
+    measured_or_read,
+    publish,
+    versions_line,
+)
 
 from longspan.export.weight_options import QUANTIZED_BITS
 from longspan.runtime.doctor import examine
@@ -232,19 +237,15 @@ def main() -> None:
     parser.add_argument("--chunk", help="tokens of a chunk; default: the plan's choice")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--transformers", metavar="TOKENS", help="also its Mamba-2, 8 layers")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
-    parser.add_argument("--write", type=Path, metavar="FILE.md")
+    add_outputs(parser)
     options = parser.parse_args()
-    run = json.loads(options.file.read_text("utf-8")) if options.file else measured(options)
+    run = measured_or_read(options, measured)
     runs = [
         Run(**{**each, "steps": tuple(Steps(**steps) for steps in each["steps"])})
         for each in run["runs"]
     ]
     text = text_of(run, runs)
-    print(json.dumps(run) if options.json else text)
-    if options.write is not None:
-        write_section(options.write, f"Whole models: {title(run, runs)}", text)
+    publish(options, run, f"Whole models: {title(run, runs)}", text)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,6 @@ says. What --json printed, --from reads, so that another machine's run is writte
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from report import command_line, markdown_table, versions_line, write_section
+from report import (
+    add_outputs,
+    command_line,
+    markdown_table,
+    measured_or_read,
+    publish,
+    versions_line,
+)
 from streaming_runs import COLUMNS, StreamedRun, measure_streaming, streaming_rows
 
 import longspan
@@ -105,12 +111,10 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
-    parser.add_argument("--write", type=Path, metavar="FILE.md")
+    add_outputs(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     options = parser.parse_args()
-    run = json.loads(options.file.read_text("utf-8")) if options.file else measured(options)
+    run = measured_or_read(options, measured)
     if run["streaming"] is not None:
         key, text = streaming_title(run), streaming_table(run)
     else:
@@ -119,9 +123,7 @@ def main() -> None:
         text = table(run["command"], run["model"], measurement)
         if options.plot is not None:
             draw(measurement, options.plot)
-    print(json.dumps(run) if options.json else text)
-    if options.write is not None:
-        write_section(options.write, key, text)
+    publish(options, run, key, text)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

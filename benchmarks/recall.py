@@ -24,7 +24,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from report import command_line, markdown_table, versions_line, write_section
+from report import (
+    add_outputs,
+    command_line,
+    markdown_table,
+    measured_or_read,
+    versions_line,
+    write_section,
+)
 
 import longspan
 from longspan.runtime.doctor import examine
@@ -201,11 +208,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
     parser.add_argument("--cache", choices=("auto", "int8"), help="of keys and values")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
-    parser.add_argument("--write", type=Path, metavar="FILE.md")
+    add_outputs(parser)
     options = parser.parse_args()
-    result = json.loads(options.file.read_text("utf-8")) if options.file else run(options)
+    result = measured_or_read(options, run)
     if options.json:
         print(json.dumps(result, indent=1))
     if options.write is not None:

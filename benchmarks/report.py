@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("python", "torch", "triton", "onnxruntime-gpu", "onnxruntime")
 
@@ -33,6 +36,30 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
         "|" + " ---: |" * len(columns),
         *("| " + " | ".join(row) + " |" for row in rows),
     ]
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Options of a measurement that is one object of JSON: `measured_or_read`, `publish`."""
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
+    parser.add_argument("--write", type=Path, metavar="FILE.md")
+
+
+def measured_or_read(
+    options: argparse.Namespace, measured: Callable[[argparse.Namespace], dict[str, Any]]
+) -> dict[str, Any]:
+    """What the file of --from says, or what is measured now."""
+    if options.file is None:
+        return measured(options)
+    run: dict[str, Any] = json.loads(options.file.read_text("utf-8"))
+    return run
+
+
+def publish(options: argparse.Namespace, run: Mapping[str, Any], key: str, text: str) -> None:
+    """Print a measurement, as text or JSON, and write the text where asked."""
+    print(json.dumps(run) if options.json else text)
+    if options.write is not None:
+        write_section(options.write, key, text)
 
 
 def write_section(path: Path, key: str, text: str) -> None:

@@ -10,19 +10,24 @@ bring them there; each dtype runs in a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from batch_steps import random_decoder
 from model_runs import apart
 from random_bundle import SHAPES
-from report import command_line, markdown_table, versions_line, write_section
+from report import (
+    add_outputs,
+    command_line,
+    markdown_table,
+    measured_or_read,
+    publish,
+    versions_line,
+)
 from timing import Timing
 
 from longspan.engines import Device
@@ -33,6 +38,7 @@ from longspan.runtime.doctor import examine
 from longspan.sizes import format_bytes
 from longspan.tensors import dtype_name
 
+WEIGHTS = ("float32", "float16", "bfloat16", *QUANTIZED_BITS)
 ROUNDS = 7
 # Before the rounds: the clocks of the device are up.
 WARM_UPS = 20
@@ -179,15 +185,16 @@ def main() -> None:
     parser.add_argument("--weights", default="bfloat16,int8,int4", help="dtypes, int8, int4")
     parser.add_argument("--replays", type=int, default=100, help="of a round")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--from", dest="file", type=Path, metavar="FILE.json")
-    parser.add_argument("--write", type=Path, metavar="FILE.md")
+    add_outputs(parser)
     options = parser.parse_args()
-    run = json.loads(options.file.read_text("utf-8")) if options.file else measured(options)
+    unknown = [each for each in options.weights.split(",") if each not in WEIGHTS]
+    if unknown:
+        parser.error(f"--weights {', '.join(unknown)} is unknown; there are {', '.join(WEIGHTS)}")
+    if options.replays < 1:
+        parser.error(f"--replays is {options.replays}; it must be at least 1")
+    run = measured_or_read(options, measured)
     text = text_of(run)
-    print(json.dumps(run) if options.json else text)
-    if options.write is not None:
-        write_section(options.write, title(run), text)
+    publish(options, run, title(run), text)
 
 
 if __name__ == "__main__":

@@ -70,3 +70,22 @@ def test_each_is_set_beside_the_first(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_is_not_recorded_has_no_time_of_a_graph() -> None:
     run = StepRun(weights="float32", weight_bytes=4, graph=None, step=timing(1.0))
     assert steps.rows([run]) == [("float32", "4 B", "", "", "", "1.000", "0.500 to 1.500", "1.00")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--weights", "bfloat16,int5"), "--weights int5 is unknown; there are float32,"),
+        (("--replays", "0"), "--replays is 0; it must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["steps.py", *arguments])
+    with pytest.raises(SystemExit):
+        steps.main()
+    assert message in capsys.readouterr().err

@@ -41,6 +41,12 @@ class DeferredNorm:
         mean = self.squares.sum(dim=-1, keepdim=True) / self.row.shape[-1]
         return torch.rsqrt(mean + self.eps)
 
+    def divided(self, product: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """A linear layer of the norm, by its product with the row [B, L, O]; in the row's dtype."""
+        assert self.sums is None, "only Triton's products read a row that is laid out"
+        y = product * self.root()
+        return (y if bias is None else y + bias.to(self.row.dtype)).to(self.row.dtype)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextNorm:

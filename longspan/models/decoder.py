@@ -81,10 +81,7 @@ class Layer(nn.Module):
     def next_norm(self, x: torch.Tensor) -> NextNorm:
         """The norm of a sum with the residual x, which the mixer reads; `defers_norms` asks."""
         norm, reader = cast(RmsNorm, self.norm), cast(Linear, cast(Any, self.mixer).reads_first)
-        matrix = None if reader.bits is None else reader.weight
-        return NextNorm(
-            residual=x, weight=norm.weight, eps=norm.eps, matrix=matrix, bits=reader.bits
-        )
+        return norm.deferred(x, None if reader.bits is None else reader.weight, reader.bits)
 
 
 class Decoder(nn.Module):
@@ -223,8 +220,13 @@ class Decoder(nn.Module):
         divides = bits is not None and chosen("quantized_linear", x) == "triton"
         if not divides or keep is not None or not isinstance(self.norm, RmsNorm):
             return None
-        matrix, norm = self.embedding if self.head is None else self.head, self.norm
-        return NextNorm(residual=x, weight=norm.weight, eps=norm.eps, matrix=matrix, bits=bits)
+        return self.norm.deferred(x, self._head_matrix, bits)
+
+    @property
+    def _head_matrix(self) -> torch.Tensor:
+        """What the head multiplies with: the embedding, where they are tied."""
+        matrix: torch.Tensor = self.embedding if self.head is None else self.head
+        return matrix
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding, in the residual's dtype."""
@@ -241,9 +243,9 @@ class Decoder(nn.Module):
         bits = self._bits(embedding=self.head is None)
         if bits is None:
             assert isinstance(y, torch.Tensor), "`_next_norm` defers for a packed head alone"
-            return linear(y, self.embedding if self.head is None else self.head, out=out)
+            return linear(y, self._head_matrix, out=out)
         if self.head is None:
-            matrix = self.embedding, self.embedding_scales, self.embedding_zeros
+            packing = self.embedding_scales, self.embedding_zeros
         else:
-            matrix = self.head, self.head_scales, self.head_zeros
-        return quantized_linear(y, *matrix, bits=bits, out=out)
+            packing = self.head_scales, self.head_zeros
+        return quantized_linear(y, self._head_matrix, *packing, bits=bits, out=out)

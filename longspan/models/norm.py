@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from longspan.kernels.add_norm import add_norm
+from longspan.kernels.deferred_norm import NextNorm
 from longspan.models.config import ModelConfig, Norm
 
 
@@ -27,6 +28,10 @@ class RmsNorm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give x + y, and its norm in `dtype`, as `add_norm` does; all [..., D]."""
         return add_norm(x, y, self.weight, kind="rms", eps=self.eps, dtype=dtype)
+
+    def deferred(self, x: torch.Tensor, matrix: torch.Tensor | None, bits: int | None) -> NextNorm:
+        """The norm of a sum with x, whose division is left to who reads it; see `NextNorm`."""
+        return NextNorm(residual=x, weight=self.weight, eps=self.eps, matrix=matrix, bits=bits)
 
 
 class LayerNorm(nn.Module):

@@ -38,11 +38,10 @@ def run(asm: str, operands: Lanes, outputs: int) -> Lanes:
                 for group in re.findall(r"\{(.*?)\}", rest)
             )
             assert sums == before
-            operands = ([registers[name] for name in names] for names in (left, right, sums))
-            if op.endswith(".s32.u8.s8.s32"):
-                results = _mma_of_whole_numbers(*operands)
-            else:
-                results = _mma(op.split(".")[-2], *operands)
+            results = _mma(
+                op.split(".")[-2],
+                *([registers[name] for name in names] for names in (left, right, sums)),
+            )
             registers |= dict(zip(sums, results, strict=True))
             continue
         target, *names = (name.strip() for name in rest.split(","))
@@ -98,47 +97,40 @@ def _dtype(kind: str) -> torch.dtype:
     return {"bf16": torch.bfloat16, "f16": torch.float16}[kind]
 
 
+def _bytes(words: Lanes, signed: bool) -> torch.Tensor:
+    """The four bytes of each lane, the low one first: [32, 4]."""
+    return torch.from_numpy(words.view(np.int8 if signed else np.uint8).reshape(LANES, 4).copy())
+
+
 def _mma(kind: str, left: list[Lanes], right: list[Lanes], sums: list[Lanes]) -> list[Lanes]:
-    """``mma.m16n8k16``, its lanes' parts as the PTX manual's figures have them (9.7.14)."""
-    a, b, c = torch.zeros(16, 16), torch.zeros(16, 8), torch.zeros(16, 8)
+    """``mma``, its lanes' parts as the PTX manual's figures have them (9.7.14).
+
+    Of two numbers a register it is ``m16n8k16``; of kind s8, bytes without sign with bytes that
+    have one, ``m16n8k32``.
+    """
+    whole = kind == "s8"
+    count, dtype = (4, torch.int64) if whole else (2, torch.float32)
+    stored = np.int32 if whole else np.float32
+    a, b = torch.zeros(16, 8 * count, dtype=dtype), torch.zeros(8 * count, 8, dtype=dtype)
+    c = torch.zeros(16, 8, dtype=dtype)
+    lefts = [_bytes(each, signed=False) if whole else _halves(each, kind) for each in left]
+    rights = [_bytes(each, signed=True) if whole else _halves(each, kind) for each in right]
     for lane in range(LANES):
         row, place = divmod(lane, 4)
-        for i, register in enumerate(left):
-            k = 2 * place + 8 * (i // 2)
-            a[row + 8 * (i % 2), k : k + 2] = _halves(register, kind)[lane].float()
-        for i, register in enumerate(right):
-            k = 2 * place + 8 * i
-            b[k : k + 2, row] = _halves(register, kind)[lane].float()
+        for i, numbers in enumerate(lefts):
+            k = count * (place + 4 * (i // 2))
+            a[row + 8 * (i % 2), k : k + count] = numbers[lane].to(dtype)
+        for i, numbers in enumerate(rights):
+            k = count * (place + 4 * i)
+            b[k : k + count, row] = numbers[lane].to(dtype)
         for i, register in enumerate(sums):
-            c[row + 8 * (i // 2), 2 * place + i % 2] = float(register.view(np.float32)[lane])
+            c[row + 8 * (i // 2), 2 * place + i % 2] = register.view(stored)[lane].item()
     c += a @ b
-    results = [np.zeros(LANES, dtype=np.float32) for _ in sums]
+    found = c.numpy().astype(stored)
+    assert np.array_equal(found, c.numpy()), "more than 32 bits"
+    results = [np.zeros(LANES, dtype=stored) for _ in sums]
     for lane in range(LANES):
         row, place = divmod(lane, 4)
         for i, result in enumerate(results):
-            result[lane] = float(c[row + 8 * (i // 2), 2 * place + i % 2])
-    return [result.view(np.uint32) for result in results]
-
-
-def _mma_of_whole_numbers(left: list[Lanes], right: list[Lanes], sums: list[Lanes]) -> list[Lanes]:
-    """``mma.m16n8k32`` of bytes without sign with bytes that have one; figures as above."""
-    a, b = np.zeros((16, 32), dtype=np.int64), np.zeros((32, 8), dtype=np.int64)
-    c = np.zeros((16, 8), dtype=np.int64)
-    for lane in range(LANES):
-        row, place = divmod(lane, 4)
-        for i, register in enumerate(left):
-            k = 4 * place + 16 * (i // 2)
-            a[row + 8 * (i % 2), k : k + 4] = register.view(np.uint8).reshape(LANES, 4)[lane]
-        for i, register in enumerate(right):
-            k = 4 * place + 16 * i
-            b[k : k + 4, row] = register.view(np.int8).reshape(LANES, 4)[lane]
-        for i, register in enumerate(sums):
-            c[row + 8 * (i // 2), 2 * place + i % 2] = register.view(np.int32)[lane]
-    c += a @ b
-    assert np.array_equal(c, c.astype(np.int32)), "more than 32 bits"
-    results = [np.zeros(LANES, dtype=np.int32) for _ in sums]
-    for lane in range(LANES):
-        row, place = divmod(lane, 4)
-        for i, result in enumerate(results):
-            result[lane] = c[row + 8 * (i // 2), 2 * place + i % 2]
+            result[lane] = found[row + 8 * (i // 2), 2 * place + i % 2]
     return [result.view(np.uint32) for result in results]

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from longspan.kernels.linear.triton_rows import multiply_rows, row_block, start_rows
 from longspan.kernels.quantized_linear.blocks import word_block
+from longspan.kernels.quantized_linear.laid_out import group_size, new_sums
 from longspan.kernels.quantized_linear.triton_words import multiply_words, start_words
 
 # Tensor cores multiply bfloat16 from here on.
@@ -191,6 +192,22 @@ def reads_laid_out(matrix: torch.Tensor | None, bits: int | None, x: torch.Tenso
         return False
     # A lane's four words have all their numbers, or none.
     return x.shape[-1] % (4 * 32 // bits) == 0 and _has_tensor_cores(matrix, x.dtype)
+
+
+def sums_of(
+    matrix: torch.Tensor | None, bits: int | None, row: torch.Tensor, *written: int
+) -> torch.Tensor | None:
+    """Room for the sums of a row that is to be laid out for a matrix; None for a plain row.
+
+    Args:
+        matrix: that will read it, see `reads_laid_out`.
+        bits: of its numbers.
+        row: to be filled, [B, L, D].
+        written: numbers of it that a program writes at once, each a whole number of groups.
+    """
+    if bits is None or not reads_laid_out(matrix, bits, row):
+        return None
+    return None if any(each % group_size(bits) for each in written) else new_sums(row, bits)
 
 
 def _has_tensor_cores(words: torch.Tensor, dtype: torch.dtype) -> bool:

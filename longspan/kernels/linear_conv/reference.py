@@ -27,8 +27,7 @@ def linear_conv(
     """See `longspan.kernels.linear_conv.linear_conv`."""
     packing: dict[str, Any] = {"scales": scales, "zeros": zeros, "bits": bits}
     if isinstance(x, DeferredNorm):
-        product = linear_of_any(x.row, weight, None, **packing) * x.root()
-        projected = (product if bias is None else product + bias.to(x.row.dtype)).to(x.row.dtype)
+        projected = x.divided(linear_of_any(x.row, weight, None, **packing), bias)
     else:
         projected = linear_of_any(x, weight, bias, **packing)
     return conv_of_part(projected, conv_weight, conv_bias, tail, first=first)

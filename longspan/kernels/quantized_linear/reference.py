@@ -23,9 +23,8 @@ def quantized_linear(
     W = dequantize(
         weight, scales, zeros, bits=bits, width=row.shape[-1], dtype=row.dtype, rows=None
     )
-    y = torch.nn.functional.linear(row, W)
     if isinstance(x, DeferredNorm):
-        y = (y * x.root()).to(row.dtype)
-    if bias is not None:
-        y = y + bias.to(row.dtype)
+        y = x.divided(torch.nn.functional.linear(row, W), bias)
+    else:
+        y = torch.nn.functional.linear(row, W, None if bias is None else bias.to(row.dtype))
     return y if out is None else out.copy_(y)

@@ -49,6 +49,9 @@ _PRODUCTS = {
     8: (((0, 1), 1), ((2, 3), 1)),
 }
 
+# Bytes without sign times bytes that have one.
+_WHOLE = "m16n8k32.row.col.s32.u8.s8.s32"
+
 
 def _pairs(bits: int, kind: str) -> str:
     """Pairs as the words have them: x[i], x[i + 4] beside 4 bits, x[i], x[i + 2] beside 8.
@@ -111,16 +114,16 @@ def _products(bits: int, kind: str) -> str:
             started.add(size)
         left = [f"${4 + 4 * product + i}" for i in range(4)]
         right = [f"${first_x + 2 * product + i}" for i in range(2)]
-        lines.append(_multiply(kind, sums, left, right))
+        lines.append(_multiply(f"m16n8k16.row.col.f32.{kind}.{kind}.f32", sums, left, right))
     # 0f3D800000 is a sixteenth.
     combine = "fma.rn.f32 ${0}, d{0}, 0f3D800000, c{0};" if 16 in started else "mov.f32 ${0}, c{0};"
     return _block(lines + [combine.format(i) for i in range(4)])
 
 
-def _multiply(kind: str, sums: list[str], left: list[str], right: list[str]) -> str:
-    """``sums += left @ right``."""
+def _multiply(shape: str, sums: list[str], left: list[str], right: list[str]) -> str:
+    """``sums += left @ right``, of a shape, layouts and types as PTX names them."""
     c, a, b = ("{" + ", ".join(names) + "}" for names in (sums, left, right))
-    return f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {c}, {a}, {b}, {c};"
+    return f"mma.sync.aligned.{shape} {c}, {a}, {b}, {c};"
 
 
 def _whole_products(bits: int) -> str:
@@ -134,19 +137,13 @@ def _whole_products(bits: int) -> str:
                 lines.append(f"and.b32 r, {word}, 0x0F0F0F0F;")
                 lines.append(f"and.b32 s, {other}, 0x0F0F0F0F;")
                 x = [f"${12 + 4 * half + 2 * i + j}" for j in range(2)]
-                lines.append(_multiply_whole(sums, [word, other, "r", "s"], x))
+                lines.append(_multiply(_WHOLE, sums, [word, other, "r", "s"], x))
         else:
             x = [f"${12 + 2 * half + j}" for j in range(2)]
-            lines.append(_multiply_whole(sums, [*words[0], *words[1]], x))
+            lines.append(_multiply(_WHOLE, sums, [*words[0], *words[1]], x))
         lines.append(f"mad.lo.s32 ${half}, c0, 256, c1;")
         lines.append(f"mad.lo.s32 ${2 + half}, c2, 256, c3;")
     return "\n".join(["{", ".reg .b32 r, s, c0, c1, c2, c3;", *lines, "}"])
-
-
-def _multiply_whole(sums: list[str], left: list[str], right: list[str]) -> str:
-    """``sums += left @ right`` of whole numbers, of 8 bits those that are multiplied."""
-    c, a, b = ("{" + ", ".join(names) + "}" for names in (sums, left, right))
-    return f"mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {c}, {a}, {b}, {c};"
 
 
 def _block(lines: list[str]) -> str:

@@ -23,16 +23,11 @@ from longspan.kernels.linear.triton_product import (
     Matrix,
     as_matrix,
     finish_product,
-    reads_laid_out,
     start_product,
+    sums_of,
 )
 from longspan.kernels.linear.triton_root import inverse_root, parts_of
-from longspan.kernels.quantized_linear.laid_out import (
-    group_size,
-    in_words,
-    new_sums,
-    store_laid_out,
-)
+from longspan.kernels.quantized_linear.laid_out import in_words, store_laid_out
 from longspan.kernels.ssd.triton_kernel import scan_few_tokens, token_width
 from longspan.kernels.ssd_norm_linear.reference import ssd_norm_linear as one_after_another
 
@@ -165,9 +160,8 @@ def ssd_norm_linear(
     outputs, width, groups = weight.shape[0], z.shape[2], B.shape[2]
     deferred = groups == 1 and x.dtype in DTYPES
     overlap = overlap_options(x, weight, scales, zeros, None if then is None else then.weight)
-    sums = None
-    if deferred and bits is not None and reads_laid_out(weight, bits, z) and _lays_out(state, bits):
-        sums = new_sums(z, bits)
+    written = state.shape[3], token_width(*state.shape[2:])
+    sums = sums_of(weight, bits, z, *written) if deferred else None
     laid = sums is not None
     matrix = as_matrix(
         weight, scales, zeros, bits=bits, width=width, dtype=x.dtype, depth=1, laid_out=laid
@@ -209,18 +203,9 @@ def ssd_norm_linear(
     return y if added is None else added, new_state
 
 
-def _lays_out(state: torch.Tensor, bits: int) -> bool:
-    """Whether the dual's programs write whole groups of a row that is laid out."""
-    N, P = state.shape[2:]
-    return P % group_size(bits) == 0 and token_width(N, P) % group_size(bits) == 0
-
-
 def _room(then: NextNorm, y: torch.Tensor, matrix: Matrix) -> Added:
     """The residual, in whose place the sum comes, and its norm, whose row is y; to be filled."""
-    rows = int(matrix.options["ROWS"])
-    sums, bits = None, then.bits
-    if bits is not None and reads_laid_out(then.matrix, bits, y) and rows % group_size(bits) == 0:
-        sums = new_sums(y, bits)
+    sums = sums_of(then.matrix, then.bits, y, int(matrix.options["ROWS"]))
     squares = torch.empty(1, 1, matrix.programs, dtype=torch.float32, device=y.device)
     norm = DeferredNorm(row=y, squares=squares, eps=then.eps, sums=sums)
     return then.residual.contiguous(), norm
