@@ -100,7 +100,7 @@ def test_a_layer_after_a_layer(
     """Rows between launches are laid out for the products that read them."""
 
     def block_of(*given: Any, **more: Any) -> dict[str, int]:
-        return blocks.word_block(*given, **more) | {"ROWS": rows, "maxnreg": 160}
+        return blocks.word_block(*given, **more) | {"ROWS": rows, "maxnreg": 152}
 
     monkeypatch.setattr(triton_product, "word_block", block_of)
 

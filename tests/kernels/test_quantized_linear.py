@@ -15,6 +15,7 @@ from longspan.kernels.deferred_norm import DeferredNorm
 from longspan.kernels.linear import triton_product
 from longspan.kernels.quantized_linear import blocks, quantized_linear, scratch, triton_kernel
 from longspan.kernels.quantized_linear.reference import quantized_linear as reference
+from longspan.kernels.ssd.triton_kernel import STEP_REGISTERS
 from tests.kernels.devices import DEVICE_DTYPES, DEVICES, wide
 from tests.kernels.quantized import PACKINGS, Stored, stored
 from tests.tolerances import assert_close
@@ -116,7 +117,7 @@ def test_a_row_is_on_its_way_at_once_or_in_even_parts() -> None:
 
 def test_of_a_row_that_is_laid_out_programs_are_fewer() -> None:
     """Mamba-2 2.7B in 4 bits: 331 of in_proj, 160 of out_proj; in 8 that takes two turns."""
-    in_proj = {"ROWS": 32, "BLOCK": 64, "DEPTH": 5, "num_warps": 4, "maxnreg": 160}
+    in_proj = {"ROWS": 32, "BLOCK": 64, "DEPTH": 5, "num_warps": 4, "maxnreg": 152}
     assert blocks.word_block(10_576, 320, laid_out=True) == in_proj
     assert list(blocks.word_block(10_576, 640, laid_out=True).values()) == [16, 128, 5, 8, 96]
     # More than have room at once.
@@ -126,6 +127,17 @@ def test_of_a_row_that_is_laid_out_programs_are_fewer() -> None:
     assert blocks.word_block(2560, 1280, laid_out=True)["ROWS"] == 8
     assert blocks.word_block(768, 192, laid_out=True)["ROWS"] == 16
     assert blocks.word_block(256, 64, laid_out=True)["ROWS"] == 8
+
+
+def test_beside_three_programs_of_in_proj_one_of_the_recurrence_has_room() -> None:
+    """A multiprocessor of sm_80 to sm_90 has 65,536 registers; a warp takes them 256 at a time."""
+
+    def registers(warps: int, of_a_thread: int) -> int:
+        return warps * -(-of_a_thread * 32 // 256) * 256
+
+    in_proj = blocks.word_block(10_576, 320, laid_out=True)
+    taken = 3 * registers(in_proj["num_warps"], in_proj["maxnreg"])
+    assert taken + registers(4, STEP_REGISTERS) <= 65_536 < taken + registers(4, 64)
 
 
 @pytest.mark.parametrize(("bits", "block", "symmetric"), PACKINGS)

@@ -62,6 +62,7 @@ def finish_product(
     zeros_ptr,
     x_ptr,
     sums_ptr,
+    squares_ptr,
     norm_ptr,
     roots,
     y_ptr,
@@ -71,6 +72,7 @@ def finish_product(
     stride_zeros,
     X_ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     BITS: tl.constexpr,
     SCALED: tl.constexpr,
@@ -83,7 +85,7 @@ def finish_product(
     """The rows that `start_product` began times x, as `load_x` gives it: float32 [ROWS].
 
     Of packed numbers X_ROWS rows of x, stride_x apart; a result for each, in a tuple. With sums x
-    is one row that is `laid_out`.
+    is one row that is `laid_out`, and the PARTS `squares` of its norm are brought near with it.
     """
     if BITS == 0:
         tl.static_assert(X_ROWS == 1, "a matrix of floating point meets one row")
@@ -95,9 +97,9 @@ def finish_product(
         y = (product,)
     else:
         y = multiply_words(
-            weight_ptr, scales_ptr, zeros_ptr, started, x_ptr, sums_ptr, norm_ptr, roots, y_ptr,
-            first_row, outputs, stride_x, stride_zeros,
-            X_ROWS, WIDTH, GROUPS, BITS, SCALED, ROWS, BLOCK, DEPTH, TENSOR_CORES,
+            weight_ptr, scales_ptr, zeros_ptr, started, x_ptr, sums_ptr, squares_ptr, norm_ptr,
+            roots, y_ptr, first_row, outputs, stride_x, stride_zeros,
+            X_ROWS, WIDTH, PARTS, GROUPS, BITS, SCALED, ROWS, BLOCK, DEPTH, TENSOR_CORES,
         )  # fmt: skip
     return y
 

@@ -83,9 +83,9 @@ def _linear_conv(
 
     root = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES)
     p = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, None, None, projected_ptr,
-        program_first, outputs, 0, stride_zeros,
-        1, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, squares_ptr, None, None,
+        projected_ptr, program_first, outputs, 0, stride_zeros,
+        1, WIDTH, PARTS, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
     p *= root
     if bias_ptr is not None:

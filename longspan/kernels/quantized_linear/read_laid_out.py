@@ -58,15 +58,18 @@ def load_factors(
 
 
 @triton.jit
-def _first_of_four(block):
-    """The first of each lane's four: [lines, 4]."""
-    first, _ = tl.split(tl.reshape(block, [block.shape[0], 4, 2, 2]))
-    first, _ = tl.split(first)
-    return first
+def _asked_for(x_ptr, first, mask):
+    """The first of the four words from each of `first` on, all of them loaded: int32 [lines, 4]."""
+    source = x_ptr + (first[:, :, None] + tl.arange(0, 4))
+    source = tl.max_contiguous(tl.multiple_of(source, [1, 1, 16]), [1, 2, 4])
+    block = tl.load(source, mask=mask[:, :, None], other=0)
+    word, _ = tl.split(tl.reshape(block, [block.shape[0], 4, 2, 2]))
+    word, _ = tl.split(word)
+    return word.to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def _ask_for(
+def _asked_for_tiles(
     x_ptr,
     start,
     WORDS: tl.constexpr,
@@ -83,10 +86,7 @@ def _ask_for(
         word = start + part * BLOCK + (line // 8 * 16)[:, None]
         first = word * (LANES // 4) + lane % LANES * 4
         mask = (part < DEPTH) & (first < WORDS * (LANES // 4))
-        source = x_ptr + (first[:, :, None] + tl.arange(0, 4))
-        source = tl.max_contiguous(tl.multiple_of(source, [1, 1, 16]), [1, 2, 4])
-        block = tl.load(source, mask=mask[:, :, None], other=0)
-        asked |= _first_of_four(block).to(tl.int32, bitcast=True)
+        asked |= _asked_for(x_ptr, first, mask)
     return asked
 
 
@@ -94,9 +94,11 @@ def _ask_for(
 def brought_near(
     x_ptr,
     sums_ptr,
+    squares_ptr,
     start,
     outputs,
     WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -107,7 +109,11 @@ def brought_near(
     cache. So the lanes of a warp ask for a part of all tiles first.
     """
     WORDS: tl.constexpr = WIDTH * BITS // 32
-    asked = _ask_for(x_ptr, start, WORDS, 64 // BITS, BLOCK, DEPTH)
-    asked |= _ask_for(sums_ptr, start, WORDS, 4, BLOCK, DEPTH)
+    asked = _asked_for_tiles(x_ptr, start, WORDS, 64 // BITS, BLOCK, DEPTH)
+    asked |= _asked_for_tiles(sums_ptr, start, WORDS, 4, BLOCK, DEPTH)
+    # The norm's squares, which are summed up later: all lanes of the program together.
+    for first in tl.static_range(0, PARTS, 8 * BLOCK):
+        part = first + 4 * (4 * tl.arange(0, BLOCK // 2)[:, None] + tl.arange(0, 4)[None, :])
+        asked |= _asked_for(squares_ptr, part, part + 4 <= PARTS)
     # Outputs are not negative, which the compiler does not know.
     return tl.multiple_of(asked & (outputs >> 31), [16, 16])

@@ -66,9 +66,9 @@ def _quantized_linear(
 
     root = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES)
     results = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, None, None, x_ptr,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, squares_ptr, None, None, x_ptr,
         first, outputs, stride_x, stride_zeros,
-        X_ROWS, WIDTH, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
+        X_ROWS, WIDTH, PARTS, 1, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )  # fmt: skip
     output = first + tl.arange(0, ROWS)
     real = output < outputs

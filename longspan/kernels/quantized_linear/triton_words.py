@@ -181,6 +181,7 @@ def multiply_words(
     ahead,
     x_ptr,
     sums_ptr,
+    squares_ptr,
     norm_ptr,
     roots,
     y_ptr,
@@ -190,6 +191,7 @@ def multiply_words(
     stride_zeros,
     X_ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     BITS: tl.constexpr,
     SCALED: tl.constexpr,
@@ -219,7 +221,9 @@ def multiply_words(
                 ROW_WORDS, BLOCK_WORDS, BITS, ROWS, BLOCK, DEPTH,
             )  # fmt: skip
         if sums_ptr is not None:
-            near = brought_near(x_ptr, sums_ptr, start, outputs, WIDTH, BITS, BLOCK, DEPTH)
+            near = brought_near(
+                x_ptr, sums_ptr, squares_ptr, start, outputs, WIDTH, PARTS, BITS, BLOCK, DEPTH
+            )
         for part in tl.static_range(DEPTH):
             tile = start + part * BLOCK
             word = lane_words(tile, BLOCK)

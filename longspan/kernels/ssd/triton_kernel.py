@@ -22,6 +22,9 @@ from longspan.kernels.ssd.triton_slices import Inputs, scan_in_slices
 
 # Values of a state that a program of `_scan_tokens` holds.
 TOKEN_VALUES = 2048
+# Registers of a thread that takes one step: then a program has room beside three of the product
+# before it (`quantized_linear.blocks`), and its state is on the way. Measured; docs/kernels.md.
+STEP_REGISTERS = 48
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -111,11 +114,12 @@ def _scan_tokens(
         tl.debug_barrier()
         step = softplus_step(tl.load(dt_ptr + t * stride_dt).to(tl.float32) + dt_bias, low, high)
         x, B, C = x.to(tl.float32), B.to(tl.float32), C.to(tl.float32)
+        if z_ptr is not None:
+            gate = z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
         h = tl.exp2(step * A) * h + B[:, None] * (step * x)[None, :]
         y = tl.sum(h * C[:, None], axis=0) + D * x
         row = (batch * length + t) * H + head
         if z_ptr is not None:
-            gate = z.to(tl.float32) * tl.sigmoid(z.to(tl.float32))
             # As it would be rounded on its way to the norm.
             y = y.to(x_ptr.dtype.element_ty).to(tl.float32) * gate
             square = squares_ptr + row * tl.num_programs(0) + tl.program_id(0)
@@ -221,6 +225,7 @@ def scan_few_tokens(
         WIDTH=width,
         ONE=length == 1,
         BITS=bits or 0,
+        maxnreg=STEP_REGISTERS if length == 1 else None,
         **overlap,
     )
     return y, squares, new_state

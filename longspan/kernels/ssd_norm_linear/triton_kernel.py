@@ -104,9 +104,9 @@ def _norm_linear(
     else:
         root, roots = inverse_root(squares_ptr, eps, WIDTH, PARTS, LANES), None
     y = finish_product(
-        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, norm_ptr, roots, y_ptr,
-        first, outputs, 0, stride_zeros,
-        1, WIDTH, GROUPS, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
+        started, weight_ptr, scales_ptr, zeros_ptr, x_ptr, sums_ptr, squares_ptr, norm_ptr, roots,
+        y_ptr, first, outputs, 0, stride_zeros,
+        1, WIDTH, PARTS, GROUPS, BITS, SCALED, ROWS, BLOCK, NEIGHBOURS, DEPTH, TENSOR_CORES,
     )[0]  # fmt: skip
     if norm_ptr is None:
         y *= root
