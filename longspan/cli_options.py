@@ -250,7 +250,7 @@ Length = Annotated[
 ]
 Lengths = Annotated[str, typer.Option(help="Lengths to measure, as 8K,64K,256K.")]
 Fit = Annotated[
-    bool, typer.Option("--fit", help="Show the smallest budget and the longest document instead.")
+    bool, typer.Option("--fit", help="Show the smallest budgets and the longest document instead.")
 ]
 Explain = Annotated[
     bool,

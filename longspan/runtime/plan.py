@@ -158,6 +158,7 @@ def _planned(manifest: Manifest, request: _Request) -> Plan:
     if request.no_step_graph is not None:
         return launched(plain, request.no_step_graph)
     recorded, size = divided(*steps), format_bytes(sum_bytes(steps))
+    plain = replace(plain, fastest_budget_bytes=recorded.fastest_budget_bytes)
     least = request.chunk_tokens or min(plain.chunk_tokens, STEP_CHUNK_TOKENS)
     if not recorded.fits or recorded.chunk_tokens < least:
         reason = f"a recorded one takes {size}, which chunks of {least:,} tokens do not leave"
@@ -208,6 +209,7 @@ def replanned(plan: Plan, manifest: Manifest, budget_bytes: int) -> Plan:
         chunk_tokens=chosen,
         items=(*fixed, *items_at(chosen)),
         smallest_budget_bytes=over(sizes[-1]) + budget_bytes,
+        fastest_budget_bytes=over(sizes[0]) + budget_bytes,
         choices=(choice, *plan.choices[1:]),
     )
 
@@ -247,7 +249,6 @@ def _divide(
     capacity = needed_capacity(known, reserve, tokens) if grows else 0
     sizes = [chunk_tokens] if chunk_tokens else _chunk_sizes(engine, tokens)
     totals = {size: total_at(size, capacity) for size in sizes}
-    smallest = totals[sizes[-1]]
     chosen, choice = _largest_that_fits(
         sizes, lambda size: totals[size] - budget_bytes, tokens, asked=chunk_tokens is not None
     )
@@ -268,7 +269,8 @@ def _divide(
         budget_bytes=budget_bytes,
         chunk_tokens=chosen,
         items=items_at(chosen, capacity),
-        smallest_budget_bytes=smallest,
+        smallest_budget_bytes=totals[sizes[-1]],
+        fastest_budget_bytes=totals[sizes[0]],
         longest_tokens=None if most is None else longest_document(manifest.config, most),
         most_entries=None if most is None else max(0, most - reserve),
         capacity=capacity,

@@ -30,6 +30,9 @@ class Plan:
         items: what takes memory, in the order in which it comes.
         smallest_budget_bytes: the least budget that would do, with the smallest chunk (or with
             the chunk that was asked for).
+        fastest_budget_bytes: the least budget for which nothing is slower than it need be: with
+            the longest chunk that is of use (or the one that was asked for), all weights on the
+            device, and a recorded step where the engine has those.
         longest_tokens: the longest document that fits, with the smallest chunk; None for any
             length, where every layer has a state of fixed size, and where the text decides how
             much it takes.
@@ -56,6 +59,7 @@ class Plan:
     chunk_tokens: int
     items: tuple[PlanItem, ...]
     smallest_budget_bytes: int
+    fastest_budget_bytes: int
     longest_tokens: int | None = None
     most_entries: int | None = None
     capacity: int = 0
@@ -109,6 +113,7 @@ class Plan:
         }
         if fit:
             facts["smallest_budget_bytes"] = self.smallest_budget_bytes
+            facts["fastest_budget_bytes"] = self.fastest_budget_bytes
             facts["longest_tokens"] = self.longest_tokens
             facts["most_entries"] = self.most_entries
         return facts
@@ -134,12 +139,18 @@ class Plan:
         return "\n".join(lines)
 
     def fit_text(self) -> str:
-        """The smallest budget and the longest document, in words."""
-        least = f"The smallest budget that would do is {_mib(self.smallest_budget_bytes)}"
+        """The smallest budget, the one that reads fastest, and the longest document, in words."""
         if self.most_entries is None:
-            return f"{least}; it reads documents of any length."
-        given = f"the budget of {format_bytes(self.budget_bytes)}"
-        return f"{least}; {given} holds {self.longest}."
+            return f"{self.budgets_text}. Documents may be of any length."
+        given = f"The budget of {format_bytes(self.budget_bytes)}"
+        return f"{self.budgets_text}. {given} holds {self.longest}."
+
+    @property
+    def budgets_text(self) -> str:
+        """The smallest budget, and the smallest that reads at full speed, in words."""
+        least, fastest = _mib(self.smallest_budget_bytes), _mib(self.fastest_budget_bytes)
+        faster = "" if fastest == least else f"; {fastest} is the smallest that reads at full speed"
+        return f"The smallest budget that would do is {least}{faster}"
 
     @property
     def longest(self) -> str:
@@ -169,7 +180,7 @@ def require_fit(plan: Plan) -> None:
         f"The budget is {format_bytes(plan.budget_bytes)}, and {plan.engine} with chunks of "
         f"{plan.chunk_tokens:,} tokens needs {format_bytes(plan.total_bytes)}:\n"
         + "\n".join(rows)
-        + f"\nThe smallest budget that would do is {_mib(plan.smallest_budget_bytes)}. "
+        + f"\n{plan.budgets_text}. "
         + _advice(plan)
     )
 

@@ -54,7 +54,8 @@ def choose_placement(
         tokens: of the document, if that is known.
 
     Returns:
-        A plan, which may not fit; its smallest budget is the least of any placement.
+        A plan, which may not fit; its smallest budget is the least of any placement, its fastest
+        that with all weights on the device.
     """
     resident = remake(place_weights(sizes), chunk_tokens)
     if not can_stream(sizes):
@@ -77,7 +78,8 @@ def choose_placement(
     fitting = [each for each in (resident, *found) if each.fits]
     # What is refused is refused with the arithmetic of the placement that takes least.
     chosen = speeds.best(fitting) if fitting else min(resident, found[0], key=_total)
-    return replace(chosen, smallest_budget_bytes=smallest)
+    fastest = resident.fastest_budget_bytes
+    return replace(chosen, smallest_budget_bytes=smallest, fastest_budget_bytes=fastest)
 
 
 def require_host_memory(plan: Plan, free_bytes: int) -> None:

@@ -112,7 +112,7 @@ def test_plan() -> None:
     assert {"fits", "budget_bytes", "total_bytes", "chunk_tokens", "items"} <= found.keys()
     assert found["total_bytes"] == sum(item["bytes"] for item in found["items"])
     assert found["fits"]
-    assert "smallest_budget_bytes" not in found
+    assert not {"smallest_budget_bytes", "fastest_budget_bytes"} & found.keys()
 
 
 def test_plan_for_people() -> None:
@@ -131,6 +131,7 @@ def test_plan_that_does_not_fit() -> None:
     found = facts("plan", "builtin", "--budget", "64MiB", "--device", "cpu", "--fit", status=3)
     assert not found["fits"]
     assert found["smallest_budget_bytes"] > found["budget_bytes"]
+    assert found["fastest_budget_bytes"] > found["smallest_budget_bytes"]
     assert found["longest_tokens"] is None
 
 

@@ -98,6 +98,7 @@ def fake_plan(chunk_tokens: int, budget_bytes: int = 64 * GIB, capacity: int = 0
         chunk_tokens=chunk_tokens,
         items=(PlanItem(name="all", bytes=GIB),),
         smallest_budget_bytes=GIB,
+        fastest_budget_bytes=GIB,
         capacity=capacity,
     )
 

@@ -92,7 +92,7 @@ def test_with_ids_the_text_decides() -> None:
     assert LEAST_CAPACITY <= plan.capacity <= MOST_CAPACITY
     assert plan.to_json(fit=True)["most_entries"] == plan.most_entries
     assert plan.summary(fit=True).endswith(
-        f"the budget of 128.0 MiB holds documents of up to {plan.most_entries:,} anchors and "
+        f"The budget of 128.0 MiB holds documents of up to {plan.most_entries:,} anchors and "
         "tokens of the longest segment together."
     )
     assert planned(manifest, tokens=100).capacity == 100 + RESERVE_TOKENS

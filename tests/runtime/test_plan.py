@@ -150,8 +150,8 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         "  activations of 16 tokens            42.0 KiB\n"
         "  ONNX Runtime's arena around them     4.0 MiB\n"
         "  together                            77.3 MiB\n"
-        "The smallest budget that would do is 78MiB. Give --budget 78MiB, or export a smaller "
-        "model."
+        "The smallest budget that would do is 78MiB; 80MiB is the smallest that reads at full "
+        "speed. Give --budget 78MiB, or export a smaller model."
     )
 
 
@@ -212,6 +212,14 @@ def test_the_smallest_budget_holds_no_recorded_step() -> None:
     assert smallest.fits
     assert not smallest.step_graph
     assert on_cuda(2**31).smallest_budget_bytes == plan.smallest_budget_bytes
+
+
+def test_the_budget_of_full_speed_holds_a_recorded_step_and_the_longest_chunk() -> None:
+    fastest = on_cuda(1).fastest_budget_bytes
+    assert on_cuda(2**31).fastest_budget_bytes == fastest == on_cuda(2**31).total_bytes
+    enough, less = on_cuda(fastest), on_cuda(fastest - 1)
+    assert enough.step_graph
+    assert not less.step_graph or less.chunk_tokens < enough.chunk_tokens
 
 
 @pytest.mark.parametrize("over", [0, 1])

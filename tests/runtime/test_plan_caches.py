@@ -141,18 +141,19 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
         "A copy of the cache has 100,000 entries for the document and 1,024 for a question and its "
         "answer: 101,024 x 112 bytes = 10.8 MiB. This budget holds documents of up to 59,865 "
         "tokens.\n"
-        "The smallest budget that would do is 97MiB. Give --budget 97MiB, a shorter document, or "
-        "export a smaller model."
+        "The smallest budget that would do is 97MiB; 671MiB is the smallest that reads at full "
+        "speed. Give --budget 97MiB, a shorter document, or export a smaller model."
     )
 
 
 def test_the_summary_tells_the_longest_document() -> None:
     assert planned(64 * MIB, tokens=1000).summary(fit=True).splitlines()[1] == (
-        "The smallest budget that would do is 21MiB; the budget of 64.0 MiB holds documents of up "
-        "to 106,127 tokens."
+        "The smallest budget that would do is 21MiB; 134MiB is the smallest that reads at full "
+        "speed. The budget of 64.0 MiB holds documents of up to 106,127 tokens."
     )
     assert planned(20 * MIB).summary().splitlines()[1] == (
-        "The smallest budget that would do is 22MiB; the budget of 20.0 MiB holds no document."
+        "The smallest budget that would do is 22MiB; 631MiB is the smallest that reads at full "
+        "speed. The budget of 20.0 MiB holds no document."
     )
 
 

@@ -122,6 +122,15 @@ def test_a_plan_keeps_its_budget_and_its_word(
     assert planned(least).total_bytes <= least
     assert not planned(least - 1).fits
     assert plan.fits == (budget >= least)
+    fastest = plan.fastest_budget_bytes
+    assert planned(fastest).fits
+
+    def speed(budget_bytes: int) -> tuple[int, bool]:
+        found = planned(budget_bytes)
+        return found.chunk_tokens, found.step_graph
+
+    assert speed(2**40) == speed(fastest)
+    assert fastest == least or speed(fastest - 1) != speed(fastest)
     other = replanned(planned(2**31), manifest, budget)
     assert other.fits == (other.total_bytes <= budget)
 

@@ -238,6 +238,13 @@ def test_the_smallest_budget_is_that_of_streaming_all() -> None:
     assert "  two slots for streamed weights  " in str(caught.value)
 
 
+def test_at_full_speed_nothing_streams() -> None:
+    fastest = planned(2500 * MIB).fastest_budget_bytes
+    whole = planned(fastest)
+    assert (whole.streamed_layers, whole.total_bytes) == ((), fastest)
+    assert whole.chunk_tokens > planned(fastest - 1).chunk_tokens
+
+
 @settings(max_examples=60, deadline=None)
 @given(budget=st.integers(800 * MIB, 7000 * MIB))
 def test_no_plan_passes_its_budget(budget: int) -> None:
