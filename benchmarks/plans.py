@@ -1,15 +1,16 @@
 """Planned memory against the measured peak: every family, lengths, budgets from the smallest on.
 
     python benchmarks/plans.py --tokens 1K,8K,64K --device cpu --write docs/measurements.md
-    python benchmarks/plans.py --tokens 1K,8K,256K --device cuda --width 2048 --weights bfloat16 \\
-        > runs.jsonl
+    python benchmarks/plans.py --tokens 1K,8K,256K --device cuda --width 1024 --weights bfloat16 \\
+        --jobs 4 > runs.jsonl
     python benchmarks/plans.py --from runs.jsonl --write docs/measurements.md
 
 Models have random weights: neither plans nor peaks depend on them. Each reading is a process of its
 own, which is given the smallest budget that `longspan plan` names for the length, or a multiple of
-that. A line of JSON is printed for each reading as it ends, so that a run that is cut short is not
-lost; --from reads such lines, from several runs, too. The exit status is 1 where a peak passed its
-budget or a plan is further off than it may be.
+that. With --jobs several models are read side by side: a peak is the process's own. A line of JSON
+is printed for each reading as it ends, so that a run that is cut short is not lost; --from reads
+such lines, from several runs, too. The exit status is 1 where a peak passed its budget or a plan is
+further off than it may be.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from report import command_line, markdown_table, versions_line, write_section
@@ -117,11 +120,7 @@ def smallest_budget(bundle: Path, tokens: int, where: Where) -> int:
 
 
 def measured(options: argparse.Namespace) -> Iterator[Row]:
-    """The readings that were asked for, each once it has ended."""
-    # Processes that read import this file: with torch, which this imports, they would hold more.
-    from model_runs import apart
-    from plan_models import MODELS, exported_model
-
+    """The readings that were asked for, each once it has ended; --jobs models side by side."""
     report = examine(device=options.device, backend=options.backend)
     where = Where(
         device=device_of(report.engine),
@@ -134,22 +133,54 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
         engine=report.engine,
         versions=report.versions,
     )
-    names = options.models.split(",") if options.models else list(MODELS)
-    lengths = [parse_tokens(length) for length in options.tokens.split(",")]
-    for weights, name in product(options.weights.split(","), names):
-        graphs = where.backend == "onnx"
-        with exported_model(name, options.width, weights, graphs=graphs) as bundle:
-            for tokens in lengths:
-                least = apart(smallest_budget, bundle, tokens, where)
-                for factor in map(float, options.factors.split(",")):
-                    budget = int(least * factor)
-                    yield facts(
-                        model=f"{name} {weights}",
-                        tokens=tokens,
-                        factor=factor,
-                        budget_bytes=budget,
-                        **_reading(bundle, tokens, budget, where),
-                    )
+    ended: SimpleQueue[Row | Future[None]] = SimpleQueue()
+
+    def read(weights: str, name: str) -> None:
+        for row in _of_model(name, weights, options, where, facts):
+            ended.put(row)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        models = list(product(options.weights.split(","), names_of(options)))
+        for weights, name in models:
+            pool.submit(read, weights, name).add_done_callback(ended.put)
+        done: list[Future[None]] = []
+        while len(done) < len(models):
+            each = ended.get()
+            if isinstance(each, Row):
+                yield each
+            else:
+                done.append(each)
+    for model in done:
+        model.result()
+
+
+def names_of(options: argparse.Namespace) -> list[str]:
+    """The models that were asked for."""
+    from plan_models import MODELS
+
+    return options.models.split(",") if options.models else list(MODELS)
+
+
+def _of_model(
+    name: str, weights: str, options: argparse.Namespace, where: Where, facts: Callable[..., Row]
+) -> Iterator[Row]:
+    """The readings of one model."""
+    # Processes that read import this file: with torch, which this imports, they would hold more.
+    from model_runs import apart
+    from plan_models import exported_model
+
+    with exported_model(name, options.width, weights, graphs=where.backend == "onnx") as bundle:
+        for tokens in map(parse_tokens, options.tokens.split(",")):
+            least = apart(smallest_budget, bundle, tokens, where)
+            for factor in map(float, options.factors.split(",")):
+                budget = int(least * factor)
+                yield facts(
+                    model=f"{name} {weights}",
+                    tokens=tokens,
+                    factor=factor,
+                    budget_bytes=budget,
+                    **_reading(bundle, tokens, budget, where),
+                )
 
 
 def _reading(bundle: Path, tokens: int, budget: int, where: Where) -> dict[str, Any]:
@@ -180,9 +211,16 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
+def sorted_rows(rows: Sequence[Row]) -> list[Row]:
+    """Each model's readings together, shorter ones and smaller budgets first."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    return sorted(rows, key=lambda row: (models.index(row.model), row.tokens, row.factor))
+
+
 def table(rows: Sequence[Row]) -> str:
     """The readings as Markdown."""
     commands = dict.fromkeys(row.command for row in rows)
+    rows = sorted_rows(rows)
     lines = [
         f"### {title(rows)}", "", *(f"`{command}`" for command in commands), "",
         f"{summary(rows)} {versions_line(rows[0].versions)}.", "",
@@ -207,6 +245,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=512, help="a multiple of 256")
     parser.add_argument("--tokens", default="1K,8K,64K")
     parser.add_argument("--factors", default="1,2,4", help="budgets over the smallest")
+    parser.add_argument("--jobs", type=int, default=1, help="models that are read side by side")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "onnx"))
     parser.add_argument("--from", dest="files", type=Path, action="append", metavar="FILE.jsonl")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -108,6 +110,34 @@ def test_a_model_is_read_within_its_smallest_budget(
     assert run([*arguments, "--device", "cpu", "--backend", "torch"], monkeypatch) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["stopped"] == "more than that"
+
+
+def test_models_are_read_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many at a time as were asked for; what one fails with is told when all have ended."""
+    both = threading.Barrier(2, timeout=60)
+
+    def fake(name: str, weights: str, *_: object) -> Iterator[plans.Row]:
+        both.wait()
+        yield replace(ROW, model=f"{name} {weights}", tokens=2048)
+        if name == "llama":
+            raise BudgetExceeded("more than that")
+        both.wait()
+        yield replace(ROW, model=f"{name} {weights}")
+
+    monkeypatch.setattr(plans, "_of_model", fake)
+    options = ["--device", "cpu", "--backend", "onnx", "--jobs", "2"]
+    assert run([*options, "--models", "mamba,samba"], monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = plans.sorted_rows([plans.Row(**json.loads(line)) for line in lines])
+    assert [row.tokens for row in rows] == [1024, 2048] * 2
+    assert {row.model for row in rows} == {"mamba float32", "samba float32"}
+    assert rows[0].model == rows[1].model
+    both = threading.Barrier(1)
+    with pytest.raises(BudgetExceeded):
+        run([*options, "--models", "llama,samba"], monkeypatch)
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_models_have_every_kind_of_layer() -> None:
