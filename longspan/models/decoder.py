@@ -9,7 +9,7 @@ The same code reads a chunk, makes one step, and is exported:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from longspan.kernels.deferred_norm import Added, DeferredNorm, NextNorm, defers
 from longspan.kernels.dequantize import dequantize
 from longspan.kernels.linear import linear
 from longspan.kernels.quantized_linear import quantized_linear
-from longspan.models.config import LayerConfig, ModelConfig, Quantization
+from longspan.models.config import AnchorAttentionConfig, LayerConfig, ModelConfig, Quantization
 from longspan.models.linear import Linear, quantized_parameters
 from longspan.models.mixers import make_mixer
 from longspan.models.moe import Experts
@@ -45,6 +45,18 @@ def _kept(
         return (x + y.to(x.dtype)).index_select(1, keep), None
     from_start = torch.where(keep < 0, keep + x.shape[1], keep)
     return x.index_select(1, from_start), y.index_select(1, from_start)
+
+
+def counted_alike(layer: LayerConfig) -> dict[str, Hashable]:
+    """The counters of a layer's state, each with what it has in common with those equal to it.
+
+    All count the same tokens; of anchors, those with the same rule keep as many entries.
+    """
+    rule = None
+    if isinstance(layer, AnchorAttentionConfig):
+        rule = layer.anchor_ids, layer.anchor_every
+    names = [spec.name for spec in layer.state("float32") if spec.dtype == "int64"]
+    return {name: name if name == "position" else (name, rule) for name in names}
 
 
 class Layer(nn.Module):
@@ -187,6 +199,7 @@ class Decoder(nn.Module):
         x = self._embedded(tokens)
         # What is still to be added to x; then its norm, under the same name, so that it is freed.
         y: torch.Tensor | DeferredNorm | None = None
+        counted: dict[Hashable, torch.Tensor] = {}
         after: State = {}
         left = state if donate else dict(state)
         for i, layer in enumerate(cast(Iterable[Layer], self.layers)):
@@ -194,6 +207,10 @@ class Decoder(nn.Module):
             kept = self.config.layer_state(i, self.state_dtype(), self.cache_dtype)
             names = [spec.name for spec in kept]
             past = {name: left.pop(prefix + name) for name in names}
+            if torch.onnx.is_in_onnx_export():
+                # What follows from counters is then computed once for all layers, not in each.
+                alike = counted_alike(self.config.layers[i])
+                past |= {name: counted.setdefault(each, past[name]) for name, each in alike.items()}
             if not isinstance(y, DeferredNorm):
                 x, y = layer.norm(x, y, self.compute)
             then = self._next_norm(i, x, keep)

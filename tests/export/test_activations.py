@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 
+from longspan.bundle import ChunkBytes
 from longspan.engines import Engine
 from longspan.export.activations import chunk_bytes
 from longspan.kernels.conba.scratch import scratch_bytes as conba_scratch_bytes
@@ -20,6 +21,7 @@ from longspan.models.config import (
     ConbaConfig,
     FullAttentionConfig,
     GlaConfig,
+    LayerConfig,
     Mamba2Config,
     MambaConfig,
     MlpConfig,
@@ -166,6 +168,25 @@ def test_only_attention_on_cuda_grows_with_the_square() -> None:
         "torch-cpu": [False] * 10,
         "torch-cuda": [False] * 10,
     }
+
+
+def test_what_layers_share_counts_once() -> None:
+    """What RoPE turns by and what tokens see: once for all layers of a kind, or of a rule."""
+
+    def rest(*layers: LayerConfig) -> dict[Engine, ChunkBytes]:
+        found = chunk_bytes(replace(CONFIG, layers=layers), "float32")
+        return {engine: items[-1] for engine, items in found.items()}
+
+    turned = replace(ANCHORS, rope_base=10000.0)
+    assert rest(turned) == rest(turned, turned, turned)
+    one, two = rest(ANCHORS), rest(ANCHORS, replace(ANCHORS, anchor_every=8))
+    assert (one["onnx-cpu"].per_pair, two["onnx-cpu"].per_pair) == (4, 8)
+    assert (one["onnx-cuda"].per_pair, two["onnx-cuda"].per_pair) == (1, 2)
+    assert (one["torch-cpu"], one["torch-cuda"]) == (two["torch-cpu"], two["torch-cuda"])
+    compressed = replace(turned, positions="compressed")
+    wide = [rest(*each)["onnx-cpu"].per_token for each in ((turned,), (turned, compressed))]
+    assert wide[1] - wide[0] == 4 * ANCHORS.head_dim
+    assert rest(FULL, FULL)["onnx-cuda"].per_token_entry == 1
 
 
 def test_on_cpus_scores_are_those_of_a_block() -> None:

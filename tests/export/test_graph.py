@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,15 @@ from helpers_checkpoints import Exported
 from safetensors import safe_open
 
 from longspan.bundle import GRAPHS, open_bundle
+from longspan.export.graph import decoder_graph
+from longspan.export.weights import ByteRange
+from longspan.models.checkpoint import empty_decoder
+from longspan.models.config import (
+    AnchorAttentionConfig,
+    FullAttentionConfig,
+    LayerConfig,
+    ModelConfig,
+)
 
 # Shapes, a mask's -inf, the frequencies of RoPE: nothing that grows with the model.
 SMALL_BYTES = 256
@@ -175,3 +186,27 @@ def test_recurrences_are_float32_whatever_the_weights(exported: Exported) -> Non
     assert scans
     query = casts[scans[0].input[0]]
     assert [a.i for a in query.attribute if a.name == "to"] == [onnx.TensorProto.FLOAT]
+
+
+def test_what_layers_count_alike_is_computed_once() -> None:
+    """RoPE's angles and what tokens see: a layer more adds none of it, but one of another rule."""
+    anchors = AnchorAttentionConfig(
+        n_heads=2, n_kv_heads=1, head_dim=8, rope_base=10000.0, anchor_every=4
+    )
+    full = FullAttentionConfig(n_heads=2, n_kv_heads=1, head_dim=8, rope_base=10000.0)
+
+    def ops(*layers: LayerConfig) -> Counter[str]:
+        config = ModelConfig(family="llama", vocab_size=16, d_model=16, layers=layers, tied=True)
+        names = empty_decoder(config, dtype=torch.float32).state_dict()
+        ranges = {name: ByteRange(offset=0, length=1) for name in names}
+        graph = decoder_graph(config, dtype="float32", compute="float32", ranges=ranges).graph
+        counters = {value.name for value in graph.output if value.name.endswith("position")}
+        assert len(counters) == len(layers)
+        return Counter(node.op_type for node in graph.node)
+
+    few, more = ops(full, anchors), ops(full, anchors, anchors, full, anchors)
+    for op_type in ("Cos", "Sin", "Mod", "CumSum", "Less", "Range"):
+        assert few[op_type] == more[op_type] > 0, op_type
+    assert more["Softmax"] == 5
+    other = ops(full, anchors, replace(anchors, anchor_every=5))
+    assert (other["Cos"], other["CumSum"]) == (1, 2 * few["CumSum"])

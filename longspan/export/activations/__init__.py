@@ -13,6 +13,7 @@ counted. The rest is counted from the code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from longspan.bundle import ChunkBytes
@@ -28,12 +29,12 @@ from longspan.export.activations.mamba import mamba, mamba2
 from longspan.export.activations.mlp import mlp, moe
 from longspan.export.activations.numbers import F32, I64, widened
 from longspan.export.activations.quantized import scratch_bytes, with_scratch
+from longspan.export.activations.shared import shared_bytes
 from longspan.models.config import (
     AnchorAttentionConfig,
     ConbaConfig,
     FullAttentionConfig,
     GlaConfig,
-    HeadsConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -84,8 +85,8 @@ def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
     """The float32 residual, a layer's output that is to be added to it, and the token ids.
 
     On torch-cuda the sum takes the residual's place, elsewhere one of its own. There the norm that
-    a layer reads lives as long as the layer computes; its output is counted by the layer. onnx-cuda
-    keeps what a token may see through each length of window until the last layer.
+    a layer reads lives as long as the layer computes; its output is counted by the layer. What
+    layers share comes beside them.
     """
     D, b = config.d_model, DTYPE_BYTES[dtype]
     per_token = {
@@ -99,24 +100,8 @@ def _rest(config: ModelConfig, engine: Engine, dtype: DType) -> ChunkBytes:
         head = scratch_bytes(config.quantization, config.vocab_size, D, engine, dtype)
     if engine == "onnx-cpu":
         head += sum(_widened_early(layer, dtype) for layer in config.layers)
-        per_token += sum(F32 * _rotated(layer) for layer in config.layers)
-    windows = _windows(config) if engine == "onnx-cuda" else set()
-    per_token += sum(window - 1 for window in windows)
-    return ChunkBytes(fixed=head, per_token=per_token, per_pair=len(windows))
-
-
-def _windows(config: ModelConfig) -> set[int]:
-    """Lengths of the windows."""
-    return {each.window for each in config.layers if isinstance(each, WindowAttentionConfig)}
-
-
-def _rotated(layer: LayerConfig) -> int:
-    """Cosines and sines of a token, which ONNX Runtime makes for all layers at the beginning."""
-    if isinstance(layer, GlaConfig):
-        return 0 if layer.rope_base is None else layer.key_dim
-    if not isinstance(layer, HeadsConfig) or layer.rope_base is None:
-        return 0
-    return layer.head_dim
+    shared = shared_bytes(config, engine)
+    return replace(shared, fixed=head, per_token=per_token + shared.per_token)
 
 
 def _widened_early(layer: LayerConfig, dtype: DType) -> int:

@@ -109,7 +109,8 @@ def full_attention(
     onnx-cuda writes L scores for each of C entries down, twice, and puts the cache's keys and
     values in another order for the products. onnx-cpu holds the keys and values of one head, in
     float32, and scores a block of queries: what may be seen and the scores, then these and the
-    weights; what new queries see of each other is a byte and two float32 a pair. torch-cpu joins
+    weights; what new queries see of each other is a byte and two float32 a pair, of which layers
+    share the last (`shared_bytes`; on onnx-cuda what is seen of the cache). torch-cpu joins
     keys and values in use in float32 (widened beside the joined ones), and scores a block.
     """
     H, b = layer.n_heads, DTYPE_BYTES[dtype]
@@ -126,11 +127,11 @@ def full_attention(
     return {
         "onnx-cpu": ChunkBytes(
             per_token=per_token["onnx-cpu"],
-            per_pair=2 * F32 + 1,
+            per_pair=F32 + 1,
             per_entry=seen_bytes(layer, dtype),
         ),
         "onnx-cuda": ChunkBytes(
-            per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=2 * H * b + 1
+            per_token=per_token["onnx-cuda"], per_entry=b * entry, per_token_entry=2 * H * b
         ),
         "torch-cpu": ChunkBytes(
             fixed=widened_projection(layer, width, dtype),
@@ -175,9 +176,9 @@ def anchor_attention(
         "onnx-cpu": scored(
             "onnx-cpu",
             per_column=column + F32 * layer.head_dim + seen_bytes(layer, dtype),
-            per_pair=2 * F32 + 4,
+            per_pair=F32 + 4,
         ),
-        "onnx-cuda": scored("onnx-cuda", per_column=column + b * entry, scores=2 * H * b + 6),
+        "onnx-cuda": scored("onnx-cuda", per_column=column + b * entry, scores=2 * H * b + 5),
         "torch-cpu": scored(
             "torch-cpu",
             fixed=widened_projection(layer, width, dtype),
