@@ -18,6 +18,7 @@ import plans
 
 from longspan.errors import BudgetExceeded
 from longspan.models.config.model import LAYER_KINDS
+from longspan.runtime.measure import measure_bundle
 
 MIB = 2**20
 ROW = plans.Row(
@@ -138,6 +139,18 @@ def test_models_are_read_side_by_side(
     with pytest.raises(BudgetExceeded):
         run([*options, "--models", "llama,samba"], monkeypatch)
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_deep_models_with_anchors_keep_their_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tokens see was held for every layer, 4 bytes a pair of them that no plan had."""
+    config = plan_models.model_config("anchors", 256)
+    deep = replace(config, layers=config.layers[:1] * 12)
+    monkeypatch.setattr(plan_models, "model_config", lambda *_: deep)
+    with plan_models.exported_model("anchors", 256, "float32", graphs=True) as bundle:
+        found = measure_bundle(bundle, [512], budget="1GiB", device="cpu", backend="onnx")
+    (read,) = found.runs
+    assert read.chunk_tokens == 256
+    assert 0.9 * read.planned_bytes < read.peak_bytes < read.planned_bytes
 
 
 def test_models_have_every_kind_of_layer() -> None:

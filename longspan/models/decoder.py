@@ -52,9 +52,7 @@ def counted_alike(layer: LayerConfig) -> dict[str, Hashable]:
 
     All count the same tokens; of anchors, those with the same rule keep as many entries.
     """
-    rule = None
-    if isinstance(layer, AnchorAttentionConfig):
-        rule = layer.anchor_ids, layer.anchor_every
+    rule = layer.rule if isinstance(layer, AnchorAttentionConfig) else None
     names = [spec.name for spec in layer.state("float32") if spec.dtype == "int64"]
     return {name: name if name == "position" else (name, rule) for name in names}
 

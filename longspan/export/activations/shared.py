@@ -24,12 +24,12 @@ from longspan.models.config import (
 def shared_bytes(config: ModelConfig, engine: Engine) -> ChunkBytes:
     """Bytes of a chunk: what RoPE turns by, and what a token may see; on torch nothing is shared.
 
-    On onnx-cpu what is seen of the new tokens is a float32 a pair, blocks read the rest, and a
-    window's tokens, for themselves. onnx-cuda writes a byte for each score down. What RoPE turns by
-    is small there beside what a layer takes.
+    On onnx-cpu a float32 for each pair of new tokens says what is seen; what blocks of queries see
+    of caches and windows they work out for themselves. On onnx-cuda it is a byte for each score,
+    and what RoPE turns by is small beside what a layer takes.
     """
     windows = {each.window for each in config.layers if isinstance(each, WindowAttentionConfig)}
-    rules = {_rule(each) for each in config.layers if isinstance(each, AnchorAttentionConfig)}
+    rules = {each.rule for each in config.layers if isinstance(each, AnchorAttentionConfig)}
     full = any(isinstance(each, FullAttentionConfig) for each in config.layers)
     if engine == "onnx-cpu":
         turned = {found for each in config.layers if (found := _rotation(each)) is not None}
@@ -45,11 +45,6 @@ def shared_bytes(config: ModelConfig, engine: Engine) -> ChunkBytes:
     return ChunkBytes()
 
 
-def _rule(layer: AnchorAttentionConfig) -> Hashable:
-    """What says which tokens are anchors."""
-    return layer.anchor_ids, layer.anchor_every
-
-
 def _rotation(layer: LayerConfig) -> tuple[int, float, Hashable] | None:
     """Cosines and sines of a token, the base, and what is counted; None without RoPE."""
     if isinstance(layer, GlaConfig):
@@ -58,5 +53,5 @@ def _rotation(layer: LayerConfig) -> tuple[int, float, Hashable] | None:
         return None
     counted = None
     if isinstance(layer, AnchorAttentionConfig) and layer.positions == "compressed":
-        counted = _rule(layer)
+        counted = layer.rule
     return layer.head_dim, layer.rope_base, counted

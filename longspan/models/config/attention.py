@@ -133,6 +133,11 @@ class AnchorAttentionConfig(HeadsConfig):
     anchor_every: int | None = None
     positions: Positions = "absolute"
 
+    @property
+    def rule(self) -> tuple[tuple[int, ...], int | None]:
+        """What says which tokens are anchors: layers that share it keep as many entries."""
+        return self.anchor_ids, self.anchor_every
+
     @classmethod
     def tiny(cls) -> AnchorAttentionConfig:
         """The smallest that runs."""
