@@ -40,7 +40,9 @@ def arena_bytes(manifest: Manifest, engine: Engine, tokens: int, capacity: int) 
     """
     live = manifest.chunk_peak_bytes(engine, tokens, capacity)
     short = manifest.chunk_peak_bytes(engine, tokens)
-    around = short * ARENA_PERCENT[engine] // 100 + ARENA_BYTES
+    # What is made before the first layer and held from then on lies side by side.
+    early = manifest.chunk_bytes[engine][-1].fixed
+    around = (short - early) * ARENA_PERCENT[engine] // 100 + ARENA_BYTES
     if engine == "onnx-cuda":
         return around + (live - short) * ARENA_ENTRIES_PERCENT_CUDA // 100
     entries = manifest.chunk_peak_bytes(engine, 0, capacity) - manifest.chunk_peak_bytes(engine, 0)
