@@ -156,6 +156,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
 
 def names_of(options: argparse.Namespace) -> list[str]:
     """The models that were asked for."""
+    # Processes that read import this file: with torch, which this imports, they would hold more.
     from plan_models import MODELS
 
     return options.models.split(",") if options.models else list(MODELS)
@@ -165,7 +166,7 @@ def _of_model(
     name: str, weights: str, options: argparse.Namespace, where: Where, facts: Callable[..., Row]
 ) -> Iterator[Row]:
     """The readings of one model."""
-    # Processes that read import this file: with torch, which this imports, they would hold more.
+    # As in `names_of`.
     from model_runs import apart
     from plan_models import exported_model
 
@@ -251,6 +252,8 @@ def main() -> int:
     parser.add_argument("--from", dest="files", type=Path, action="append", metavar="FILE.jsonl")
     parser.add_argument("--write", type=Path, metavar="FILE.md")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; it must be at least 1")
     rows = []
     if options.files:
         lines = [line for file in options.files for line in file.read_text("utf-8").splitlines()]

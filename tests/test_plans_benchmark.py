@@ -141,6 +141,14 @@ def test_models_are_read_side_by_side(
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_no_jobs_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(["--jobs", "0"], monkeypatch)
+    assert "--jobs is 0; it must be at least 1" in capsys.readouterr().err
+
+
 def test_deep_models_with_anchors_keep_their_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tokens see was held for every layer, 4 bytes a pair of them that no plan had."""
     config = plan_models.model_config("anchors", 256)
