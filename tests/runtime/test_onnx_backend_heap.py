@@ -165,3 +165,12 @@ def test_what_does_not_fit_is_told_and_freed(pages: list[HostPages], tmp_path: P
         backend_of(bundle, limit_bytes=OUTSIDE + ONNX_CUDA_BYTES + UNIT)
     with pytest.raises(DoesNotFit, match="Before the model"):
         backend_of(bundle, limit_bytes=OUTSIDE)
+
+
+def test_a_backend_that_is_dropped_is_closed(pages: list[HostPages], tmp_path: Path) -> None:
+    """Without the garbage collector: nothing that it made holds it."""
+    backend, _ = backend_of(write_bundle(tmp_path / "bundle", TINY))
+    steps = backend.steps(backend.new_state())
+    steps.step(3)
+    del backend, steps
+    assert pages[0].closed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +106,28 @@ def test_a_session_is_told_where_to_allocate() -> None:
     free(address)
     assert not memory.heap.used_bytes
     free(None)  # as a tensor without numbers is
+
+
+# What `sys` has is freed last, when modules are gone: a value, and what calls as sessions do.
+LEFT_OPEN = """
+import ctypes, functools, sys
+sys.path.append(sys.argv[1])
+from longspan.runtime.backends.onnx_heap import SessionMemory
+from longspan.runtime.device_heap import DeviceHeap
+from longspan.tensors import TensorSpec
+from host_pages import HostPages
+
+heap = DeviceHeap(HostPages(2**20), limit_bytes=None)
+memory = SessionMemory(heap, device="cpu")
+take = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(int(memory.options["gpu_external_alloc"]))
+free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(memory.options["gpu_external_free"]))
+session = type("Session", (), {"__del__": functools.partial(free, take(1000))})
+sys.left_open = [session(), memory.empty([TensorSpec(name="x", shape=(3, 4), dtype="float32")])]
+print(heap.used_bytes)
+"""
+
+
+def test_a_process_may_end_with_values_and_sessions_open() -> None:
+    folder = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN, folder], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1280\n", "")

@@ -15,6 +15,7 @@ from typing import Any
 import onnxruntime as ort
 
 from longspan.engines import Device
+from longspan.runtime.backends.callbacks import callback
 from longspan.tensors import DTYPE_BYTES, DType
 
 _DEVICES: dict[Device, int] = {"cpu": 1, "cuda": 2}
@@ -54,7 +55,7 @@ def _delete(managed: int) -> None:
     freed()
 
 
-_DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_delete)
+_DELETER = callback(ctypes.CFUNCTYPE(None, ctypes.c_void_p), _delete)
 
 
 def ort_value(

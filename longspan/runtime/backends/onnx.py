@@ -8,8 +8,10 @@ what a chunk makes, before whose tensors they are allocated: none lies among the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,9 @@ class OnnxBackend:
             stack.callback(self.close)
             if self._device == "cuda":
                 self._fill_memory()
+            make = empty_values if self._memory is None else self._memory.empty
+            # Room for a state that a run writes. What has it does not hold this backend.
+            self._new_state_values = partial(make, self._specs)
             self._session = self._open()
             self._hold(working_bytes)
             stack.pop_all()
@@ -114,6 +119,9 @@ class OnnxBackend:
         self._outside_bytes = memory_now("cuda").bytes + ONNX_CUDA_BYTES
         limit = heap_limit(self._limit_bytes, self._outside_bytes)
         self._memory = SessionMemory(DeviceHeap(DevicePages(), limit_bytes=limit))
+        # Also for who drops a backend without closing it; as a process ends the driver frees all.
+        self._close_memory = weakref.finalize(self, self._memory.close)
+        self._close_memory.atexit = False
         self._weights = self._memory.weights(
             self._bundle.weights_path, lambda name: name.endswith(SHARED_WEIGHTS)
         )
@@ -130,11 +138,6 @@ class OnnxBackend:
         if self._memory is None:
             return cpu_session(self._bundle, threads=self._threads)
         return cuda_session(self._bundle, memory=self._memory, weights=self._weights)
-
-    def _new_state_values(self) -> State:
-        """Room for a state that a run writes."""
-        make = empty_values if self._memory is None else self._memory.empty
-        return make(self._specs)
 
     def new_state(self) -> State:
         """Zeros."""
@@ -255,5 +258,5 @@ class OnnxBackend:
         self._session = None
         self._weights = {}
         if self._memory is not None:
-            self._memory.close()
+            self._close_memory()
         trim()

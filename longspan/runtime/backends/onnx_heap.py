@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from longspan.engines import Device
 from longspan.errors import BudgetExceeded
+from longspan.runtime.backends.callbacks import callback
 from longspan.runtime.backends.dlpack import ort_value
 from longspan.runtime.device_heap import DeviceHeap
 from longspan.runtime.nvidia import copy_to_device
@@ -28,8 +29,6 @@ from longspan.weights_file import StoredTensor, stored_tensors
 
 _TAKE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
 _GIVE_BACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-# A session's values call back when they are freed, which may be long after it was closed.
-_called_back: list[Any] = []
 
 
 class SessionMemory:
@@ -55,11 +54,10 @@ class SessionMemory:
         self.heap = heap
         self._device: Device = device
         self._copy = copy
-        take, give_back = _TAKE(heap.take), _GIVE_BACK(self._give_back)
-        _called_back.extend((take, give_back))
+        # A session's values are freed when nothing reads them, long after it was closed maybe.
         self.options = {
-            "gpu_external_alloc": _address(take),
-            "gpu_external_free": _address(give_back),
+            "gpu_external_alloc": _address(callback(_TAKE, heap.take)),
+            "gpu_external_free": _address(callback(_GIVE_BACK, self._give_back)),
         }
 
     def empty(self, specs: Iterable[TensorSpec]) -> dict[str, ort.OrtValue]:

@@ -120,6 +120,8 @@ def cuda_session(bundle: Bundle, *, memory: SessionMemory, weights: dict[str, An
     provider = _cuda_provider() | memory.options
     session = _open(bundle.graph_path("cuda"), options, [("CUDAExecutionProvider", provider)])
     require_cuda(session)
+    # The callbacks are this session's alone.
+    _session_with_its_arena()
     _require_on_device(session, bundle.graph_path("cuda"), HOST_OPS)
     return session
 
@@ -167,16 +169,33 @@ def warm_up_onnx(device: Device) -> None:
     Raises:
         BadInput: onnxruntime cannot use CUDA here.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if device == "cuda":
         preload_cuda_libraries()
-    session: Any = ort.InferenceSession(_MATMUL_64, options, providers=[provider])
-    if device == "cuda":
-        require_cuda(session)
+        session = _session_with_its_arena()
+    else:
+        session = _small_session("CPUExecutionProvider")
     session.run(None, {"x": np.ones((64, 64), np.float32)})
+
+
+def _session_with_its_arena() -> Any:
+    """A small session on CUDA that allocates through nobody's callbacks.
+
+    onnxruntime's Python module keeps the callbacks of the last session (`external_allocator_info`)
+    for every later one that is given no options, an application's own too, whether or not the heap
+    behind them was closed; until a session is given options that name none, as this one is.
+
+    Raises:
+        BadInput: onnxruntime cannot use CUDA here.
+    """
+    session = _small_session(("CUDAExecutionProvider", _cuda_provider()))
+    require_cuda(session)
+    return session
+
+
+def _small_session(provider: Any) -> Any:
+    options = _options()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(_MATMUL_64, options, providers=[provider])
 
 
 def preload_cuda_libraries() -> None:
@@ -232,7 +251,6 @@ def _cuda_options(weights: dict[str, Any]) -> Any:
 
 def _cuda_provider() -> dict[str, Any]:
     return {
-        "device_id": 0,
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
         "cudnn_conv_use_max_workspace": "0",
