@@ -107,12 +107,13 @@ MODELS: Mapping[str, tuple[int, Callable[[int], tuple[LayerConfig, ...]]]] = {
 }
 
 
-def model_config(name: str, width: int) -> ModelConfig:
+def model_config(name: str, width: int, times: int = 1) -> ModelConfig:
     """The layers of one of `MODELS`.
 
     Args:
         name: of the model.
         width: of a token's vector, a multiple of 256.
+        times: how often the layers follow one another.
     """
     units, unit = MODELS[name]
     vocabulary = 256 if name == "mambabyte" else VOCABULARY
@@ -120,14 +121,16 @@ def model_config(name: str, width: int) -> ModelConfig:
         family=name,
         vocab_size=vocabulary,
         d_model=width,
-        layers=unit(width) * units,
+        layers=unit(width) * units * times,
         tied=name not in UNTIED,
     )
     return with_anchors(config, anchor_every=128) if name == "anchors" else config
 
 
 @contextmanager
-def exported_model(name: str, width: int, weights: str, *, graphs: bool) -> Iterator[Path]:
+def exported_model(
+    name: str, width: int, weights: str, *, graphs: bool, times: int = 1
+) -> Iterator[Path]:
     """A temporary bundle of one of `MODELS`.
 
     Args:
@@ -135,8 +138,9 @@ def exported_model(name: str, width: int, weights: str, *, graphs: bool) -> Iter
         width: of a token's vector.
         weights: a dtype, ``"int8"`` or ``"int4"``.
         graphs: whether ONNX Runtime is to run it: then it is exported, which checks it, too.
+        times: how often the layers follow one another.
     """
-    config = model_config(name, width)
+    config = model_config(name, width, times)
     if not graphs:
         with random_bundle(name, weights, config=config) as path:
             yield path

@@ -170,13 +170,15 @@ def _of_model(
     from model_runs import apart
     from plan_models import exported_model
 
-    with exported_model(name, options.width, weights, graphs=where.backend == "onnx") as bundle:
+    graphs, times = where.backend == "onnx", options.times
+    model = f"{name} x{times} {weights}" if times > 1 else f"{name} {weights}"
+    with exported_model(name, options.width, weights, graphs=graphs, times=times) as bundle:
         for tokens in map(parse_tokens, options.tokens.split(",")):
             least = apart(smallest_budget, bundle, tokens, where)
             for factor in map(float, options.factors.split(",")):
                 budget = int(least * factor)
                 yield facts(
-                    model=f"{name} {weights}",
+                    model=model,
                     tokens=tokens,
                     factor=factor,
                     budget_bytes=budget,
@@ -244,6 +246,7 @@ def main() -> int:
     parser.add_argument("--models", help="of plan_models.py; default: all")
     parser.add_argument("--weights", default="float32", help="dtypes, int8, int4")
     parser.add_argument("--width", type=int, default=512, help="a multiple of 256")
+    parser.add_argument("--times", type=int, default=1, help="layers over and over: deep models")
     parser.add_argument("--tokens", default="1K,8K,64K")
     parser.add_argument("--factors", default="1,2,4", help="budgets over the smallest")
     parser.add_argument("--jobs", type=int, default=1, help="models that are read side by side")
@@ -252,8 +255,9 @@ def main() -> int:
     parser.add_argument("--from", dest="files", type=Path, action="append", metavar="FILE.jsonl")
     parser.add_argument("--write", type=Path, metavar="FILE.md")
     options = parser.parse_args()
-    if options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}; it must be at least 1")
+    for name in ("jobs", "times"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
     rows = []
     if options.files:
         lines = [line for file in options.files for line in file.read_text("utf-8").splitlines()]

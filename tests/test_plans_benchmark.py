@@ -141,12 +141,18 @@ def test_models_are_read_side_by_side(
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_no_jobs_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["jobs", "times"])
+def test_none_of_them_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        run(["--jobs", "0"], monkeypatch)
-    assert "--jobs is 0; it must be at least 1" in capsys.readouterr().err
+        run([f"--{name}", "0"], monkeypatch)
+    assert f"--{name} is 0; it must be at least 1" in capsys.readouterr().err
+
+
+def test_layers_over_and_over() -> None:
+    once = plan_models.model_config("samba", 256)
+    assert plan_models.model_config("samba", 256, 3) == replace(once, layers=once.layers * 3)
 
 
 def test_deep_models_with_anchors_keep_their_plan(monkeypatch: pytest.MonkeyPatch) -> None:

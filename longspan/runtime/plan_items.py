@@ -13,9 +13,10 @@ from typing import Literal
 
 from longspan.bundle import Manifest
 from longspan.engines import Engine, device_of
-from longspan.models.config import ConbaConfig, Mamba2Config, MambaConfig, MlpConfig, MoeConfig
+from longspan.models.config import ConbaConfig, Mamba2Config, MambaConfig
 from longspan.runtime.plan_arena import arena_bytes
 from longspan.runtime.plan_graph import onnx_graph_arena_bytes, onnx_graph_bytes
+from longspan.runtime.plan_session import session_bytes
 from longspan.runtime.plan_unfilled import END_BYTES
 from longspan.runtime.plan_weights import PlacedWeights
 from longspan.runtime.weight_bytes import weight_bytes
@@ -33,12 +34,6 @@ CACHE_COPIES: dict[Engine, int] = {"onnx-cpu": 3, "torch-cpu": 3, "onnx-cuda": 2
 # Logits float32 on the device and in the caller's hands, and while sampling a float64 copy, its
 # order int64 and its running sum.
 LOGITS_BYTES_PER_TOKEN_ID = {"cpu": 4 + 4 + 8 + 8 + 8, "cuda": 4 + 4}
-# Measured with onnxruntime 1.31.1 on the CPU after one token, beyond weights and state: 4.6 MiB
-# for 8 layers, 8.7 MiB for 16, half of them MLPs; 12 for 64 MLPs; for the nodes of 64 experts in 4
-# bits 11.1, for those of 16 4.1.
-SESSION_BYTES = 3 * MIB
-SESSION_BYTES_PER_MIXER, SESSION_BYTES_PER_MLP = 60 * MIB // 100, 10 * MIB // 100
-SESSION_BYTES_PER_EXPERT = 19 * MIB // 100
 # Measured with torch 2.13 on the CPU, beyond all that: scratch of its threads and of oneDNN, and
 # blocks below the mmap threshold; it differs by 6 MiB from run to run of the same model.
 TORCH_BYTES = 14 * MIB
@@ -203,7 +198,7 @@ def fixed_items(
         items.append(
             PlanItem(
                 name="ONNX Runtime's session",
-                bytes=_session_bytes(manifest),
+                bytes=session_bytes(manifest),
                 source="measured with onnxruntime 1.31",
                 stage="loaded",
             )
@@ -284,21 +279,6 @@ def _weights(manifest: Manifest, engine: Engine) -> list[PlanItem]:
         PlanItem(name=name, bytes=taken, stage="loaded")
         for name, taken in weight_bytes(manifest, engine)
     ]
-
-
-def _session_bytes(manifest: Manifest) -> int:
-    """What ONNX Runtime holds of a graph's nodes on CPUs."""
-    layers, stored = manifest.config.layers, manifest.quantization
-    mlps = sum(isinstance(layer, MlpConfig | MoeConfig) for layer in layers)
-    mixtures = [layer for layer in layers if isinstance(layer, MoeConfig)]
-    # Packed ones have nodes of their own.
-    experts = sum(layer.n_experts for layer in mixtures) if stored and stored.experts else 0
-    return (
-        SESSION_BYTES
-        + SESSION_BYTES_PER_MIXER * (len(layers) - mlps)
-        + SESSION_BYTES_PER_MLP * mlps
-        + SESSION_BYTES_PER_EXPERT * experts
-    )
 
 
 def _walks(manifest: Manifest) -> bool:
