@@ -46,16 +46,13 @@ def session_bytes(manifest: Manifest) -> int:
     """What ONNX Runtime holds of a graph's nodes."""
     layers, stored = manifest.config.layers, manifest.quantization
     mixers = [type(layer) for layer in layers if not isinstance(layer, MlpConfig | MoeConfig)]
-    first = min(len(mixers), FIRST_MIXERS)
-    # Kinds alternate: of those beyond the first there are as many of each as of all.
-    each = sum(SESSION_BYTES_PER_FURTHER[kind] for kind in mixers) // max(1, len(mixers))
     mixtures = [layer for layer in layers if isinstance(layer, MoeConfig)]
     # Packed ones have nodes of their own.
     experts = sum(layer.n_experts for layer in mixtures) if stored and stored.experts else 0
     return (
         SESSION_BYTES
-        + SESSION_BYTES_PER_MIXER * first
-        + each * (len(mixers) - first)
+        + SESSION_BYTES_PER_MIXER * len(mixers[:FIRST_MIXERS])
+        + sum(SESSION_BYTES_PER_FURTHER[kind] for kind in mixers[FIRST_MIXERS:])
         + SESSION_BYTES_PER_MLP * (len(layers) - len(mixers))
         + SESSION_BYTES_PER_EXPERT * experts
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from host_pages import HostPages
 from stand_in import TINY, write_bundle
 
 from longspan.bundle import Bundle
+from longspan.errors import BadBundle
 from longspan.runtime.backends import onnx_session as module
 from longspan.runtime.backends import open_backend
 from longspan.runtime.backends.onnx import OnnxBackend
@@ -29,13 +31,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 class Made:
-    """In place of an InferenceSession: keeps what each was given."""
+    """In place of an InferenceSession: keeps what each was given, and may refuse callbacks."""
 
     options: ClassVar[list[dict[str, Any]]] = []
+    refuses: ClassVar[bool] = False
 
     def __init__(self, _model: Any, _options: Any, *, providers: list[Any]) -> None:
         ((_, given),) = providers
         self.options.append(given)
+        if self.refuses and "gpu_external_alloc" in given:
+            raise module.ort_errors.InvalidGraph("no graph")
 
     def get_providers(self) -> list[str]:
         return [CUDA]
@@ -47,16 +52,19 @@ class Made:
         pass
 
 
+@pytest.mark.parametrize("refuses", [False, True])
 def test_callbacks_are_not_left_for_other_sessions(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    refuses: bool, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """onnxruntime passes a session's callbacks on to every later one that has no options."""
+    monkeypatch.setattr(Made, "refuses", refuses)
     monkeypatch.setattr(module.ort, "InferenceSession", Made)
     monkeypatch.setattr(module, "preload_cuda_libraries", lambda: None)
     monkeypatch.setattr(Made, "options", [])
     module.warm_up_onnx("cuda")
     memory = SessionMemory(DeviceHeap(HostPages(2**20), limit_bytes=None))
-    module.cuda_session(bundle, memory=memory, weights={})
+    with pytest.raises(BadBundle, match="no graph") if refuses else nullcontext():
+        module.cuda_session(bundle, memory=memory, weights={})
     warm_up, session, last = Made.options
     assert memory.options.items() <= session.items()
     for given in (warm_up, last):

@@ -32,12 +32,8 @@ MAMBA2 = Mamba2Config(n_heads=4, head_dim=32, n_groups=1, d_state=16, d_conv=4)
 MLP = MlpConfig(d_ff=128)
 
 
-def model_of(*layers: LayerConfig) -> ModelConfig:
-    return ModelConfig(family="samba", vocab_size=256, d_model=64, layers=layers)
-
-
 def planned(*layers: LayerConfig) -> int:
-    config = model_of(*layers)
+    config = ModelConfig(family="samba", vocab_size=256, d_model=64, layers=layers)
     manifest = Manifest(
         config=config, dtype="float32", parameters=0, weight_bytes=0, state=(), chunk_bytes={},
         files={}, source={},

@@ -118,10 +118,12 @@ def cuda_session(bundle: Bundle, *, memory: SessionMemory, weights: dict[str, An
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     provider = _cuda_provider() | memory.options
-    session = _open(bundle.graph_path("cuda"), options, [("CUDAExecutionProvider", provider)])
+    try:
+        session = _open(bundle.graph_path("cuda"), options, [("CUDAExecutionProvider", provider)])
+    finally:
+        # The callbacks are this session's alone, whether or not it came to be.
+        _session_with_its_arena()
     require_cuda(session)
-    # The callbacks are this session's alone.
-    _session_with_its_arena()
     _require_on_device(session, bundle.graph_path("cuda"), HOST_OPS)
     return session
 
